@@ -1,0 +1,1 @@
+"""Throughput, stage by stage: one file a question."""

@@ -1,0 +1,23 @@
+"""vitscore: score image classifiers over millions of images.
+
+`score(...)` does what `vitscore run` does, and `load_run(DIR)` opens what it wrote. Both load on first use, so that
+importing the package (and `vitscore --help`) costs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Run", "__version__", "load_run", "score"]
+
+if TYPE_CHECKING:
+    from vitscore.api import Run, load_run, score
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("score", "load_run", "Run"):
+        from vitscore import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'vitscore' has no attribute {name!r}")

@@ -1,0 +1,173 @@
+"""vitscore from Python: `score(...)` does what `vitscore run` does, `load_run(DIR)` opens what it wrote.
+
+from vitscore import score
+run = score("demo", model=["demo-vit", "demo-clip"], output="demo-run")
+run["demo-vit"].accuracy, run["demo-vit"].report["macro avg"]["f1-score"]
+run.predictions().to_pandas()
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vitscore.config import make_options
+from vitscore.errors import UsageError
+from vitscore.folder import require_record
+from vitscore.parts import finished_parts
+
+
+class Figures(Mapping[str, Any]):
+    """A part of metrics.json whose keys are attributes too: `figures.accuracy` is `figures["accuracy"]`."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._values[key]
+        return Figures(value) if isinstance(value, Mapping) else value
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("_"):
+            raise AttributeError(key)
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(f"no figure {key!r}; there are {', '.join(self._values)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._values]
+
+    def __repr__(self) -> str:
+        return json.dumps(self._values, indent=2, ensure_ascii=False)
+
+
+class Run:
+    """A finished run: its metrics, its predictions, its record."""
+
+    def __init__(self, folder: Path, document: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.metrics = Figures(document)
+        self.record = Figures(record)
+
+    def __getitem__(self, model: str) -> Figures:
+        """One model's figures."""
+        figures: Figures = self.metrics["models"][model]
+        return figures
+
+    @property
+    def models(self) -> list[str]:
+        return list(self.metrics["models"])
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.metrics["classes"])
+
+    def predictions(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Every sample's row, shard by shard; `.to_pandas()` makes a DataFrame of it."""
+        parts = finished_parts(self.folder / "parts", self.record["identity_hash"])
+        tables = [pq.read_table(parts[ordinal][0], columns=columns) for ordinal in sorted(parts)]
+        return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+
+    def confusion(self, model: str) -> np.ndarray[Any, Any]:
+        """int64 (K, K); rows are the truth, columns the prediction."""
+        with np.load(self.folder / f"confusion_{model}.npz") as file:
+            if "counts" in file and "rows" not in file:
+                dense: np.ndarray[Any, Any] = file["counts"]
+                return dense
+            counts = np.zeros(tuple(file["shape"]), np.int64)
+            counts[file["rows"], file["cols"]] = file["counts"]
+            return counts
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{name} {percent(self[name]['accuracy'])}" for name in self.models)
+        return f"Run({str(self.folder)!r}: {scores} on {self.metrics['ledger']['scored']:,} samples)"
+
+    def _repr_html_(self) -> str:
+        """A small table of the models, for notebooks."""
+        heads = ("model", "accuracy", "macro F1", "weighted F1", "samples")
+        rows = []
+        for name in self.models:
+            report = self[name]["report"] or {"macro avg": {}, "weighted avg": {}}
+            figures = (
+                name,
+                percent(self[name]["accuracy"]),
+                percent(report["macro avg"].get("f1-score")),
+                percent(report["weighted avg"].get("f1-score")),
+                f"{self[name]['samples']:,}",
+            )
+            rows.append("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in figures) + "</tr>")
+        header = "".join(f"<th>{text}</th>" for text in heads)
+        return f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}%"
+
+
+def score(
+    shards: str | Path | Sequence[str | Path],
+    model: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    progress: bool | None = None,
+    **options: Any,
+) -> Run:
+    """Score models over shards, like `vitscore run` with the same names; goes on where an earlier call ended.
+
+    Args:
+        shards: any form that the command takes, or several.
+        model: `[NAME=]CHECKPOINT`, or several.
+        output: the run's folder.
+        progress: show a progress line; None: on a terminal.
+        **options: the other long options of `vitscore run`, with underscores (`batch_size=64`).
+
+    Returns:
+        The finished run. Where several ranks score, every rank returns once all are done.
+
+    Raises:
+        VitscoreError: what the command would have printed, with its `exit_code`.
+    """
+    from vitscore import run as runs
+    from vitscore.show import Watcher
+
+    values = {"shards": shards, "model": model, "output": output, **options}
+    made = make_options(values)
+    watcher = Watcher(is_shown=progress)
+    try:
+        outcome = runs.run(made, watcher)
+    finally:
+        watcher.finished()
+    if outcome is not None and outcome.problem is not None:
+        raise outcome.problem
+    return load_run(made.output)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Open a finished run.
+
+    Raises:
+        UsageError: there is no run, or it has no metrics yet.
+    """
+    path = Path(folder)
+    record = require_record(path)
+    try:
+        document = json.loads((path / "metrics.json").read_bytes())
+    except FileNotFoundError as error:
+        raise UsageError(
+            "run is not finished", where=str(path), next_step="Start the same command again; it goes on."
+        ) from error
+    return Run(path, document, record)

@@ -1,0 +1,303 @@
+"""The command line: flags to options, errors to one line and an exit code.
+
+The only module that knows about terminals and exit codes. It imports nothing heavy at the top: `vitscore --help` costs
+no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitscore import __version__
+from vitscore.errors import VitscoreError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from vitscore.config import RunOptions
+    from vitscore.run import Outcome
+
+app = typer.Typer(
+    name="vitscore",
+    help="Score image classifiers over millions of images: one decode, every model, each sample counted once.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Output = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print metrics.json instead of a table.")]
+PerClass = Annotated[bool, typer.Option("--per-class", help="Also print precision, recall and F1 of each class.")]
+
+SCORING = "Scoring"
+DATA = "Data"
+COMPUTING = "Computing"
+FAULTS = "Faults"
+
+
+def show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"vitscore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(rich_help_panel="Commands")
+def run(
+    context: typer.Context,
+    shards: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SHARDS...",
+            help="demo, a path, a glob, a brace pattern (s-{000..127}.tar), a folder of tars, a text file of shard "
+            "names, or a data set in CLIP_benchmark's layout.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-m",
+            "--model",
+            metavar="[NAME=]CHECKPOINT",
+            help="demo-vit, demo-clip, a local folder or a Hub id; repeat for more models.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="The run's folder.", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Options from a file, by their long names; flags win."),
+    ] = None,
+    classes: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, or JSON.")] = None,
+    templates: Annotated[Path | None, typer.Option(metavar="FILE", help="Zero-shot prompts with {c} or {}.")] = None,
+    label_map: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]FILE|by-position", help="How a head's classes become the data set's."),
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV or Parquet (key, label) that wins.")] = None,
+    label_key: Annotated[str, typer.Option(metavar="cls|json:FIELD", help="Where a sample's label is.")] = "cls",
+    image_key: Annotated[str | None, typer.Option(metavar="EXT", help="The image member's extension.")] = None,
+    split: Annotated[str, typer.Option(help="The split of a CLIP_benchmark data set.")] = "test",
+    batch_size: Annotated[
+        int | None, typer.Option("-b", "--batch-size", help="Images a forward; default: auto.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile the models; default: auto.")
+    ] = None,
+    decoder: Annotated[str, typer.Option(help="auto, dali or torchvision.")] = "auto",
+    decode_threads: Annotated[
+        int | None, typer.Option("-j", "--decode-threads", help="Threads that decode; default: the usable CPUs.")
+    ] = None,
+    max_pixels: Annotated[int, typer.Option(help="Refuse images that declare more pixels.")] = 178_956_970,
+    top_k: Annotated[int, typer.Option(help="How many best classes a part keeps.")] = 5,
+    on_bad_sample: Annotated[str, typer.Option(help="skip, fail, or wrong: counted as a wrong answer.")] = "skip",
+    on_bad_shard: Annotated[str, typer.Option(help="fail (exit 3 at the end) or skip.")] = "fail",
+    max_bad: Annotated[str, typer.Option(metavar="COUNT|PERCENT%", help="Bad samples that a run accepts.")] = "10%",
+    save: Annotated[
+        list[str] | None, typer.Option(metavar="logits,embeddings", help="Long outputs to keep in the parts.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Score the first N samples only.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; score nothing.")] = False,
+    per_class: PerClass = False,
+    as_json: Json = False,
+    progress: Annotated[
+        bool | None, typer.Option("--progress/--no-progress", help="Default: on a terminal only.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Score models over shards; goes on where an earlier start of the same command ended."""
+    from vitscore.config import make_options, read_config
+
+    values = read_config(config) if config else {}
+    given = {name: value for name, value in context.params.items() if is_given(context, name)}
+    for name in ("config", "dry_run", "per_class", "as_json", "progress", "debug"):
+        given.pop(name, None)
+    if "save" in given:
+        given["save"] = [item for text in given["save"] for item in text.split(",") if item]
+    options = make_options({**values, **given})
+    execute(options, is_dry=dry_run, per_class=per_class, as_json=as_json, progress=progress)
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter was set on the command line rather than by default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def execute(
+    options: RunOptions, *, is_dry: bool, per_class: bool = False, as_json: bool = False, progress: bool | None = None
+) -> None:
+    """Run `options` and show what came of it."""
+    from vitscore import run as runs
+    from vitscore import show
+
+    if is_dry:
+        from vitscore.dryrun import estimate_disk
+
+        plan = runs.plan_only(options)
+        if is_main_rank():
+            show.show_plan(plan, estimate_disk(plan), show.make_console())
+        return
+    watcher = show.Watcher(is_shown=progress if is_main_rank() else False)
+    try:
+        outcome = runs.run(options, watcher)
+    finally:
+        watcher.finished()
+    if outcome is not None:
+        show_outcome(outcome, per_class=per_class, as_json=as_json)
+
+
+def show_outcome(outcome: Outcome, *, per_class: bool, as_json: bool) -> None:
+    """The result on standard output, then the problem that decides the exit code, if any."""
+    from vitscore import show
+
+    console = show.make_console()
+    if as_json:
+        typer.echo(json.dumps(outcome.document, indent=2, ensure_ascii=False))
+    else:
+        show.show_document(outcome.document, per_class=per_class, console=console)
+        if outcome.images_per_s:
+            console.print(f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s)")
+        show.show_written(outcome.folder, outcome.document, console)
+    if outcome.problem is not None:
+        raise outcome.problem
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The run's folder.")] = Path("demo-run"),
+    per_class: PerClass = False,
+) -> None:
+    """Score the built-in ViT and CLIP on 500 held-out handwritten digits; on a CPU, in under a minute."""
+    from vitscore.config import make_options
+
+    values = {
+        "shards": ["demo"],
+        "model": ["demo-vit", "demo-clip"],
+        "output": output,
+        "overwrite": is_demo_run(output),
+    }
+    execute(make_options(values), is_dry=False, per_class=per_class)
+
+
+def is_demo_run(folder: Path) -> bool:
+    """Whether `folder` holds an earlier demo, which may be replaced."""
+    from vitscore.folder import RunFolder
+
+    record = RunFolder(folder).read_record()
+    return record is not None and record["options"]["shards"] == ["demo"]
+
+
+@app.command()
+def metrics(folder: Output, per_class: PerClass = False, as_json: Json = False) -> None:
+    """Fold a run's parts into its metrics again; needs no model and no image."""
+    from vitscore import show
+    from vitscore.fold import refold, write_metrics
+    from vitscore.folder import require_record
+
+    require_record(folder)
+    folded = refold(folder)
+    write_metrics(folder, folded)
+    if as_json:
+        typer.echo(json.dumps(folded.document, indent=2, ensure_ascii=False))
+    else:
+        show.show_document(folded.document, per_class=per_class, console=show.make_console())
+
+
+@app.command()
+def status(folder: Output) -> None:
+    """How far a run is: shards and samples done, bad, and the rate."""
+    from vitscore.status import read_status, status_lines
+
+    for line in status_lines(read_status(folder)):
+        typer.echo(line)
+
+
+def mount_shards() -> None:
+    from vitscore.cli_shards import app as shards_app
+
+    app.add_typer(shards_app, name="shards", help="Build and inspect shards.")
+
+
+mount_shards()
+
+
+def is_main_rank() -> bool:
+    return os.environ.get("RANK", "0") in ("", "0")
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception, so that nothing half-written stays."""
+
+
+def on_terminate(signal_number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, and turns every error a user can cause into one line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    is_debug = "--debug" in arguments
+    signal.signal(signal.SIGTERM, on_terminate)
+    try:
+        code = app(arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except VitscoreError as error:
+        if is_debug:
+            raise
+        return tell(str(error), error.exit_code, is_told=is_main_rank())
+    except (KeyboardInterrupt, typer.Abort):
+        return tell("stopped: the same command goes on from the parts that are done.", 130, is_told=is_main_rank())
+    except Terminated:
+        return tell("stopped: the same command goes on from the parts that are done.", 143, is_told=is_main_rank())
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if is_usage_error(error):
+            return tell(usage_line(error), 2, is_told=is_main_rank())
+        if is_debug:
+            raise
+        return tell(f"a bug: {type(error).__name__}: {' '.join(str(error).split())}. --debug shows where.", 1)
+
+
+def tell(line: str, code: int, *, is_told: bool = True) -> int:
+    if is_told:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    return code
+
+
+def is_usage_error(error: Exception) -> bool:
+    """Whether typer found the command line itself at fault; its class moved between typer's releases."""
+    return any(cls.__name__ == "ClickException" for cls in type(error).__mro__)
+
+
+def usage_line(error: Any) -> str:
+    text = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "vitscore"
+    return f"wrong usage: {text}. See `{command} --help`."

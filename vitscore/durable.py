@@ -1,0 +1,74 @@
+"""Files that are whole or not there: a temporary name, fsync, rename, fsync of the folder.
+
+Everything a run leaves behind goes through here. Whatever is killed, and whenever, a reader sees the old file or the
+new one, never half of one. Temporary files are dotfiles that name the process that wrote them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process writes to: host and process id are part of it."""
+    host = "".join(c if c.isalnum() else "-" for c in socket.gethostname()) or "host"
+    return path.with_name(f".{path.name}.{host}.{os.getpid()}{TEMPORARY_SUFFIX}")
+
+
+@contextlib.contextmanager
+def durable_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write; on success it becomes `path` for good, on failure it is removed.
+
+    Raises:
+        OSError: the file could not be written; `path` is as it was before.
+    """
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        sync_file(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def write_bytes_durably(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with durable_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json_durably(path: Path, document: Any) -> None:
+    """Write `document` as indented JSON with a final newline, whole or not at all; NaN is an error."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes_durably(path, text.encode() + b"\n")
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file's content to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename in it survives a power loss."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,315 @@
+"""The loop: batches in, decoded once, through every model, rows out, parts written.
+
+    reader thread ─► decoder (its own threads, ahead) ─► models, one after another ─► row kernel ─► ShardRows ─► part
+
+The loop computes; it keeps no result. Counts made here are for the progress line only: the truth is in the parts, and
+metrics are folded from them when all ranks are done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from vitscore import kernels
+from vitscore.config import BadLimit
+from vitscore.decode import Decoded, make_decoder
+from vitscore.errors import DataError, LabelError, SetupError, TooManyBadError
+from vitscore.parts import Predictions, ShardRows
+from vitscore.prepare import Plan
+from vitscore.ranks import Ranks
+from vitscore.reader import Batch, Reader
+from vitscore.shards import reasons
+
+if TYPE_CHECKING:
+    from vitscore.models import ImageModel
+
+FIRST_LABELS = 1000
+NONFINITE = "logits not finite"
+LABEL_REASONS = {reasons.LABEL_OUT_OF_RANGE, reasons.LABEL_UNKNOWN, reasons.LABEL_AMBIGUOUS, reasons.LABEL_UNREADABLE}
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One model's predictions for a batch's B rows, and which of them are numbers at all."""
+
+    predictions: Predictions
+    is_finite: Array
+
+
+@dataclass
+class Tally:
+    """What this rank has seen so far; for the progress line and the rates in run.json."""
+
+    images: int = 0
+    """Samples scored."""
+    bad: int = 0
+    bytes: float = 0.0
+    """Bytes of shards done, a shard's bytes spread evenly over its samples."""
+    shards: int = 0
+    labelled: int = 0
+    correct: dict[str, int] = field(default_factory=dict)
+    labels_tried: int = 0
+    labels_wrong: int = 0
+    nonfinite: int = 0
+    """Rows done again in fp32 because a logit was not finite."""
+    seconds: float = 0.0
+
+    def accuracy(self, name: str) -> float | None:
+        return self.correct.get(name, 0) / self.labelled if self.labelled else None
+
+
+class Engine:
+    """Scores the shards that the hand-out gives this rank."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        models: Sequence[ImageModel],
+        *,
+        ranks: Ranks,
+        parts_folder: Path,
+        num_threads: int,
+        on_progress: Callable[[Tally], None],
+    ) -> None:
+        self._plan = plan
+        self._models = models
+        self._ranks = ranks
+        self._folder = parts_folder
+        self._on_progress = on_progress
+        self._geometries, self._source = share_geometries(models)
+        self._decoder = make_decoder(
+            plan["decoder"],
+            self._geometries,
+            batch_size=plan["batch_size"],
+            num_threads=num_threads,
+            device_id=ranks.local_rank if plan["device"] == "cuda" else None,
+            max_pixels=plan.options.max_pixels,
+        )
+        self._columns = plan.columns({model.name: model.embedding_dim for model in models})
+        self._limit = BadLimit.parse(plan.options.max_bad)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._writes: deque[Future[Path]] = deque()
+        self._open: dict[int, ShardRows] = {}
+        self._bad_told = 0
+        self._last_wrong = ("", "")
+        self.tally = Tally(correct={model.name: 0 for model in models})
+
+    def run(self, positions: Iterator[int]) -> Tally:
+        """Score until the hand-out is empty and every part is on disk.
+
+        Raises:
+            VitscoreError: too many bad samples, wrong labels, no space; parts that are done stay.
+        """
+        started = time.monotonic()
+        reader = Reader(
+            self._plan,
+            positions=positions,
+            parts_folder=self._folder,
+            columns=self._columns,
+            depth=2,
+        )
+        waiting: deque[Batch] = deque()
+        try:
+            for batch in reader:
+                waiting.append(batch)
+                if batch.images:
+                    self._decoder.submit(batch.images)
+                if len(waiting) >= self._decoder.depth:
+                    self._score(waiting.popleft())
+            while waiting:
+                self._score(waiting.popleft())
+            while self._writes:
+                self._finish_write()
+        finally:
+            reader.close()
+            self._decoder.close()
+            self._writer.shutdown(wait=True)
+            for work in self._open.values():
+                work.discard()
+        self._judge_labels(at_end=True)
+        self.tally.seconds = time.monotonic() - started
+        return self.tally
+
+    @torch.inference_mode()
+    def _score(self, batch: Batch) -> None:
+        """One batch through everything; commits the shards that it completes."""
+        touched = {id(work): work for work in batch.opened}
+        self._open.update(touched)
+        for work, row, reason in batch.bad:
+            touched[id(work)] = work
+            self._set_bad(work, row, reason)
+            self.tally.bytes += work.bytes_per_row
+        if batch.images:
+            decoded = self._decoder.collect()
+            labels = batch.labels
+            outputs = {model.name: self._forward(model, decoded, labels) for model in self._models}
+            self._scatter(batch, decoded.faults, labels, outputs)
+            touched.update({id(segment.work): segment.work for segment in batch.segments})
+        for key, work in touched.items():
+            if work.num_open == 0:
+                del self._open[key]
+                self._commit(work)
+            else:
+                work.flush_full_groups()
+        self._judge()
+        self._on_progress(self.tally)
+
+    def _forward(self, model: ImageModel, decoded: Decoded, labels: Array) -> Ranked:
+        """Pad to the static batch shape, run the model, rank its logits; the padding's rows are dropped."""
+        num_rows = len(labels)
+        pixels = pad(decoded.pixels[self._source[model.name]], self._plan["batch_size"])
+        output = model(pixels)
+        logits = output.logits[:num_rows].cpu().numpy()
+        scores = kernels.score_rows(logits, labels, self._plan["top_k"])
+        redo = ~scores.is_finite
+        redo[list(decoded.faults)] = False
+        if redo.any():
+            self.tally.nonfinite += int(redo.sum())
+            logits = logits.copy()
+            logits[redo] = model.rerun_fp32(pixels)[:num_rows].cpu().numpy()[redo]
+            scores = kernels.score_rows(logits, labels, self._plan["top_k"])
+        embedding = None if output.embedding is None else output.embedding[:num_rows].float().cpu().numpy()
+        predictions = Predictions(
+            pred=scores.pred,
+            prob=scores.prob,
+            topk=scores.topk,
+            topk_prob=scores.topk_prob,
+            label_logprob=scores.label_logprob,
+            sum_sq_prob=scores.sum_sq_prob,
+            logits=logits if "logits" in self._plan.options.save else None,
+            embedding=embedding if "embeddings" in self._plan.options.save else None,
+        )
+        return Ranked(predictions, scores.is_finite)
+
+    def _scatter(self, batch: Batch, faults: Mapping[int, str], labels: Array, outputs: Mapping[str, Ranked]) -> None:
+        """Rows of the batch to the rows of their shards; faults become bad rows."""
+        faulty = dict(faults)
+        for name, ranked in outputs.items():
+            for index in np.flatnonzero(~ranked.is_finite).tolist():
+                faulty.setdefault(index, f"{NONFINITE}: {name}")
+        is_good = np.ones(len(labels), bool)
+        is_good[list(faulty)] = False
+        self._count(is_good, labels, outputs)
+        start = 0
+        for segment in batch.segments:
+            stop = start + len(segment.rows)
+            for index in range(start, stop):
+                if index in faulty:
+                    self._set_bad(segment.work, int(segment.rows[index - start]), faulty[index])
+            good = np.flatnonzero(is_good[start:stop])
+            if len(good):
+                chosen = {name: ranked.predictions.take(start + good) for name, ranked in outputs.items()}
+                segment.work.set_predictions(segment.rows[good], chosen)
+            self.tally.bytes += len(segment.rows) * segment.work.bytes_per_row
+            start = stop
+
+    def _count(self, is_good: Array, labels: Array, outputs: Mapping[str, Ranked]) -> None:
+        """Running counts for the progress line."""
+        counted = is_good & (labels >= 0)
+        self.tally.images += int(is_good.sum())
+        self.tally.labelled += int(counted.sum())
+        self.tally.labels_tried += int((labels >= 0).sum())
+        for name, ranked in outputs.items():
+            self.tally.correct[name] += int((ranked.predictions.pred[counted] == labels[counted]).sum())
+
+    def _set_bad(self, work: ShardRows, row: int, reason: str) -> None:
+        if self._plan.options.on_bad_sample == "fail":
+            raise DataError(
+                "bad sample",
+                where=f"{work.footer.shard}[{work.keys[row]}]",
+                got=reason,
+                next_step="Mend it, or use --on-bad-sample skip.",
+            )
+        work.set_bad(row, reason)
+        self.tally.bad += 1
+        if reasons.reason_kind(reason) in LABEL_REASONS:
+            self.tally.labels_tried += 1
+            self.tally.labels_wrong += 1
+            self._last_wrong = f"{work.footer.shard}[{work.keys[row]}]", reason
+
+    def _judge(self) -> None:
+        """End the run early where it cannot become a good one."""
+        self._judge_labels(at_end=False)
+        self._ranks.raise_reported_error()
+        new_bad = self.tally.bad - self._bad_told
+        if not new_bad:
+            return
+        self._bad_told = self.tally.bad
+        bad = self._ranks.count("bad", new_bad)
+        seen = self.tally.images + self.tally.bad
+        judge_bad(self._limit, bad=bad if self._limit.count is not None else self.tally.bad, seen=seen, at_end=False)
+
+    def _judge_labels(self, *, at_end: bool) -> None:
+        tally = self.tally
+        if (
+            tally.labels_wrong
+            and tally.labels_wrong == tally.labels_tried
+            and (at_end or tally.labels_tried >= FIRST_LABELS)
+        ):
+            where, reason = self._last_wrong
+            raise LabelError(
+                f"none of the first {tally.labels_tried} labels is a class",
+                where=where,
+                expected=f"one of {len(self._plan.classes)} classes",
+                got=reason,
+                next_step="Check --classes and --label-key.",
+            )
+
+    def _commit(self, work: ShardRows) -> None:
+        self._writes.append(self._writer.submit(work.commit))
+        while len(self._writes) > 4 or (self._writes and self._writes[0].done()):
+            self._finish_write()
+
+    def _finish_write(self) -> None:
+        try:
+            self._writes.popleft().result()
+        except OSError as error:
+            raise SetupError(
+                "cannot write a part",
+                where=str(self._folder),
+                got=error.strerror or str(error),
+                next_step="Free some space; the same command goes on from the parts that are done.",
+            ) from error
+        self.tally.shards += 1
+
+
+def judge_bad(limit: BadLimit, *, bad: int, seen: int, at_end: bool) -> None:
+    """Raise TooManyBadError where `--max-bad` is exceeded."""
+    if limit.is_exceeded(bad=bad, seen=seen, at_end=at_end):
+        allowed = str(limit.count) if limit.count is not None else f"{100 * (limit.fraction or 0):g}%"
+        raise TooManyBadError(
+            "too many bad samples",
+            where=f"{bad} of {seen}",
+            expected=f"at most {allowed}",
+            got=f"{100 * bad / max(seen, 1):.1f}%" if limit.count is None else str(bad),
+            next_step="The parts stay; a higher --max-bad goes on from them.",
+        )
+
+
+def share_geometries(models: Sequence[ImageModel]) -> tuple[list[Any], dict[str, int]]:
+    """The distinct geometries of all models, and for each model which one is its own."""
+    geometries: list[Any] = []
+    source: dict[str, int] = {}
+    for model in models:
+        if model.geometry not in geometries:
+            geometries.append(model.geometry)
+        source[model.name] = geometries.index(model.geometry)
+    return geometries, source
+
+
+def pad(pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Zero rows up to `batch_size`, so that every forward has one shape."""
+    missing = batch_size - len(pixels)
+    if missing == 0:
+        return pixels
+    return torch.cat([pixels, pixels.new_zeros((missing, *pixels.shape[1:]))])

@@ -1,0 +1,305 @@
+"""Parts: one Parquet file a shard, the only results there are.
+
+Predictions come in batch by batch, rows of several shards in one batch; a `ShardRows` gathers the rows of one shard
+and, once every row is known, becomes a part: written under a temporary name, flushed to disk, renamed. A shard is done
+when its part has its final name. Long outputs (logits, embeddings) go to the temporary file in row groups of a fixed
+number of rows, so that memory does not grow with the shard and the file does not depend on the batches.
+
+This module knows nothing of models or metrics; `fold.py` reads what is written here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vitscore.durable import sync_file, sync_folder, temporary_name
+
+FOOTER_KEY = b"vitscore"
+GROUP_BYTES = 32 << 20
+PART_NAME = re.compile(r"(\d{7,})-.*\.parquet\Z")
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a part says of itself, in its Parquet key-value metadata."""
+
+    identity: str
+    ordinal: int
+    shard: str
+    bytes: int | None
+    expected: int
+    """How many samples the shard's index holds (and the limit admits)."""
+    bad: int
+    fault: str | None = None
+    """Why the shard itself is bad (cut, missing, not a tar), or None."""
+    notes: tuple[str, ...] = ()
+    schema: int = 1
+
+    def dump(self) -> bytes:
+        return json.dumps(asdict(self), ensure_ascii=False).encode()
+
+    @classmethod
+    def load(cls, data: bytes) -> Footer:
+        values = json.loads(data)
+        values["notes"] = tuple(values["notes"])
+        return cls(**values)
+
+
+def part_name(ordinal: int, shard_name: str) -> str:
+    """`0000012-STEM.parquet`: sorts by ordinal, and says which shard it is."""
+    stem = re.split(r"[/\\]", shard_name.rstrip("/"))[-1].split(".")[0]
+    safe = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:80] or "shard"
+    return f"{ordinal:07d}-{safe}.parquet"
+
+
+def read_footer(path: Path) -> Footer | None:
+    """The footer of a finished part; None where the file is not one (torn, foreign)."""
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+        return Footer.load(metadata[FOOTER_KEY])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+
+
+def finished_parts(folder: Path, identity: str) -> dict[int, tuple[Path, Footer]]:
+    """The parts of this run that are done, by ordinal; anything else in the folder is not looked at."""
+    found: dict[int, tuple[Path, Footer]] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        match = PART_NAME.fullmatch(path.name)
+        footer = read_footer(path) if match else None
+        if footer is not None and footer.identity == identity:
+            found[footer.ordinal] = (path, footer)
+    return found
+
+
+@dataclass(frozen=True)
+class ModelColumns:
+    """What one model writes: its name, and the sizes of its lists."""
+
+    name: str
+    top_k: int
+    num_logits: int = 0
+    """K where logits are saved, else 0."""
+    num_embedding: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        return 4 * (self.num_logits + self.num_embedding)
+
+    def fields(self) -> list[pa.Field]:
+        fields = [
+            pa.field(f"{self.name}.pred", pa.int32()),
+            pa.field(f"{self.name}.prob", pa.float32()),
+            pa.field(f"{self.name}.topk", pa.list_(pa.int32())),
+            pa.field(f"{self.name}.topk_prob", pa.list_(pa.float32())),
+            pa.field(f"{self.name}.label_logprob", pa.float32()),
+            pa.field(f"{self.name}.sum_sq_prob", pa.float32()),
+        ]
+        if self.num_logits:
+            fields.append(pa.field(f"{self.name}.logits", pa.list_(pa.float32())))
+        if self.num_embedding:
+            fields.append(pa.field(f"{self.name}.embedding", pa.list_(pa.float32())))
+        return fields
+
+
+def part_schema(models: Sequence[ModelColumns]) -> pa.Schema:
+    """The columns of a part, in the contract's order."""
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("shard", pa.string(), nullable=False),
+            pa.field("label", pa.int32(), nullable=False),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("reason", pa.string()),
+            *(field for model in models for field in model.fields()),
+        ]
+    )
+
+
+@dataclass
+class Predictions:
+    """One model's outputs for some rows; axes: B rows, k top classes, K classes, D embedding."""
+
+    pred: Array
+    prob: Array
+    topk: Array
+    topk_prob: Array
+    label_logprob: Array
+    sum_sq_prob: Array
+    logits: Array | None = None
+    embedding: Array | None = None
+
+    def take(self, rows: Array | slice) -> Predictions:
+        """Some rows, by a slice (views) or by their numbers (copies)."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Predictions(**{name: None if value is None else value[rows] for name, value in values.items()})
+
+
+@dataclass
+class ShardRows:
+    """The rows of one shard while they are being scored; rows are resolved in any order, once each."""
+
+    folder: Path
+    schema: pa.Schema
+    models: Sequence[ModelColumns]
+    footer: Footer
+    keys: Sequence[str]
+    labels: Array = field(init=False)
+    reasons: dict[int, str] = field(init=False, default_factory=dict)
+    is_resolved: Array = field(init=False)
+    num_open: int = field(init=False)
+    is_committed: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        num_rows = len(self.keys)
+        self.labels = np.full(num_rows, -1, np.int32)
+        self.is_resolved = np.zeros(num_rows, bool)
+        self.num_open = num_rows
+        self._columns = {
+            model.name: Predictions(
+                pred=np.zeros(num_rows, np.int32),
+                prob=np.zeros(num_rows, np.float32),
+                topk=np.zeros((num_rows, model.top_k), np.int32),
+                topk_prob=np.zeros((num_rows, model.top_k), np.float32),
+                label_logprob=np.full(num_rows, np.nan, np.float32),
+                sum_sq_prob=np.zeros(num_rows, np.float32),
+            )
+            for model in self.models
+        }
+        self._long: dict[str, list[tuple[Array, Predictions]]] = {model.name: [] for model in self.models}
+        row_bytes = sum(model.row_bytes for model in self.models)
+        self._group_rows = max(1, GROUP_BYTES // row_bytes) if row_bytes else max(1, num_rows)
+        self._num_flushed = 0
+        self._writer: pq.ParquetWriter | None = None
+        self._temporary: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.folder / part_name(self.footer.ordinal, self.footer.shard)
+
+    @property
+    def bytes_per_row(self) -> float:
+        """The shard's bytes spread evenly over its samples."""
+        return (self.footer.bytes or 0) / max(len(self.keys), 1)
+
+    def set_labels(self, rows: Array, labels: Array) -> None:
+        self.labels[rows] = labels
+
+    def set_bad(self, row: int, reason: str) -> None:
+        """A row without predictions: it is in the part, and in the ledger, with its reason."""
+        self.reasons[row] = reason
+        self._resolve(np.array([row]))
+
+    def set_predictions(self, rows: Array, by_model: Mapping[str, Predictions]) -> None:
+        """All models' outputs for `rows`, at once."""
+        for model in self.models:
+            given, kept = by_model[model.name], self._columns[model.name]
+            for name in ("pred", "prob", "topk", "topk_prob", "label_logprob", "sum_sq_prob"):
+                getattr(kept, name)[rows] = getattr(given, name)
+            if model.row_bytes:
+                self._long[model.name].append((rows, given))
+        self._resolve(rows)
+
+    def _resolve(self, rows: Array) -> None:
+        assert not self.is_resolved[rows].any(), "a row was scored twice"
+        self.is_resolved[rows] = True
+        self.num_open -= len(rows)
+
+    def flush_full_groups(self) -> None:
+        """Write the row groups whose rows are all known (only long outputs make more than one)."""
+        while self._num_flushed + self._group_rows < len(self.keys):
+            stop = self._num_flushed + self._group_rows
+            if not self.is_resolved[self._num_flushed : stop].all():
+                return
+            self._write_group(stop)
+
+    def commit(self) -> Path:
+        """Write what is left, flush it to disk and give the part its name; every row must be resolved."""
+        assert self.num_open == 0 and not self.is_committed
+        try:
+            while self._num_flushed < len(self.keys):
+                self._write_group(min(self._num_flushed + self._group_rows, len(self.keys)))
+            writer = self._open()
+            footer = Footer(**{**asdict(self.footer), "bad": len(self.reasons)})
+            writer.add_key_value_metadata({FOOTER_KEY: footer.dump()})
+            writer.close()
+            assert self._temporary is not None
+            sync_file(self._temporary)
+            os.replace(self._temporary, self.path)
+        except BaseException:
+            self.discard()
+            raise
+        sync_folder(self.folder)
+        self.is_committed = True
+        return self.path
+
+    def discard(self) -> None:
+        """Drop a half-written part."""
+        if self._writer is not None:
+            with contextlib.suppress(Exception):
+                self._writer.close()
+        if self._temporary is not None:
+            with contextlib.suppress(OSError):
+                self._temporary.unlink()
+
+    def _open(self) -> pq.ParquetWriter:
+        if self._writer is None:
+            self._temporary = temporary_name(self.path)
+            self._writer = pq.ParquetWriter(self._temporary, self.schema, compression="zstd")
+        return self._writer
+
+    def _write_group(self, stop: int) -> None:
+        start, self._num_flushed = self._num_flushed, stop
+        rows = np.arange(start, stop)
+        is_bad = np.array([row in self.reasons for row in rows], bool)
+        reasons = [self.reasons.get(int(row)) for row in rows]
+        columns: list[pa.Array] = [
+            pa.array(self.keys[start:stop], pa.string()),
+            pa.array([self.footer.shard] * len(rows), pa.string()),
+            pa.array(self.labels[start:stop], pa.int32()),
+            pa.array(np.where(is_bad, "bad", "ok").tolist(), pa.string()),
+            pa.array(reasons, pa.string()),
+        ]
+        for model in self.models:
+            columns.extend(self._model_columns(model, start, stop, is_bad))
+        self._open().write_table(pa.Table.from_arrays(columns, schema=self.schema))
+
+    def _model_columns(self, model: ModelColumns, start: int, stop: int, is_bad: Array) -> Iterator[pa.Array]:
+        kept = self._columns[model.name].take(slice(start, stop))
+        yield pa.array(kept.pred, mask=is_bad)
+        yield pa.array(kept.prob, mask=is_bad)
+        yield list_column(kept.topk, is_bad)
+        yield list_column(kept.topk_prob, is_bad)
+        yield pa.array(kept.label_logprob, mask=is_bad | np.isnan(kept.label_logprob))
+        yield pa.array(kept.sum_sq_prob, mask=is_bad)
+        pieces = self._long[model.name]
+        for name, width in (("logits", model.num_logits), ("embedding", model.num_embedding)):
+            if width:
+                values = np.zeros((stop - start, width), np.float32)
+                for rows, given in pieces:
+                    inside = (rows >= start) & (rows < stop)
+                    values[rows[inside] - start] = getattr(given, name)[inside]
+                yield list_column(values, is_bad)
+        self._long[model.name] = [piece for piece in pieces if piece[0][-1] >= stop]
+
+
+def list_column(values_BN: Array, is_bad_B: Array) -> pa.Array:
+    """A list column of equally long rows; bad rows are null and take no values."""
+    good = ~is_bad_B
+    lengths = np.where(good, values_BN.shape[1], 0)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    flat = pa.array(np.ascontiguousarray(values_BN[good]).reshape(-1))
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(is_bad_B))

@@ -1,0 +1,240 @@
+"""From options to a plan: which shards, which models, which classes, every automatic choice.
+
+Rank 0 plans before the first image and before anything is written; all that can be refused is refused here. The plan
+becomes run.json, from which the other ranks (and a resume) read the same decisions back.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+from vitscore import checkpoints, classes, identity, zeroshot
+from vitscore.checkpoints import Checkpoint
+from vitscore.classes import HeadMap
+from vitscore.config import RunOptions
+from vitscore.errors import UsageError
+from vitscore.parts import ModelColumns
+from vitscore.settings import Choice, resolve
+from vitscore.shards.labels import LabelRule, load_labels
+from vitscore.shards.locate import Corpus, Shard, corpus_names, locate
+from vitscore.shards.samples import OpenShard
+
+VERSIONED = (
+    "vitscore",
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "webdataset",
+    "numba",
+    "numpy",
+    "pyarrow",
+)
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """One model of a run: its checkpoint, and how its outputs become the data set's classes."""
+
+    name: str
+    checkpoint: Checkpoint
+    fingerprint: str
+    head: HeadMap | None
+    """None for a zero-shot model: its head is the classes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a rank needs to know."""
+
+    options: RunOptions
+    shards: tuple[Shard, ...]
+    last_rows: int | None
+    """Under --limit: how many samples of the last shard count; None for all."""
+    classes: tuple[str, ...]
+    classes_source: str
+    templates: tuple[str, ...]
+    models: tuple[PlannedModel, ...]
+    settings: Mapping[str, Choice]
+    identity: Mapping[str, Any]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def identity_hash(self) -> str:
+        return identity.digest(self.identity)
+
+    def __getitem__(self, setting: str) -> Any:
+        return self.settings[setting].value
+
+    def num_rows(self, position: int, num_samples: int) -> int:
+        """How many of a shard's samples count; `position` is the shard's place in `shards`."""
+        if self.last_rows is not None and position == len(self.shards) - 1:
+            return min(num_samples, self.last_rows)
+        return num_samples
+
+    def label_rule(self) -> LabelRule:
+        overrides = load_labels(self.options.labels) if self.options.labels else None
+        return LabelRule(self.classes, label_key=self.options.label_key, overrides=overrides)
+
+    def columns(self, embedding_dims: Mapping[str, int]) -> list[ModelColumns]:
+        num_logits = len(self.classes) if "logits" in self.options.save else 0
+        keeps_embeddings = "embeddings" in self.options.save
+        return [
+            ModelColumns(
+                name=model.name,
+                top_k=self["top_k"],
+                num_logits=num_logits,
+                num_embedding=embedding_dims[model.name] if keeps_embeddings else 0,
+            )
+            for model in self.models
+        ]
+
+
+def make_plan(options: RunOptions, *, kept: Mapping[str, Any], with_fingerprints: bool = True) -> Plan:
+    """Resolve everything; writes nothing.
+
+    Args:
+        options: what was asked for.
+        kept: automatic choices of an earlier start of this run, by name (empty on the first start).
+        with_fingerprints: hash the checkpoints; only rank 0 needs it.
+
+    Raises:
+        VitscoreError: anything that can be known to be wrong before the first image.
+    """
+    named = checkpoints.parse_models(options.model)
+    corpus = locate(options.shards, split=options.split)
+    found = {name: checkpoints.find(source) for name, source in named.items()}
+    head_names = {name: checkpoint.id2label for name, checkpoint in found.items() if checkpoint.kind == "classifier"}
+    class_names, classes_source = resolve_class_names(options, corpus, head_names)
+    label_maps = classes.parse_label_maps(options.label_map, found)
+    templates = resolve_templates(options, corpus)
+    models = tuple(
+        PlannedModel(
+            name=name,
+            checkpoint=checkpoint,
+            fingerprint=checkpoints.fingerprint(checkpoint) if with_fingerprints else "",
+            head=match(name, checkpoint, class_names, label_maps.get(name)),
+        )
+        for name, checkpoint in found.items()
+    )
+    settings = resolve(
+        options,
+        pixels_per_image=max(checkpoints.input_pixels(checkpoint) for checkpoint in found.values()),
+        num_classes=len(class_names),
+        kept=kept,
+    )
+    shards, last_rows = cut_to_limit(options, corpus, class_names)
+    return Plan(
+        options=options,
+        shards=shards,
+        last_rows=last_rows,
+        classes=class_names,
+        classes_source=classes_source,
+        templates=templates,
+        models=models,
+        settings=settings,
+        identity=run_identity(options, shards, class_names, templates, models, settings),
+    )
+
+
+def resolve_class_names(
+    options: RunOptions, corpus: Corpus, head_names: Mapping[str, tuple[str, ...] | None]
+) -> tuple[tuple[str, ...], str]:
+    """`--classes`, else the side file, else the models' own names."""
+    explicit = (classes.read_classes(options.classes), str(options.classes)) if options.classes else None
+    side_file = (corpus.classes, corpus.classes_source or "side file") if corpus.classes else None
+    return classes.resolve_classes(explicit, side_file, head_names)
+
+
+def resolve_templates(options: RunOptions, corpus: Corpus) -> tuple[str, ...]:
+    """`--templates`, else the side file, else the default."""
+    if options.templates:
+        return zeroshot.read_templates(options.templates)
+    if corpus.templates:
+        return zeroshot.check_templates(corpus.templates, where=corpus.templates_source or "side file")
+    return zeroshot.DEFAULT_TEMPLATES
+
+
+def match(name: str, checkpoint: Checkpoint, class_names: tuple[str, ...], label_map: Any) -> HeadMap | None:
+    """The head's columns for the data set's classes; None for a zero-shot model."""
+    if checkpoint.kind == "zero-shot":
+        return None
+    return classes.match_head(
+        checkpoint.id2label, class_names, label_map=label_map, num_outputs=checkpoint.num_labels, model=name
+    )
+
+
+def cut_to_limit(
+    options: RunOptions, corpus: Corpus, class_names: tuple[str, ...]
+) -> tuple[tuple[Shard, ...], int | None]:
+    """The first shards that hold `--limit` samples; only these are opened."""
+    if options.limit is None:
+        return corpus.shards, None
+    left = options.limit
+    rule = LabelRule(class_names, label_key=options.label_key)
+    for count, shard in enumerate(corpus.shards, start=1):
+        with OpenShard(shard, image_key=options.image_key, labels=rule) as opened:
+            if opened.num_samples >= left:
+                return corpus.shards[:count], left
+            left -= opened.num_samples
+    return corpus.shards, None
+
+
+def run_identity(
+    options: RunOptions,
+    shards: tuple[Shard, ...],
+    class_names: tuple[str, ...],
+    templates: tuple[str, ...],
+    models: tuple[PlannedModel, ...],
+    settings: Mapping[str, Choice],
+) -> dict[str, Any]:
+    """All that must be equal on a resume; DESIGN's rule Identity."""
+    has_zero_shot = any(model.checkpoint.kind == "zero-shot" for model in models)
+    return {
+        "corpus": {
+            "shards": len(shards),
+            "fingerprint": identity.corpus_fingerprint(corpus_names(shards), (shard.num_bytes for shard in shards)),
+        },
+        "models": {
+            model.name: {
+                "checkpoint": model.fingerprint,
+                "label_map": identity.digest([list(ids) for ids in model.head.columns]) if model.head else None,
+            }
+            for model in models
+        },
+        "model_order": [model.name for model in models],
+        "classes": identity.digest(list(class_names)),
+        "templates": identity.digest(list(templates)) if has_zero_shot else None,
+        "labels": identity.digest_file(options.labels) if options.labels else None,
+        **{name: choice.value for name, choice in settings.items()},
+        "label_key": options.label_key,
+        "image_key": options.image_key,
+        "max_pixels": options.max_pixels,
+        "limit": options.limit,
+        "save": sorted(options.save),
+        "on_bad_sample": options.on_bad_sample,
+        "on_bad_shard": options.on_bad_shard,
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of the packages that can change a result, and of Python."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in (*VERSIONED, "nvidia-dali-cuda130"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def require_labels_file(options: RunOptions) -> None:
+    """Raise UsageError where a file named by an option is missing."""
+    files = {"--classes": options.classes, "--templates": options.templates, "--labels": options.labels}
+    for flag, path in files.items():
+        if path is not None and not path.is_file():
+            raise UsageError("file not found", where=f"{flag} {path}", next_step="Check the path.")

@@ -1,0 +1,173 @@
+"""Shards to batches: takes shards from the hand-out, reads their samples, fills batches across shard borders.
+
+Runs in a thread of its own, ahead of the decoder by a bounded number of batches. Samples that are bad before they are
+decoded (no image, a wrong label) never take a place in a batch: they travel beside it, with their reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vitscore.parts import Footer, ModelColumns, ShardRows, part_schema
+from vitscore.prepare import Plan
+from vitscore.shards.samples import OpenShard, SampleBlock
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Segment:
+    """Rows of one shard that lie side by side in a batch."""
+
+    work: ShardRows
+    rows: Array
+    """Row numbers in the shard, ascending."""
+
+
+@dataclass
+class Batch:
+    """Up to B images, where their rows belong, and what was decided about other rows on the way."""
+
+    images: list[Array] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    bad: list[tuple[ShardRows, int, str]] = field(default_factory=list)
+    opened: list[ShardRows] = field(default_factory=list)
+
+    @property
+    def labels(self) -> Array:
+        """int32 (B,), -1 where a sample has none."""
+        return np.concatenate([segment.work.labels[segment.rows] for segment in self.segments]).astype(np.int32)
+
+
+class Reader:
+    """Iterates over batches; the thread that reads starts with the iteration and ends with it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        positions: Iterator[int],
+        parts_folder: Any,
+        columns: Sequence[ModelColumns],
+        depth: int,
+    ) -> None:
+        """
+        Args:
+            plan: the run's plan.
+            positions: places in `plan.shards` to score, as the hand-out gives them; asked for one at a time.
+            parts_folder: where the parts go.
+            columns: what each model writes.
+            depth: how many batches may wait.
+        """
+        self._plan = plan
+        self._positions = positions
+        self._folder = parts_folder
+        self._columns = columns
+        self._schema = part_schema(columns)
+        self._identity = plan.identity_hash
+        self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._thread.start()
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        """Stop the thread, whatever it waits for."""
+        self._stopped.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.05)
+            except queue.Empty:
+                continue
+
+    def _run(self) -> None:
+        try:
+            self._fill(self._put)
+            self._put(None)
+        except _Stopped:
+            return
+        except BaseException as error:
+            with contextlib.suppress(_Stopped):
+                self._put(error)
+
+    def _put(self, item: Batch | BaseException | None) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+        raise _Stopped
+
+    def _fill(self, put: Callable[[Batch], None]) -> None:
+        size = self._plan["batch_size"]
+        rule = self._plan.label_rule()
+        batch = Batch()
+        for position in self._positions:
+            shard = self._plan.shards[position]
+            with OpenShard(shard, image_key=self._plan.options.image_key, labels=rule) as opened:
+                num_rows = self._plan.num_rows(position, opened.num_samples)
+                work = self._open_rows(opened, num_rows, position)
+                batch.opened.append(work)
+                for start in range(0, num_rows, size):
+                    block = opened.read(start, min(start + size, num_rows))
+                    batch = self._add(block, start, work, batch, size, put)
+        if batch.images or batch.bad or batch.opened:
+            put(batch)
+
+    def _open_rows(self, opened: OpenShard, num_rows: int, position: int) -> ShardRows:
+        shard = self._plan.shards[position]
+        footer = Footer(
+            identity=self._identity,
+            ordinal=shard.ordinal,
+            shard=shard.name,
+            bytes=opened.num_bytes,
+            expected=num_rows,
+            bad=0,
+            fault=opened.fault,
+            notes=tuple(opened.notes),
+        )
+        return ShardRows(self._folder, self._schema, self._columns, footer, opened.keys[:num_rows])
+
+    def _add(
+        self,
+        block: SampleBlock,
+        start: int,
+        work: ShardRows,
+        batch: Batch,
+        size: int,
+        put: Callable[[Batch], None],
+    ) -> Batch:
+        """Add a block's samples; hands on every batch that is full and returns the one being filled."""
+        work.set_labels(np.arange(start, start + len(block.keys)), block.labels)
+        good: list[int] = []
+        for index, reason in enumerate(block.reasons):
+            if reason is None:
+                good.append(index)
+            else:
+                batch.bad.append((work, start + index, reason))
+        while good:
+            taken, good = good[: size - len(batch.images)], good[size - len(batch.images) :]
+            images = (block.images[index] for index in taken)
+            batch.images.extend(image for image in images if image is not None)
+            batch.segments.append(Segment(work, np.array(taken) + start))
+            if len(batch.images) == size:
+                put(batch)
+                batch = Batch()
+        return batch
+
+
+class _Stopped(Exception):
+    pass

@@ -1,0 +1,319 @@
+"""A run from beginning to end: join the ranks, plan, score, wait for the slowest, fold the parts.
+
+    rank 0:   plan ─► open folder ─► tell the others ─► score ─► wait for all ─► fold ─► metrics.json
+    the rest:                        read the record ─► score ─► say "done"
+
+Nothing here prints; whoever calls may watch through `Observer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vitscore import folder as folders
+from vitscore import ranks as ranks_module
+from vitscore.config import BadLimit, RunOptions
+from vitscore.errors import DataError, SetupError
+from vitscore.folder import RunFolder
+from vitscore.parts import finished_parts
+from vitscore.prepare import Plan, make_plan, require_labels_file
+from vitscore.ranks import Ranks, num_usable_cpus
+
+if TYPE_CHECKING:
+    from vitscore.engine import Tally
+    from vitscore.models import ImageModel
+
+REPORT_EVERY_S = 0.5
+
+
+class Observer(Protocol):
+    """Who watches a run on rank 0."""
+
+    def planned(self, plan: Plan, *, num_done: int) -> None: ...
+    def progressed(self, state: Progress) -> None: ...
+    def waiting(self, num_ranks: int) -> None: ...
+    def finished(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far all ranks together are."""
+
+    images: int
+    bad: int
+    bytes_done: float
+    bytes_total: float | None
+    shards_done: int
+    shards_total: int
+    seconds: float
+    """Since the first batch of this start was scored."""
+    images_at_start: int
+    accuracy: Mapping[str, float | None]
+    """Running accuracy by model, of this rank."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to; `problem` is what its exit code must say although everything is written."""
+
+    plan: Plan
+    folder: Path
+    document: dict[str, Any]
+    problem: Exception | None
+    images_per_s: float | None
+
+
+def plan_only(options: RunOptions) -> Plan:
+    """`--dry-run`: everything that can be refused is refused, nothing is written, nothing scored."""
+    require_labels_file(options)
+    folder = RunFolder(options.output)
+    plan = make_plan(options, kept={} if options.overwrite else folder.kept_choices())
+    if not options.overwrite:
+        folders.check_folder(folder, plan)
+    return plan
+
+
+def run(options: RunOptions, observer: Observer) -> Outcome | None:
+    """Score, on this rank; returns the outcome on rank 0 and None elsewhere.
+
+    Raises:
+        VitscoreError: what went wrong; parts that are done stay, and the same call goes on from them.
+    """
+    require_labels_file(options)
+    ranks = ranks_module.join(choose_backend(options.device))
+    try:
+        outcome = run_as(ranks, options, observer)
+    except BaseException as error:
+        ranks.report_error(error)
+        raise
+    ranks_module.leave()
+    return outcome
+
+
+def choose_backend(device: str) -> str:
+    """The device that decides the process group's backend; a rank knows it before rank 0 has resolved anything."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run_as(ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | None:
+    folder = RunFolder(options.output)
+    plan, done = open_run(ranks, options, folder) if ranks.is_main else join_run(ranks, options, folder)
+    if ranks.is_main:
+        observer.planned(plan, num_done=len(done))
+    positions = hand_out(ranks, plan, done)
+    tally = None
+    if len(done) < len(plan.shards):
+        tally = score(ranks, plan, folder, positions, num_done=len(done), observer=observer)
+    ranks.finish()
+    if not ranks.is_main:
+        ranks.wait_for_conclusion()
+        return None
+    for left in ranks.wait_for_all():
+        observer.waiting(left)
+    observer.finished()
+    outcome = conclude(ranks, plan, folder, tally)
+    ranks.conclude()
+    return outcome
+
+
+def open_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan, set[int]]:
+    """On rank 0: plan, open the folder, tell the other ranks; returns the plan and the ordinals that are done."""
+    kept = {} if options.overwrite else folder.kept_choices()
+    plan = make_plan(options, kept=kept)
+    is_resumed = not options.overwrite and folders.check_folder(folder, plan)
+    if options.overwrite:
+        folders.clear(folder)
+    if not is_resumed:
+        folders.start(folder, plan, launcher=ranks.launcher, world_size=ranks.world_size)
+    parts = finished_parts(folder.parts, plan.identity_hash)
+    ranks.count("bad", sum(footer.bad for _, footer in parts.values()))
+    ranks.publish("plan", {"identity": plan.identity_hash, "done": sorted(parts)})
+    return plan, set(parts)
+
+
+def join_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan, set[int]]:
+    """On the other ranks: the plan that rank 0 has written into the shared folder."""
+    told = ranks.wait_for("plan")
+    record = folder.read_record()
+    if record is None or record["identity_hash"] != told["identity"]:
+        raise SetupError(
+            "output folder is not shared",
+            where=f"{options.output} on rank {ranks.rank}",
+            expected="the run.json that rank 0 wrote",
+            got="another" if record else "none",
+            next_step="Put -o on a file system that all nodes share.",
+        )
+    plan = make_plan(options, kept=folder.kept_choices(), with_fingerprints=False)
+    return dataclasses.replace(plan, identity=record["identity"]), set(told["done"])
+
+
+def hand_out(ranks: Ranks, plan: Plan, done: set[int]) -> Iterator[int]:
+    """Positions in `plan.shards` for this rank: largest first where sizes are known, finished ones skipped.
+
+    All ranks count through the same order, so each position is drawn once; a fast rank draws more.
+    """
+    order = list(range(len(plan.shards)))
+    if all(shard.num_bytes is not None for shard in plan.shards):
+        order.sort(key=lambda position: -(plan.shards[position].num_bytes or 0))
+    while (drawn := ranks.next_position()) < len(order):
+        if plan.shards[order[drawn]].ordinal not in done:
+            yield order[drawn]
+
+
+def score(
+    ranks: Ranks,
+    plan: Plan,
+    folder: RunFolder,
+    positions: Iterator[int],
+    *,
+    num_done: int,
+    observer: Observer,
+) -> Tally:
+    """Load the models and run the engine on this rank's shards."""
+    import torch
+
+    from vitscore.engine import Engine
+
+    threads = max(1, num_usable_cpus() // ranks.local_world_size)
+    torch.set_num_threads(threads)
+    if plan["device"] == "cuda":
+        torch.cuda.set_device(ranks.local_rank)
+    engine = Engine(
+        plan,
+        load_models(plan),
+        ranks=ranks,
+        parts_folder=folder.parts,
+        num_threads=plan.options.decode_threads or threads,
+        on_progress=Reporter(ranks, plan, num_done, observer),
+    )
+    return engine.run(positions)
+
+
+def load_models(plan: Plan) -> list[ImageModel]:
+    """Every model of the plan, on the plan's device and in its precision."""
+    from vitscore.models import load_model
+
+    return [
+        load_model(
+            planned.checkpoint,
+            name=planned.name,
+            classes=plan.classes,
+            head_map=planned.head,
+            templates=plan.templates,
+            device=plan["device"],
+            precision=plan["precision"],
+            compile=plan["compile"],
+            batch_size=plan["batch_size"],
+            save_embeddings="embeddings" in plan.options.save,
+        )
+        for planned in plan.models
+    ]
+
+
+class Reporter:
+    """Adds this rank's tally to the sum of all ranks, a few times a second, and shows rank 0's observer the sum."""
+
+    def __init__(self, ranks: Ranks, plan: Plan, num_done: int, observer: Observer) -> None:
+        self._ranks = ranks
+        self._observer = observer
+        self._plan = plan
+        self._num_done = num_done
+        sizes = [shard.num_bytes for shard in plan.shards]
+        self._bytes_total = None if None in sizes else float(sum(size or 0 for size in sizes))
+        self._told = {"images": 0, "bad_seen": 0, "kilobytes": 0, "shards": 0}
+        self._started: float | None = None
+        self._images_at_start = 0
+        self._next = 0.0
+
+    def __call__(self, tally: Tally) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + REPORT_EVERY_S
+        here = {
+            "images": tally.images,
+            "bad_seen": tally.bad,
+            "kilobytes": int(tally.bytes / 1024),
+            "shards": tally.shards,
+        }
+        total = {name: self._ranks.count(name, here[name] - self._told[name]) for name in here}
+        self._told = here
+        if self._started is None:
+            self._started, self._images_at_start = now, total["images"]
+        if self._ranks.is_main:
+            self._observer.progressed(
+                Progress(
+                    images=total["images"],
+                    bad=total["bad_seen"],
+                    bytes_done=1024.0 * total["kilobytes"],
+                    bytes_total=self._bytes_total,
+                    shards_done=self._num_done + total["shards"],
+                    shards_total=len(self._plan.shards),
+                    seconds=now - self._started,
+                    images_at_start=self._images_at_start,
+                    accuracy={model.name: tally.accuracy(model.name) for model in self._plan.models},
+                )
+            )
+
+
+def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None) -> Outcome:
+    """On rank 0, when all ranks are done: fold the parts, write the metrics, judge the ledger."""
+    from vitscore.fold import refold, write_metrics
+
+    folded = refold(folder.path)
+    write_metrics(folder.path, folded)
+    rate = None
+    if tally is not None:
+        rate = tally.images / tally.seconds if tally.seconds else None
+        folders.add_session(
+            folder,
+            {
+                "ranks": ranks.world_size,
+                "images_of_rank_0": tally.images,
+                "seconds_of_rank_0": round(tally.seconds, 3),
+                "images_per_s_of_rank_0": round(rate, 2) if rate else None,
+                "rows_again_in_fp32": tally.nonfinite,
+                "peak_rss_bytes": peak_rss_bytes(),
+            },
+        )
+    return Outcome(plan, folder.path, folded.document, find_problem(plan.options, folded.document), rate)
+
+
+def peak_rss_bytes() -> int:
+    """This process' peak resident memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def find_problem(options: RunOptions, document: dict[str, Any]) -> Exception | None:
+    """What the ledger says against exit code 0: bad shards, then too many bad samples."""
+    from vitscore.engine import judge_bad
+    from vitscore.errors import TooManyBadError
+
+    ledger = document["ledger"]
+    bad_shards: dict[str, str] = ledger["shards"]["bad"]
+    if bad_shards and options.on_bad_shard == "fail":
+        name, reason = next(iter(bad_shards.items()))
+        more = f" and {len(bad_shards) - 1} more" if len(bad_shards) > 1 else ""
+        return DataError(
+            "bad shard",
+            where=name + more,
+            got=reason,
+            next_step="What could be read is scored; mend the shard, or accept it with --on-bad-shard skip.",
+        )
+    try:
+        judge_bad(BadLimit.parse(options.max_bad), bad=ledger["bad"], seen=ledger["expected"], at_end=True)
+    except TooManyBadError as error:
+        return error
+    return None

@@ -1,0 +1,136 @@
+"""Every automatic choice of a run, made once, with its reason.
+
+Rank 0 resolves them before the first image; run.json keeps value and reason, and every rank and every resume uses what
+is kept there. Only measurements and plain facts of the machine decide.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vitscore.config import RunOptions
+from vitscore.errors import SetupError, UsageError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A resolved value, and why it is that."""
+
+    value: Any
+    reason: str
+
+
+def resolve(
+    options: RunOptions, *, pixels_per_image: int, num_classes: int, kept: Mapping[str, Any]
+) -> dict[str, Choice]:
+    """Resolve device, precision, compile, decoder, batch_size and top_k.
+
+    Args:
+        options: what was asked for.
+        pixels_per_image: height x width of the largest model input; decides the batch size.
+        num_classes: K; `top_k` is cut to it.
+        kept: the values of an earlier start of the same run, by name; they win over anything automatic.
+
+    Raises:
+        SetupError: CUDA or DALI was asked for and is not there.
+    """
+    device = asked_or("device", options.device, kept) or choose_device()
+    check_device(device.value)
+    precision = asked_or("precision", options.precision, kept) or choose_precision(device.value)
+    if precision.value == "fp16" and device.value == "cpu":
+        raise UsageError(
+            "fp16 on a CPU", where="--precision", expected="fp32 or bf16", got="fp16", next_step="It would be slower."
+        )
+    decoder = asked_or("decoder", options.decoder, kept) or choose_decoder()
+    if decoder.value == "dali" and not has_module("nvidia.dali"):
+        raise SetupError(
+            "DALI is not installed",
+            where="--decoder dali",
+            next_step="Run `pip install nvidia-dali-cuda130`, or use --decoder torchvision.",
+        )
+    return {
+        "device": device,
+        "precision": precision,
+        "compile": asked_or("compile", options.compile, kept) or choose_compile(device.value),
+        "decoder": decoder,
+        "batch_size": asked_or("batch_size", options.batch_size, kept)
+        or choose_batch_size(device.value, pixels_per_image),
+        "top_k": Choice(min(options.top_k, num_classes), f"{options.top_k} asked for, {num_classes} classes"),
+    }
+
+
+def asked_or(name: str, value: Any, kept: Mapping[str, Any]) -> Choice | None:
+    """The value that was asked for, else the one that an earlier start of this run chose, else None."""
+    if value is not None and value != "auto":
+        return Choice(value, "asked for")
+    if name in kept:
+        return Choice(kept[name], "as at the start of this run")
+    return None
+
+
+def choose_device() -> Choice:
+    import torch
+
+    if torch.cuda.is_available():
+        return Choice("cuda", f"{torch.cuda.device_count()} CUDA device(s) found")
+    return Choice("cpu", "no CUDA device found")
+
+
+def check_device(device: str) -> None:
+    """Raise SetupError where CUDA was asked for and there is none."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SetupError("no CUDA device", where="--device cuda", next_step="Check `nvidia-smi`, or use --device cpu.")
+
+
+def choose_precision(device: str) -> Choice:
+    """fp16 on CUDA; on a CPU bf16 where its instructions exist, else fp32."""
+    if device == "cuda":
+        return Choice("fp16", "fastest on CUDA; heads and probabilities stay in fp32")
+    if has_bf16_instructions():
+        return Choice("bf16", "this CPU has bf16 instructions; heads and probabilities stay in fp32")
+    return Choice("fp32", "this CPU has no bf16 instructions")
+
+
+def has_bf16_instructions() -> bool:
+    """Whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX, Arm BF16)."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            flags = {word for line in file if line.startswith(("flags", "Features")) for word in line.split()}
+    except OSError:
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def choose_compile(device: str) -> Choice:
+    if device == "cuda":
+        return Choice(True, "pays for itself on CUDA")
+    return Choice(False, "on a CPU compiling takes 10 to 40 s and gains little")
+
+
+def choose_decoder() -> Choice:
+    if has_module("nvidia.dali"):
+        return Choice("dali", "DALI is installed")
+    return Choice("torchvision", "DALI is not installed")
+
+
+def choose_batch_size(device: str, pixels_per_image: int) -> Choice:
+    """On a CPU a batch whose activations stay in the cache: 16 images of 224 x 224 or as many pixels, at most 128."""
+    if device == "cuda":
+        return Choice(256, "fills a GPU without filling its memory")
+    size = 16
+    while size < 128 and size * 2 * pixels_per_image <= 16 * 224 * 224:
+        size *= 2
+    return Choice(size, "keeps a batch's activations in the CPU's cache")
+
+
+def has_module(name: str) -> bool:
+    """Whether a module can be found, without importing it."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False

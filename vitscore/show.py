@@ -1,0 +1,240 @@
+"""What people see in a terminal: the progress line, the table of models, the plan of a dry run.
+
+Results go to standard output and fit 80 columns; progress goes to standard error, and only where that is a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from vitscore import run as runs
+from vitscore.prepare import Plan
+
+NARROW = 80
+
+
+def make_console(*, is_error: bool = False) -> Console:
+    """A console as wide as the terminal, or 80 columns where the output is piped."""
+    stream = sys.stderr if is_error else sys.stdout
+    width = None if stream.isatty() else max(NARROW, int_or(0))
+    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+
+
+def int_or(default: int) -> int:
+    """The COLUMNS of the environment, as an int."""
+    import os
+
+    try:
+        return int(os.environ.get("COLUMNS", default))
+    except ValueError:
+        return default
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A fraction as a percentage; an undefined one as a dash."""
+    return "-" if value is None else f"{100 * value:.{digits}f}"
+
+
+def models_table(document: Mapping[str, Any]) -> Table:
+    """The models side by side: accuracy with its interval, top-5, macro and weighted precision, recall, F1."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    table.add_column("model", overflow="ellipsis", max_width=18, no_wrap=True)
+    top = widest_top_k(document)
+    for name in ("accuracy", "95% interval", *([f"top-{top}"] if top > 1 else []), *3 * ["macro"], *3 * ["weight."]):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("", "", "", *([""] if top > 1 else []), *2 * ["P", "R", "F1"], style="dim")
+    for name, model in document["models"].items():
+        table.add_row(name, *model_cells(model, top))
+    return table
+
+
+def widest_top_k(document: Mapping[str, Any]) -> int:
+    """The largest k that every model's top-k accuracy has."""
+    ks = [int(k) for model in document["models"].values() for k in model["topk_accuracy"] or {}]
+    return max(ks, default=1)
+
+
+def model_cells(model: Mapping[str, Any], top: int) -> list[str]:
+    interval = (model["confidence_intervals"] or {}).get("accuracy")
+    report = model["report"] or {}
+    cells = [percent(model["accuracy"]), f"{percent(interval[0], 1)} to {percent(interval[1], 1)}" if interval else "-"]
+    if top > 1:
+        cells.append(percent((model["topk_accuracy"] or {}).get(str(top)), 1))
+    for average in ("macro avg", "weighted avg"):
+        row = report.get(average, {})
+        cells.extend(percent(row.get(figure), 1) for figure in ("precision", "recall", "f1-score"))
+    return cells
+
+
+def class_table(document: Mapping[str, Any], name: str) -> Table:
+    """One model's precision, recall, F1 and support, class by class."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold", title=name, title_justify="left")
+    table.add_column("class", overflow="fold")
+    for column in ("precision", "recall", "F1", "support"):
+        table.add_column(column, justify="right", no_wrap=True)
+    report = document["models"][name]["report"]
+    if report is None:
+        return table
+    for label in document["classes"]:
+        row = report[label]
+        figures = (percent(row[figure]) for figure in ("precision", "recall", "f1-score"))
+        table.add_row(Text(label), *figures, f"{row['support']:,.0f}")
+    return table
+
+
+def ledger_line(document: Mapping[str, Any]) -> str:
+    """`500 samples: 498 scored, 2 bad (1 undecodable image, 1 no image); 4 of 4 shards`."""
+    ledger = document["ledger"]
+    text = f"{ledger['expected']:,} samples: {ledger['scored']:,} scored, {ledger['bad']:,} bad"
+    if ledger["reasons"]:
+        text += " (" + ", ".join(f"{count:,} {reason}" for reason, count in ledger["reasons"].items()) + ")"
+    if ledger["unlabelled"]:
+        text += f", {ledger['unlabelled']:,} without a label"
+    return text + f"; {ledger['shards']['done']:,} of {ledger['shards']['expected']:,} shards"
+
+
+def show_document(document: Mapping[str, Any], *, per_class: bool, console: Console) -> None:
+    """The table, the comparisons in words, the ledger."""
+    has_metrics = any(model["report"] is not None for model in document["models"].values())
+    if has_metrics:
+        console.print(models_table(document))
+        for sentence in conclusions(document):
+            console.print(Text(sentence))
+    else:
+        console.print("No sample has a label: predictions are in the parts, there is nothing to measure them by.")
+    if per_class and has_metrics:
+        for name in document["models"]:
+            console.print()
+            console.print(class_table(document, name))
+    console.print(Text(ledger_line(document)))
+    for shard, reason in document["ledger"]["shards"]["bad"].items():
+        console.print(Text(f"bad shard {shard}: {reason}"))
+
+
+def conclusions(document: Mapping[str, Any]) -> Iterable[str]:
+    """One sentence a pair of models."""
+    from vitscore.compare import conclusion
+
+    for comparison in document["comparisons"]:
+        if comparison["samples"]:
+            yield conclusion(comparison)
+
+
+def show_written(folder: Any, document: Mapping[str, Any], console: Console) -> None:
+    """Where everything is."""
+    names = ["metrics.json", *(f"confusion_{name}.npz" for name in document["models"]), "parts/", "run.json"]
+    console.print(Text(f"written to {folder}: {', '.join(names)}"), soft_wrap=True)
+
+
+def show_plan(plan: Plan, disk_bytes: int | None, console: Console) -> None:
+    """What a run would do: shards, classes and their matching, every automatic choice with its reason, disk."""
+    sizes = [shard.num_bytes for shard in plan.shards]
+    known = sum(size or 0 for size in sizes)
+    unknown = " and shards of unknown size" if None in sizes else ""
+    console.print(f"shards   {len(plan.shards):,}, {size_text(known)}{unknown}")
+    for shard in [*plan.shards[:3], *plan.shards[max(3, len(plan.shards) - 1) :]]:
+        size = "size unknown" if shard.num_bytes is None else size_text(shard.num_bytes)
+        console.print(Text(f"         {shard.ordinal:>7}  {shard.name}  {size}"), soft_wrap=True)
+    if plan.last_rows is not None:
+        console.print(f"limit    {plan.options.limit:,} samples: {plan.last_rows:,} of the last shard listed")
+    console.print(f"classes  {len(plan.classes):,}, from {plan.classes_source}: {', '.join(plan.classes[:5])} ...")
+    for model in plan.models:
+        matching = model.head.summary if model.head else f"zero-shot, {len(plan.templates)} templates"
+        console.print(Text(f"model    {model.name} ({model.checkpoint.kind}): {matching}"), soft_wrap=True)
+    for name, choice in plan.settings.items():
+        console.print(Text(f"choice   {name} = {choice.value}: {choice.reason}"), soft_wrap=True)
+    about = "unknown" if disk_bytes is None else f"about {size_text(disk_bytes)}"
+    console.print(f"disk     {about} for the parts in {plan.options.output}", soft_wrap=True)
+    console.print("dry run: nothing was written, nothing was scored")
+
+
+def size_text(num_bytes: float) -> str:
+    """Bytes in the unit that leaves one to three digits."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError
+
+
+class Watcher:
+    """Rank 0's progress line on standard error: images/s, running accuracy, time left; silent where it is piped."""
+
+    def __init__(self, *, is_shown: bool | None = None) -> None:
+        self._console = make_console(is_error=True)
+        self._is_shown = sys.stderr.isatty() if is_shown is None else is_shown
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def planned(self, plan: Plan, *, num_done: int) -> None:
+        if num_done:
+            self._say(f"going on: {num_done:,} of {len(plan.shards):,} shards are done")
+        if not self._is_shown or num_done == len(plan.shards):
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[accuracy]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self._console,
+            transient=True,
+            expand=True,
+        )
+        self._task = self._progress.add_task("loading", total=None, rate="", accuracy="", left="")
+        self._progress.start()
+
+    def progressed(self, state: runs.Progress) -> None:
+        if self._progress is None or self._task is None:
+            return
+        rate = (state.images - state.images_at_start) / state.seconds if state.seconds else None
+        fraction = progress_fraction(state)
+        shown = [f"{name} {100 * value:.1f}%" for name, value in state.accuracy.items() if value is not None]
+        self._progress.update(
+            self._task,
+            description="scoring",
+            total=1.0,
+            completed=fraction,
+            rate=f"{rate:,.0f} img/s" if rate else "",
+            accuracy=" ".join(shown[:2]),
+            left=left_text(state, fraction),
+        )
+
+    def waiting(self, num_ranks: int) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=f"waiting for {num_ranks} rank(s)", left="")
+
+    def finished(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _say(self, text: str) -> None:
+        if self._is_shown:
+            self._console.print(Text(text))
+
+
+def progress_fraction(state: runs.Progress) -> float:
+    """The share of the corpus that is done, by bytes where sizes are known, else by shards."""
+    if state.bytes_total:
+        return min(1.0, state.bytes_done / state.bytes_total)
+    return state.shards_done / max(state.shards_total, 1)
+
+
+def left_text(state: runs.Progress, fraction: float) -> str:
+    """`1:05 left`, from the share that is done and the time that took."""
+    if not 0 < fraction < 1 or state.seconds < 2:
+        return ""
+    left_s = round(state.seconds * (1 - fraction) / fraction)
+    minutes, seconds = divmod(left_s, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
