@@ -1,1 +1,32 @@
-"""numba kernels on arrays: logits to predictions, predictions to counts. No I/O, no model."""
+"""numba kernels on arrays: logits to predictions, predictions to counts. No I/O, no model.
+
+`score_rows` ranks logits, `add_counts` and `ConfusionCounts` count predictions, `add_reliability` bins confidence.
+Each has a plain NumPy twin in `vitscore.kernels.reference`. Names load on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitscore.kernels.counts import ConfusionCounts, SparseConfusion, add_counts
+    from vitscore.kernels.reliability import add_reliability
+    from vitscore.kernels.rows import RowScores, score_rows
+
+__all__ = ["ConfusionCounts", "RowScores", "SparseConfusion", "add_counts", "add_reliability", "score_rows"]
+
+_HOME = {
+    "ConfusionCounts": "counts",
+    "SparseConfusion": "counts",
+    "add_counts": "counts",
+    "add_reliability": "reliability",
+    "RowScores": "rows",
+    "score_rows": "rows",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"vitscore.kernels.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'vitscore.kernels' has no attribute {name!r}")

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitscore.durable import sync_file, sync_folder, temporary_name
+from vitscore.errors import LedgerError
 
 FOOTER_KEY = b"vitscore"
 GROUP_BYTES = 32 << 20
@@ -75,14 +76,21 @@ def read_footer(path: Path) -> Footer | None:
 
 
 def finished_parts(folder: Path, identity: str) -> dict[int, tuple[Path, Footer]]:
-    """The parts of this run that are done, by ordinal; anything else in the folder is not looked at."""
+    """The parts of this run that are done, by rising ordinal; anything else in the folder is not looked at.
+
+    Raises:
+        LedgerError: a shard has two parts.
+    """
     found: dict[int, tuple[Path, Footer]] = {}
     for path in sorted(folder.glob("*.parquet")):
-        match = PART_NAME.fullmatch(path.name)
-        footer = read_footer(path) if match else None
-        if footer is not None and footer.identity == identity:
-            found[footer.ordinal] = (path, footer)
-    return found
+        footer = read_footer(path) if PART_NAME.fullmatch(path.name) else None
+        if footer is None or footer.identity != identity:
+            continue
+        if footer.ordinal in found:
+            got = f"{found[footer.ordinal][0].name} and {path.name}"
+            raise LedgerError("shard is there twice", where=footer.shard, got=got, next_step="Remove one of the parts.")
+        found[footer.ordinal] = (path, footer)
+    return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,212 @@
+"""Two models on the same samples: who is right where, how far apart they are, and whether that can be told.
+
+Gets counts from the fold over the parts; gives one entry of `comparisons` in metrics.json and one plain sentence.
+The difference of accuracies has Tango's score interval for paired proportions (T. Tango, Statistics in Medicine 17,
+1998), which stays sound with few disagreements or none; the test is McNemar's, exact. Knows no file, no tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from vitscore.intervals import LEVEL, Z
+from vitscore.kernels.arrays import as_ids, check_same_length
+
+POWER = 0.8
+"""How surely the number of images that "would be needed" shows a difference of the size that was seen."""
+
+
+@dataclass
+class PairCounts:
+    """Samples by which of two models is right; only those that have a label and both predictions."""
+
+    both: int = 0
+    only_a: int = 0
+    only_b: int = 0
+    neither: int = 0
+    agreed: int = 0
+    """Samples with the same prediction, right or wrong."""
+
+    @property
+    def samples(self) -> int:
+        return self.both + self.only_a + self.only_b + self.neither
+
+    def update(self, labels_B: Any, preds_a_B: Any, preds_b_B: Any) -> int:
+        """Count a batch; a row where an id is -1 is left out. Returns how many were counted."""
+        labels_B, preds_a_B, preds_b_B = as_ids(labels_B), as_ids(preds_a_B), as_ids(preds_b_B)
+        check_same_length(labels=labels_B, a=preds_a_B, b=preds_b_B)
+        counted_B = (labels_B >= 0) & (preds_a_B >= 0) & (preds_b_B >= 0)
+        a_B, b_B = (preds_a_B == labels_B)[counted_B], (preds_b_B == labels_B)[counted_B]
+        both, only_a, only_b = int((a_B & b_B).sum()), int((a_B & ~b_B).sum()), int((~a_B & b_B).sum())
+        self.both += both
+        self.only_a += only_a
+        self.only_b += only_b
+        self.neither += len(a_B) - both - only_a - only_b
+        self.agreed += int((preds_a_B == preds_b_B)[counted_B].sum())
+        return len(a_B)
+
+    def merge(self, other: PairCounts) -> None:
+        """Add another's counts, as if its samples had been counted here."""
+        self.both += other.both
+        self.only_a += other.only_a
+        self.only_b += other.only_b
+        self.neither += other.neither
+        self.agreed += other.agreed
+
+
+def compare(a: str, b: str, counts: PairCounts) -> dict[str, Any]:
+    """One entry of `comparisons`, in the contract's order; figures are None without common samples."""
+    n = counts.samples
+    return {
+        "a": a,
+        "b": b,
+        "samples": n,
+        "both": counts.both,
+        "only_a": counts.only_a,
+        "only_b": counts.only_b,
+        "neither": counts.neither,
+        "agreement": counts.agreed / n if n else None,
+        "accuracy_difference": (counts.only_a - counts.only_b) / n if n else None,
+        "accuracy_difference_ci": paired_interval(counts.only_a, counts.only_b, n) if n else None,
+        "mcnemar_p": mcnemar_p(counts.only_a, counts.only_b) if n else None,
+    }
+
+
+def conclusion(comparison: Mapping[str, Any], *, adjusted_p: float | None = None) -> str:
+    """One sentence that the numbers support.
+
+    Args:
+        comparison: an entry of `comparisons`.
+        adjusted_p: its p-value after Holm's correction, where several pairs were compared.
+    """
+    n, difference = comparison["samples"], comparison["accuracy_difference"]
+    a, b = comparison["a"], comparison["b"]
+    if not n:
+        return f"{a} and {b} cannot be compared: no image has a label and both predictions"
+    images = f"{n:,} image{'s' if n > 1 else ''}"
+    low, high = comparison["accuracy_difference_ci"]
+    p = comparison["mcnemar_p"] if adjusted_p is None else adjusted_p
+    if (low > 0 or high < 0) and p < 1 - LEVEL:
+        first, second = (a, b) if difference > 0 else (b, a)
+        ends = sorted((abs(low), abs(high)))
+        gap = f"{_points(abs(difference))} points, {LEVEL:.0%} interval {_points(ends[0])} to {_points(ends[1])}"
+        return f"{first} is ahead of {second} by {gap}, on {images}"
+    these = "this image" if n == 1 else f"these {images}"
+    text = f"no difference between {a} and {b} can be shown on {these}"
+    text += f" ({_points(difference)} points, {LEVEL:.0%} interval {_points(low)} to {_points(high)})"
+    needed = images_needed(comparison["only_a"], comparison["only_b"], n)
+    return f"{text}: about {needed:,} would be needed" if needed is not None and needed > n else text
+
+
+def _points(fraction: float) -> str:
+    text = f"{100 * fraction:.1f}"
+    return "0.0" if text == "-0.0" else text
+
+
+def images_needed(only_a: int, only_b: int, num_samples: int) -> int | None:
+    """How many images would show a difference of the size seen, to two digits; None where none was seen.
+
+    McNemar's test at the usual level with 80% power (R. J. Connor, Biometrics 43, 1987).
+    """
+    if only_a == only_b:
+        return None
+    apart, gap = (only_a + only_b) / num_samples, abs(only_a - only_b) / num_samples
+    z_power = NormalDist().inv_cdf(POWER)
+    needed = ((Z * math.sqrt(apart) + z_power * math.sqrt(max(apart - gap * gap, 0.0))) / gap) ** 2
+    unit: int = 10 ** max(math.floor(math.log10(needed)) - 1, 0)
+    return math.ceil(needed / unit) * unit
+
+
+def paired_interval(only_a: int, only_b: int, num_samples: int) -> list[float]:
+    """Tango's score interval, at the 95% level, of the difference a - b of two rates on the same samples."""
+    return [-_upper_end(only_b, only_a, num_samples), _upper_end(only_a, only_b, num_samples)]
+
+
+def _upper_end(only_a: int, only_b: int, n: int) -> float:
+    """The largest difference that the score test does not reject, by bisection."""
+    low, high = (only_a - only_b) / n, 1.0
+    while True:
+        middle = 0.5 * (low + high)
+        if not low < middle < high:
+            return middle
+        if _score(only_a, only_b, n, middle) > -Z:
+            low = middle
+        else:
+            high = middle
+
+
+def _score(only_a: int, only_b: int, n: int, difference: float) -> float:
+    """The score statistic at a supposed difference; the rate of `only b` is its likeliest value under it."""
+    half_b = -only_a - only_b + (2 * n - only_a + only_b) * difference
+    root = math.sqrt(max(half_b * half_b + 8 * n * only_b * difference * (1 - difference), 0.0))
+    rate_b = (root - half_b) / (4 * n)
+    variance = n * (2 * rate_b + difference * (1 - difference))
+    excess = only_a - only_b - n * difference
+    if variance <= 0:
+        return math.copysign(math.inf, excess) if excess else 0.0
+    return excess / math.sqrt(variance)
+
+
+def mcnemar_p(only_a: int, only_b: int) -> float:
+    """McNemar's exact test: the two-sided binomial test of the disagreements against a fair coin.
+
+    Its cost grows with the square root of their number, and its precision does not suffer from it: the first term
+    comes from the saddle-point form of the binomial, the others from their ratio.
+    """
+    n, few = only_a + only_b, min(only_a, only_b)
+    if 2 * few == n:
+        return 1.0
+    # Two times the tail, relative to its largest term.
+    ratio_sum, term, k = 1.0, 1.0, few
+    while k > 0 and term > 1e-17 * ratio_sum:
+        term *= k / (n - k + 1)
+        ratio_sum += term
+        k -= 1
+    return min(1.0, 2.0 * math.exp(_log_fair_binomial(few, n)) * ratio_sum)
+
+
+def _log_fair_binomial(k: int, n: int) -> float:
+    """Log of the chance of k heads in n throws; no difference of large numbers (C. Loader, 2000)."""
+    if k in (0, n):
+        return -n * math.log(2)
+    away = _stirling_error(n) - _stirling_error(k) - _stirling_error(n - k)
+    away -= _deviance(k, n / 2) + _deviance(n - k, n / 2)
+    return away + 0.5 * math.log(n / (2 * math.pi * k * (n - k)))
+
+
+def _stirling_error(n: int) -> float:
+    """log(n!) minus Stirling's formula."""
+    if n < 16:
+        return math.lgamma(n + 1) - (n + 0.5) * math.log(n) + n - 0.5 * math.log(2 * math.pi)
+    square = n * n
+    return (1 / 12 - (1 / 360 - (1 / 1260 - (1 / 1680) / square) / square) / square) / n
+
+
+def _deviance(x: float, mean: float) -> float:
+    """x log(x / mean) + mean - x, by a series where x is near the mean."""
+    gap = (x - mean) / (x + mean)
+    if abs(gap) >= 0.1:
+        return x * math.log(x / mean) + mean - x
+    total, power, j = (x - mean) * gap, 2 * x * gap, 1
+    while True:
+        power *= gap * gap
+        after = total + power / (2 * j + 1)
+        if after == total:
+            return total
+        total, j = after, j + 1
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p-values that may be compared to one level together, in the order given."""
+    order = np.argsort(np.asarray(p_values, np.float64), kind="stable")
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
