@@ -1,0 +1,115 @@
+"""Members to samples: which names of a tar belong together, and which of them is the image.
+
+Between the tar's index and the rows; looks at names only. Grouping is webdataset's: the key is the path up to the first
+dot of its base name, folders kept, the extension is the rest, lower-cased; names like `__meta__` or without a dot
+belong to no sample. Beyond webdataset, members of one key are one sample also where they are not adjacent, and the
+second member of one key and extension opens a row of its own, `key#2`, instead of ending the shard.
+
+Where a sample has several images, the first by `IMAGE_EXTENSIONS` is taken, whatever their order in the tar.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from vitscore.shards.reasons import DUPLICATE_KEY, with_details
+
+IMAGE_EXTENSIONS = (
+    "jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "jp2", "j2k", "gif", "avif", "ppm", "pgm", "pbm", "pnm",
+)  # fmt: skip
+
+NO_MEMBER = -1
+_META_NAME = re.compile(r"__[^/]*__($|/)")
+_DOTFILE = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+
+
+@dataclass
+class Grouping:
+    """Rows of a shard as numbers of members in its tar's index."""
+
+    keys: list[str] = field(default_factory=list)
+    image_members: list[int] = field(default_factory=list)
+    label_members: list[int] = field(default_factory=list)
+    extensions: list[list[str]] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)
+    num_scattered: int = 0
+    num_many_images: int = 0
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """A member's key and lower-cased extension, None where it belongs to no sample."""
+    slash = name.rfind("/")
+    dot = name.find(".", slash + 1)
+    if dot < 0 or (name.startswith("__") and _META_NAME.match(name)):
+        return None
+    if dot > slash + 1:
+        return name[:dot], name[dot + 1 :].lower()
+    # A dotfile in a folder: webdataset's expression makes the folder its key.
+    match = _DOTFILE.match(name)
+    return (match[1], match[2].lower()) if match else None
+
+
+def group_members(names: Iterable[str], *, image_extensions: tuple[str, ...], label_extension: str) -> Grouping:
+    """Group a tar's members into samples, in order of their first members."""
+    groups = Grouping()
+    rank_of = {extension: rank for rank, extension in enumerate(image_extensions)}
+    row_of: dict[str, int] = {}
+    later_rows: dict[str, list[int]] = {}
+    scattered: set[int] = set()
+    many_images: set[int] = set()
+    image_ranks: list[int] = []
+    row, row_key = -1, None
+    keys, extensions, images, labels = groups.keys, groups.extensions, groups.image_members, groups.label_members
+    for member, name in enumerate(names):
+        key_and_extension = split_name(name)
+        if key_and_extension is None:
+            continue
+        key, extension = key_and_extension
+        if key != row_key:
+            row_key = key
+            row = row_of.get(key, -1)
+            if row >= 0:
+                scattered.add(row)
+        target = row
+        if target >= 0 and extension in extensions[target]:
+            chain = later_rows.setdefault(key, [])
+            target = next((later for later in chain if extension not in extensions[later]), -1)
+        if target < 0:
+            target = len(keys)
+            if row < 0:
+                row = row_of[key] = target
+            else:
+                later_rows[key].append(target)
+            keys.append(key)
+            extensions.append([])
+            images.append(NO_MEMBER)
+            labels.append(NO_MEMBER)
+            image_ranks.append(len(rank_of))
+        extensions[target].append(extension)
+        rank = rank_of.get(extension)
+        if rank is not None:
+            if images[target] != NO_MEMBER:
+                many_images.add(target)
+            if rank < image_ranks[target]:
+                images[target], image_ranks[target] = member, rank
+        if extension == label_extension:
+            labels[target] = member
+    _name_duplicates(groups, row_of, later_rows)
+    # A duplicate makes its key's members non-adjacent by itself; its own reason says enough.
+    groups.num_scattered = sum(keys[row] not in later_rows for row in scattered)
+    groups.num_many_images = len(many_images)
+    return groups
+
+
+def _name_duplicates(groups: Grouping, row_of: dict[str, int], later_rows: dict[str, list[int]]) -> None:
+    """Give each further sample of a key its own name, `key#2` on, past names that the tar itself has."""
+    for key, rows in later_rows.items():
+        number = 1
+        for row in rows:
+            number += 1
+            while f"{key}#{number}" in row_of:
+                number += 1
+            groups.keys[row] = f"{key}#{number}"
+            groups.reasons[row] = with_details(DUPLICATE_KEY, f"{key!r} is in the shard already")

@@ -1,0 +1,162 @@
+"""The plan of a making: how samples are cut into shards, and whose the output folder is.
+
+Between source and writers. The plan lies beside the shards, so that an interrupted making goes on where it was, and
+another one is refused by what differs. It writes no shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vitscore.errors import OtherRunError, UsageError
+from vitscore.shards.sources import Sample, Source
+from vitscore.shards.write import TEMPORARY_SUFFIX, sample_bytes, write_file
+
+PLAN_FILE = "make-plan.json"
+CLASSES_FILE = "classes.txt"
+DEFAULT_SHARD_BYTES = 256_000_000
+# Two closing zero blocks, and tarfile's padding to its record size.
+TAR_END_BYTES = 10_240
+
+_SHARD_NAME = re.compile(r"shard-\d{6,}\.tar")
+
+
+@dataclass(frozen=True)
+class MakePlan:
+    """What is being made: another plan in the same folder is another data set."""
+
+    schema: int
+    source: str
+    images: int
+    shards: int
+    per_shard: int | None
+    shard_bytes: int | None
+    shuffle: int | None
+    classes: str
+    content: str
+    """Hash over keys, labels, sizes and times of the images, in order."""
+
+
+def cut_samples(samples: list[Sample], *, per_shard: int | None, shard_bytes: int | None) -> list[list[Sample]]:
+    """The samples of each shard."""
+    if per_shard is not None:
+        if per_shard < 1:
+            raise UsageError("too few samples a shard", where="--per-shard", expected="1 or more", got=str(per_shard))
+        return [samples[start : start + per_shard] for start in range(0, len(samples), per_shard)]
+    limit = max(1, (shard_bytes or DEFAULT_SHARD_BYTES) - TAR_END_BYTES)
+    cuts: list[list[Sample]] = []
+    size = limit
+    for sample in samples:
+        num_bytes = sample_bytes(sample)
+        if size + num_bytes > limit or not cuts:
+            cuts.append([])
+            size = 0
+        cuts[-1].append(sample)
+        size += num_bytes
+    return cuts
+
+
+def make_plan(
+    source: Source,
+    samples: Sequence[Sample],
+    num_shards: int,
+    *,
+    per_shard: int | None,
+    shard_bytes: int | None,
+    shuffle: int | None,
+) -> MakePlan:
+    content = hashlib.sha256()
+    for sample in samples:
+        content.update(f"{sample.key}\0{sample.extension}\0{sample.label}\0{sample.image.fingerprint}\n".encode())
+    classes = hashlib.sha256(json.dumps(source.classes).encode())
+    return MakePlan(
+        schema=1,
+        source=source.kind,
+        images=len(samples),
+        shards=num_shards,
+        per_shard=per_shard,
+        shard_bytes=shard_bytes,
+        shuffle=shuffle,
+        classes=classes.hexdigest(),
+        content=content.hexdigest(),
+    )
+
+
+def claim_folder(folder: Path, plan: MakePlan, *, overwrite: bool) -> None:
+    """Write the plan, or find that it is there already; another one is refused or, with `overwrite`, removed."""
+    for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        leftover.unlink()
+    present = sorted(path for path in folder.glob("*.tar"))
+    plan_file = folder / PLAN_FILE
+    if plan_file.exists():
+        differences = _differences(plan_file, plan)
+        if not differences:
+            return
+        if not overwrite:
+            raise OtherRunError(
+                "the folder holds other shards", where=str(folder), got="; ".join(differences),
+                next_step="Choose another folder, or --overwrite.",
+            )  # fmt: skip
+        for path in present:
+            if _SHARD_NAME.fullmatch(path.name):
+                path.unlink()
+        (folder / CLASSES_FILE).unlink(missing_ok=True)
+        # Last: until here the old plan says what the folder's shards are.
+        plan_file.unlink()
+        present = [path for path in present if path.exists()]
+    if present:
+        raise OtherRunError(
+            "the folder holds shards that were not made here", where=str(folder), got=present[0].name,
+            next_step="Choose another folder.",
+        )  # fmt: skip
+    write_file(plan_file, json.dumps(asdict(plan), indent=2).encode() + b"\n")
+
+
+def _differences(plan_file: Path, plan: MakePlan) -> list[str]:
+    """What of the plan in the folder is different, in words."""
+    try:
+        there = json.loads(plan_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        there = None
+    if not isinstance(there, dict):
+        return ["its plan cannot be read"]
+    told = []
+    for name, value in asdict(plan).items():
+        if there.get(name) == value:
+            continue
+        if name == "classes":
+            told.append("other class names")
+        elif name == "content":
+            told.append("other images or labels")
+        else:
+            told.append(f"{name.replace('_', ' ')} {there.get(name)} instead of {value}")
+    return told
+
+
+@contextlib.contextmanager
+def only_maker(folder: Path) -> Iterator[None]:
+    """Keep a second maker out of the folder. The kernel drops the lock with the process, so nothing stays behind."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError("the folder is being written", where=str(folder), got="another shards make") from None
+        except OSError:
+            # A file system without locks: two makers would only write the same bytes twice.
+            pass
+        yield
+    finally:
+        os.close(fd)

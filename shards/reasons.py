@@ -1,0 +1,50 @@
+"""The fixed vocabulary of `reason`: why a sample or a shard is bad.
+
+A reason is one of these constants, or one of them, `": "` and details. The ledger counts reasons by the constant alone,
+so details never make a new kind. Nothing here is an exception: a bad sample is a row, a bad shard is an entry.
+"""
+
+from __future__ import annotations
+
+# A sample, before its image is decoded.
+NO_IMAGE = "no image"
+EMPTY_IMAGE = "empty image"
+DUPLICATE_KEY = "duplicate key"
+TRUNCATED = "truncated"
+SPARSE_MEMBER = "sparse member"
+READ_ERROR = "read error"
+
+# A sample's label.
+LABEL_OUT_OF_RANGE = "label out of range"
+LABEL_UNKNOWN = "label is not a class"
+LABEL_AMBIGUOUS = "label is ambiguous"
+LABEL_UNREADABLE = "label unreadable"
+
+# A sample's image, while it is decoded.
+UNDECODABLE_IMAGE = "undecodable image"
+TRUNCATED_IMAGE = "truncated image"
+IMAGE_TOO_LARGE = "image too large"
+
+# A shard. `TRUNCATED` and `READ_ERROR` serve here too.
+MISSING = "missing"
+EMPTY_FILE = "empty file"
+NOT_A_TAR = "not a tar"
+DAMAGED = "damaged"
+
+SAMPLE_REASONS = frozenset({
+    NO_IMAGE, EMPTY_IMAGE, DUPLICATE_KEY, TRUNCATED, SPARSE_MEMBER, READ_ERROR,
+    LABEL_OUT_OF_RANGE, LABEL_UNKNOWN, LABEL_AMBIGUOUS, LABEL_UNREADABLE,
+    UNDECODABLE_IMAGE, TRUNCATED_IMAGE, IMAGE_TOO_LARGE,
+})  # fmt: skip
+SHARD_REASONS = frozenset({MISSING, EMPTY_FILE, NOT_A_TAR, TRUNCATED, DAMAGED, READ_ERROR})
+
+
+def with_details(reason: str, details: str) -> str:
+    """`reason: details`; the details on one line, cut where they are endless."""
+    line = " ".join(details.split())
+    return f"{reason}: {line[:200]}" if line else reason
+
+
+def reason_kind(reason: str) -> str:
+    """The constant that a reason begins with, without its details."""
+    return reason.split(": ", 1)[0]

@@ -1,0 +1,336 @@
+"""The index of a tar: which members it has and where their data lie, without reading the data.
+
+First stage of the flow: shard file in, member names, offsets and sizes out. It never raises for what the file holds:
+an index has the members that could be found and a `fault` for the rest. It groups nothing into samples and reads no
+member; compressed tars are not read either.
+
+A fault is a reason of the vocabulary with its details. What is a fault and what is not:
+- a member that runs past the end of the file is listed, with a flaw, and the shard has a fault;
+- a file that ends on a member's border without the closing zero blocks is whole (tarfile reads it too);
+- anything but zeros behind the closing blocks is a fault: such members would be lost in silence.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vitscore.shards.reasons import (
+    DAMAGED,
+    EMPTY_FILE,
+    NOT_A_TAR,
+    READ_ERROR,
+    SPARSE_MEMBER,
+    TRUNCATED,
+    with_details,
+)
+from vitscore.shards.tarheader import (
+    BLOCK_BYTES,
+    DATALESS_TYPES,
+    LONG_LINK,
+    LONG_NAME,
+    PAX_GLOBAL,
+    PAX_NEXT_TYPES,
+    REGULAR_TYPES,
+    SPARSE,
+    ZERO_BLOCK,
+    BadHeader,
+    decode_name,
+    first_bad_checksum,
+    has_valid_checksum,
+    header_name,
+    header_size,
+    parse_pax_records,
+    pax_overrides,
+)
+
+# Small members: one large read covers hundreds of headers. Large members: a small read a header, so that an index of
+# 110 KB images copies 4% of the file.
+WIDE_WINDOW_BYTES = 1 << 20
+NARROW_WINDOW_BYTES = 1 << 12
+WIDE_UP_TO_SPACING_BYTES = 16 << 10
+# How far ahead of the index the kernel is asked to read when the data are wanted next anyway.
+READAHEAD_BYTES = 8 << 20
+MAX_EXTENDED_HEADER_BYTES = 16 << 20
+# Below this many headers in a window, checking them one at a time costs less than numpy's calls.
+FEW_HEADERS = 6
+
+COMPRESSED_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
+
+
+@dataclass(slots=True)
+class Member:
+    """A regular file in a tar: its name, and where its data begin and how long they are."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass
+class TarIndex:
+    """What a tar holds, by column: the n-th name, offset and size belong to the n-th regular member."""
+
+    names: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    fault: str | None = None
+    flaws: dict[int, str] = field(default_factory=dict)
+    """Members that cannot be read as they are: index to reason."""
+    num_links: int = 0
+    """Hard and symbolic links, which hold no data and are skipped, as webdataset skips them."""
+    num_bytes: int = 0
+
+    @property
+    def members(self) -> list[Member]:
+        return [Member(*fields) for fields in zip(self.names, self.offsets, self.sizes, strict=True)]
+
+
+def index_tar(fd: int, *, will_read: bool = False) -> TarIndex:
+    """Index the tar behind an open file.
+
+    Args:
+        fd: a seekable file descriptor, at any position; it is read with pread and stays open.
+        will_read: the members' data are read next; the kernel is asked to fetch them ahead of the index.
+    """
+    index = TarIndex()
+    try:
+        index.num_bytes = os.fstat(fd).st_size
+        _Walk(fd, index, will_read=will_read).run()
+    except OSError as error:
+        index.fault = with_details(READ_ERROR, error.strerror or str(error))
+    return index
+
+
+class _End(Exception):
+    """The walk is over; the message, if any, is the shard's fault."""
+
+
+class _Walk:
+    """One pass over a tar's headers. Lives as long as `index_tar` runs; what it finds goes straight to the index."""
+
+    def __init__(self, fd: int, index: TarIndex, *, will_read: bool) -> None:
+        self.fd = fd
+        self.index = index
+        self.position = 0
+        self.window = b""
+        self.window_start = 0
+        self.window_bytes = WIDE_WINDOW_BYTES
+        self.advised_up_to = 0 if will_read and hasattr(os, "posix_fadvise") else None
+        # Headers of this window whose checksums are still to be verified: block numbers in it, and how many members the
+        # index had before each, to take back what a wrong header said.
+        self.unverified: list[int] = []
+        self.num_members_before: list[int] = []
+        self.pending: dict[str, str] = {}
+        self.global_pax: dict[str, str] = {}
+
+    def run(self) -> None:
+        try:
+            self.check_start()
+            while True:
+                self.load_window()
+                self.walk_window()
+        except _End as end:
+            fault = str(end)
+        except BadHeader as bad:
+            fault = with_details(DAMAGED, f"header at byte {self.position}: {bad}")
+        # What came before the end may itself be wrong: a bad header sends the walk anywhere.
+        try:
+            self.verify()
+        except _End as end:
+            fault = str(end)
+        self.index.fault = fault or None
+
+    def check_start(self) -> None:
+        size = self.index.num_bytes
+        if size == 0:
+            raise _End(EMPTY_FILE)
+        start = os.pread(self.fd, BLOCK_BYTES, 0)
+        compression = next((name for magic, name in COMPRESSED_MAGIC.items() if start.startswith(magic)), "")
+        if compression and not (len(start) == BLOCK_BYTES and has_valid_checksum(start)):
+            raise _End(with_details(NOT_A_TAR, f"{compression} data; unpack it first"))
+        if len(start) < BLOCK_BYTES:
+            raise _End(with_details(NOT_A_TAR, f"only {size} bytes"))
+        if start != ZERO_BLOCK and not has_valid_checksum(start):
+            raise _End(with_details(NOT_A_TAR, "no tar header at its start"))
+
+    def load_window(self) -> None:
+        """Read on at the position; the size of the read follows how far apart the last window's headers were."""
+        if self.unverified:
+            spacing = (self.position - self.window_start) / len(self.unverified)
+            is_wide = spacing <= WIDE_UP_TO_SPACING_BYTES
+            self.window_bytes = WIDE_WINDOW_BYTES if is_wide else NARROW_WINDOW_BYTES
+        self.verify()
+        self.advise()
+        self.window_start = self.position
+        self.window = os.pread(self.fd, self.window_bytes, self.position)
+        if not self.window:
+            raise _End  # on a member's border: whole, though without the closing blocks
+        if len(self.window) < BLOCK_BYTES:
+            is_padding = not any(self.window)
+            raise _End("" if is_padding else with_details(TRUNCATED, f"in the header at byte {self.position}"))
+
+    def advise(self) -> None:
+        if self.advised_up_to is not None and self.position + READAHEAD_BYTES // 2 >= self.advised_up_to:
+            start = max(self.advised_up_to, self.position)
+            os.posix_fadvise(self.fd, start, READAHEAD_BYTES, os.POSIX_FADV_WILLNEED)
+            self.advised_up_to = start + READAHEAD_BYTES
+
+    def walk_window(self) -> None:
+        """Take the window's headers one after the other; the plain ones, nearly all of them, right here."""
+        window, window_start, file_bytes = self.window, self.window_start, self.index.num_bytes
+        names, offsets, sizes = self.index.names, self.index.offsets, self.index.sizes
+        last = len(window) - BLOCK_BYTES
+        at = self.position - window_start
+        while at <= last:
+            name_end = window.find(0, at, at + 100)
+            kind = window[at + 156]
+            is_plain = kind in REGULAR_TYPES and name_end > at and not window[at + 345] and not self.pending
+            if not is_plain or self.global_pax or window[at + 135] not in b"\0 " or window[name_end - 1] == 47:
+                at = self.take_special(at)
+                continue
+            try:
+                size = int(window[at + 124 : at + 135], 8)
+            except ValueError:
+                at = self.take_special(at)
+                continue
+            data = window_start + at + BLOCK_BYTES
+            end = data + ((size + 511) & -512)
+            if end > file_bytes or size < 0:
+                at = self.take_special(at)
+                continue
+            self.unverified.append(at >> 9)
+            self.num_members_before.append(len(names))
+            try:
+                names.append(window[at:name_end].decode())
+            except UnicodeDecodeError:
+                names.append(decode_name(window[at:name_end]))
+            offsets.append(data)
+            sizes.append(size)
+            at = end - window_start
+            self.position = end
+
+    def take_special(self, at: int) -> int:
+        """A header that is not plain: verified at once, then handled by its kind; where the next one starts."""
+        self.position = position = self.window_start + at
+        block = self.window[at : at + BLOCK_BYTES]
+        if block == ZERO_BLOCK:
+            self.check_tail(position)
+        if not has_valid_checksum(block):
+            raise BadHeader("wrong checksum")
+        kind, size = block[156], header_size(block)
+        if kind in (LONG_NAME, LONG_LINK, PAX_GLOBAL) or kind in PAX_NEXT_TYPES:
+            self.take_extended(kind, self.read_extended(size))
+            self.position = _padded(position + BLOCK_BYTES + size)
+        else:
+            self.take_member(block, kind, size)
+        # Counted for the spacing that sizes the next window; verified already, so verifying again is harmless.
+        self.unverified.append(at >> 9)
+        self.num_members_before.append(len(self.index.names))
+        return self.position - self.window_start
+
+    def read_extended(self, size: int) -> bytes:
+        """The body of an extended header, which often reaches past the window."""
+        if size > MAX_EXTENDED_HEADER_BYTES:
+            raise BadHeader(f"an extended header of {size} bytes")
+        body = os.pread(self.fd, size, self.position + BLOCK_BYTES)
+        if len(body) < size:
+            raise _End(with_details(TRUNCATED, f"in the extended header at byte {self.position}"))
+        return body
+
+    def take_extended(self, kind: int, body: bytes) -> None:
+        if kind == LONG_NAME:
+            self.pending.setdefault("path", decode_name(body))
+        elif kind == PAX_GLOBAL:
+            self.global_pax.update(pax_overrides(parse_pax_records(body)))
+        elif kind in PAX_NEXT_TYPES:
+            # Several headers before one member: the outermost wins, as in tarfile.
+            self.pending = pax_overrides(parse_pax_records(body)) | self.pending
+
+    def take_member(self, block: bytes, kind: int, size: int) -> None:
+        """List the member where it is a regular file, and step over its data."""
+        overrides = self.global_pax | self.pending
+        self.pending = {}
+        name = overrides.get("path") or header_name(block)
+        size = int(overrides.get("size", size))
+        data = self.position + BLOCK_BYTES
+        is_folder = kind == 0 and name.endswith("/")
+        if kind in DATALESS_TYPES or is_folder:
+            self.index.num_links += kind in b"12"
+            self.position = data
+            return
+        is_sparse = kind == SPARSE or "sparse" in overrides
+        data = self.skip_sparse_map(block, data) if kind == SPARSE else data
+        if kind in REGULAR_TYPES or is_sparse:
+            self.append(name, data, size, is_sparse=is_sparse)
+        if data + size > self.index.num_bytes:
+            raise _End(with_details(TRUNCATED, f"{name!r} ends at byte {data + size} of {self.index.num_bytes}"))
+        self.position = _padded(data + size)
+        if self.position > self.index.num_bytes:
+            raise _End(with_details(TRUNCATED, f"in the padding behind {name!r}"))
+
+    def append(self, name: str, data: int, size: int, *, is_sparse: bool) -> None:
+        if data + size > self.index.num_bytes:
+            missing = data + size - self.index.num_bytes
+            self.index.flaws[len(self.index.names)] = with_details(TRUNCATED, f"its last {missing} bytes are missing")
+        elif is_sparse:
+            self.index.flaws[len(self.index.names)] = SPARSE_MEMBER
+        self.index.names.append(name)
+        self.index.offsets.append(data)
+        self.index.sizes.append(size)
+
+    def skip_sparse_map(self, block: bytes, data: int) -> int:
+        """Old GNU sparse files put more blocks of their map between header and data; where the data begin."""
+        is_continued = bool(block[482])
+        while is_continued:
+            block = os.pread(self.fd, BLOCK_BYTES, data)
+            if len(block) < BLOCK_BYTES:
+                raise _End(with_details(TRUNCATED, f"in the sparse map at byte {data}"))
+            is_continued = bool(block[504])
+            data += BLOCK_BYTES
+        return data
+
+    def check_tail(self, position: int) -> None:
+        """The first zero block ends a tar. Anything but zeros behind it is members that nobody reads."""
+        while tail := os.pread(self.fd, WIDE_WINDOW_BYTES, position):
+            if any(tail) if len(tail) < BLOCK_BYTES else np.frombuffer(tail, np.uint8).any():
+                raise _End(with_details(DAMAGED, f"data behind the end of the archive at byte {self.position}"))
+            position += len(tail)
+        raise _End
+
+    def verify(self) -> None:
+        """Check the window's headers not checked yet; a wrong one takes back everything since."""
+        if not self.unverified:
+            return
+        bad = self.first_bad_of_few() if len(self.unverified) < FEW_HEADERS else self.first_bad_of_many()
+        if bad is not None:
+            self.take_back(bad)
+        self.unverified.clear()
+        self.num_members_before.clear()
+
+    def first_bad_of_few(self) -> int | None:
+        for index, block in enumerate(self.unverified):
+            if not has_valid_checksum(self.window[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]):
+                return index
+        return None
+
+    def first_bad_of_many(self) -> int | None:
+        blocks_N512 = np.frombuffer(self.window, np.uint8, len(self.window) & -BLOCK_BYTES).reshape(-1, BLOCK_BYTES)
+        return first_bad_checksum(blocks_N512[self.unverified])
+
+    def take_back(self, bad: int) -> None:
+        position = self.window_start + self.unverified[bad] * BLOCK_BYTES
+        num_members = self.num_members_before[bad]
+        self.unverified.clear()
+        self.num_members_before.clear()
+        for column in (self.index.names, self.index.offsets, self.index.sizes):
+            del column[num_members:]
+        self.index.flaws = {member: flaw for member, flaw in self.index.flaws.items() if member < num_members}
+        raise _End(with_details(DAMAGED, f"header at byte {position}: wrong checksum"))
+
+
+def _padded(position: int) -> int:
+    """The next multiple of the block size."""
+    return (position + BLOCK_BYTES - 1) & -BLOCK_BYTES

@@ -1,0 +1,95 @@
+"""One shard, written: samples in, a tar under its final name out, whole or not at all.
+
+The innermost stage of making shards; runs in a process of its own. The bytes depend on the samples alone: fixed times,
+owners and modes, so that the same source gives the same shards anywhere. webdataset's own writer lays them out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitscore.errors import DataError, SetupError
+from vitscore.shards.sources import Sample
+
+BLOCK_BYTES = 512
+TEMPORARY_SUFFIX = ".making"
+
+
+def write_shard(path: str, samples: Sequence[Sample]) -> int:
+    """Write one shard and return how many samples it has.
+
+    Raises:
+        DataError: an image cannot be read any more.
+        SetupError: the shard cannot be written.
+    """
+    final = Path(path)
+    temporary = final.with_name(f".{final.name}{TEMPORARY_SUFFIX}")
+    try:
+        _write_tar(temporary, samples)
+        os.replace(temporary, final)
+        _sync_folder(final.parent)
+    except OSError as error:
+        raise SetupError("cannot write", where=path, got=error.strerror or str(error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return len(samples)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise SetupError("cannot write", where=str(path), got=error.strerror or str(error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def sample_bytes(sample: Sample) -> int:
+    """What a sample takes in a tar: a header and whole blocks for each member."""
+    label_bytes = 2 * BLOCK_BYTES if sample.label is not None else 0
+    return label_bytes + BLOCK_BYTES + -(-sample.image.num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _write_tar(path: Path, samples: Sequence[Sample]) -> None:
+    # Imported here: the package loads torch, which nobody else of this package needs.
+    from webdataset.writer import TarWriter
+
+    with open(path, "wb") as stream:
+        # GNU format is ustar but for names that are too long for it.
+        with TarWriter(stream, user="", group="", mode=0o444, mtime=0, format="GNU_FORMAT", compress=False) as writer:
+            for sample in samples:
+                members: dict[str, str | bytes] = {"__key__": sample.key, sample.extension: _read_image(sample)}
+                if sample.label is not None:
+                    members["cls"] = str(sample.label).encode()
+                writer.write(members)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _read_image(sample: Sample) -> bytes:
+    try:
+        return sample.image.read()
+    except OSError as error:
+        raise DataError("image cannot be read", where=sample.key, got=error.strerror or str(error)) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in the folder survive a power loss."""
+    if hasattr(os, "O_DIRECTORY"):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

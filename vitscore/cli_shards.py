@@ -1,0 +1,301 @@
+"""The command line of shards: make, index, ls, verify.
+
+Flags in, calls to the library, results as plain text or JSON on standard output; progress on standard error, on a
+terminal only. Errors pass through to the command line's own `main`. Nothing heavy is imported at the top.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from vitscore.errors import DataError, ShardError, UsageError
+from vitscore.shards_text import (
+    column_lines,
+    format_bytes,
+    parse_size,
+    printable,
+    summary_cells,
+    summary_entry,
+    total_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vitscore.shards.locate import Corpus, Shard
+    from vitscore.verify import Fault
+
+app = typer.Typer(name="shards", help="Build and inspect shards.", no_args_is_help=True, rich_markup_mode=None)
+
+Shards = Annotated[
+    list[str],
+    typer.Argument(metavar="SHARDS...", help="As for run: demo, paths, globs, folders, lists.", show_default=False),
+]
+Split = Annotated[str, typer.Option(help="The split of a CLIP_benchmark data set.")]
+Classes = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Class names, one a line, in order of ids.", show_default=False)
+]
+LabelKey = Annotated[str, typer.Option(metavar="cls|json:FIELD", help="Where a sample's label is.")]
+ImageKey = Annotated[
+    str | None,
+    typer.Option(metavar="EXT", help="The only extension that is an image; default: all.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ShowProgress = Annotated[bool | None, typer.Option("--progress/--no-progress", help="Default: on a terminal only.")]
+
+
+@app.command()
+def make(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A folder with one folder a class, a folder of CIFAR-10 or CIFAR-100 in an official form, or a CSV of "
+            "path,label.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="DIR", help="Where the shards go.", show_default=False)
+    ],
+    per_shard: Annotated[int | None, typer.Option(metavar="COUNT", help="Samples a shard.", show_default=False)] = None,
+    shard_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The largest size of a shard; default: 256MB.", show_default=False),
+    ] = None,
+    classes: Classes = None,
+    split: Annotated[str, typer.Option(help="The part of CIFAR: train, test or all.")] = "test",
+    coarse: Annotated[bool, typer.Option("--coarse", help="CIFAR-100's 20 superclasses as labels.")] = False,
+    shuffle: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Mix the samples by this seed.", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("-j", "--workers", help="Processes that write; default: the usable cores.", min=1)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards of another making.")] = False,
+    as_json: Json = False,
+    progress: ShowProgress = None,
+) -> None:
+    """Make shards; goes on where an interrupted making of the same shards stopped."""
+    from vitscore.shards.make import make_shards, read_source
+    from vitscore.shards.sidefiles import read_classes
+
+    names = read_classes(classes) if classes else None
+    samples = read_source(source, classes=names, split=split, coarse=coarse)
+    with progress_bar("making", len(samples.samples), unit="images", is_shown=progress) as advance:
+        made = make_shards(
+            samples,
+            output,
+            per_shard=per_shard,
+            shard_bytes=parse_size(shard_size) if shard_size else None,
+            shuffle=shuffle,
+            workers=workers,
+            overwrite=overwrite,
+            on_shard=advance,
+        )
+    if as_json:
+        typer.echo(json.dumps(asdict(made), indent=2))
+        return
+    found = f" ({made.num_already_there} were there)" if made.num_already_there else ""
+    kinds = f", {made.num_classes} classes" if made.num_classes is not None else ""
+    typer.echo(
+        f"{made.num_samples} samples{kinds}, {made.num_shards} shards{found}, {format_bytes(made.num_bytes)}: "
+        f"{printable(made.folder)}"
+    )
+    for note in made.notes:
+        typer.echo(f"note: {note}")
+
+
+@app.command()
+def index(
+    shards: Shards,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help=".parquet or .jsonl; default: JSON lines here."),
+    ] = None,
+    split: Split = "test",
+) -> None:
+    """List every member of every shard: shard, member, key, extension, offset, size."""
+    from vitscore.shards.listing import index_rows
+    from vitscore.shards.locate import locate
+
+    if output is not None and output.suffix not in (".parquet", ".jsonl"):
+        raise UsageError("unknown kind of index", where=str(output), expected=".parquet or .jsonl")
+    faults: list[tuple[str, str]] = []
+
+    def rows_of(shard: Shard) -> list[dict[str, Any]]:
+        rows, fault = index_rows(shard)
+        if fault is not None:
+            faults.append((shard.name, fault))
+        return [asdict(row) for row in rows]
+
+    corpus = locate(shards, split=split)
+    if output is None:
+        write_json_lines(sys.stdout.write, corpus.shards, rows_of)
+    else:
+        write_index(output, corpus.shards, rows_of)
+    raise_shard_faults(faults, len(corpus.shards))
+
+
+@app.command()
+def ls(
+    shards: Shards,
+    split: Split = "test",
+    classes: Classes = None,
+    label_key: LabelKey = "cls",
+    image_key: ImageKey = None,
+    as_json: Json = False,
+) -> None:
+    """Show what shards hold: samples, bytes, formats, classes."""
+    from vitscore.shards.labels import LabelRule
+    from vitscore.shards.listing import common_folder, summarise_shard
+    from vitscore.shards.locate import locate
+
+    corpus = locate(shards, split=split)
+    names = class_names(corpus, classes)
+    rule = LabelRule(names, label_key=label_key)
+    summaries = [summarise_shard(shard, labels=rule, image_key=image_key) for shard in corpus.shards]
+    total = total_of(summaries, names)
+    if as_json:
+        entries = [summary_entry(summary) for summary in summaries]
+        typer.echo(json.dumps({"shards": entries, "total": total}, indent=2, ensure_ascii=False))
+    else:
+        folder = common_folder([summary.name for summary in summaries])
+        if folder:
+            typer.echo(f"{printable(folder)}:")
+        rows = [summary_cells(summary_entry(summary), summary.name.removeprefix(folder)) for summary in summaries]
+        rows.append(summary_cells(total, f"all {len(summaries)}"))
+        for line in column_lines(["shard", "samples", "bytes", "formats", "classes", "bad", "fault"], rows):
+            typer.echo(line)
+        for summary in summaries:
+            for note in summary.notes:
+                typer.echo(f"note: {printable(summary.name)}: {note}")
+    raise_shard_faults([(s.name, s.fault) for s in summaries if s.fault is not None], len(summaries))
+
+
+@app.command()
+def verify(
+    shards: Shards,
+    split: Split = "test",
+    classes: Classes = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Labels by key: csv or parquet.", show_default=False)
+    ] = None,
+    label_key: LabelKey = "cls",
+    image_key: ImageKey = None,
+    decoder: Annotated[str, typer.Option(help="auto, dali or torchvision.")] = "auto",
+    decode_threads: Annotated[
+        int | None, typer.Option("-j", "--decode-threads", help="Threads that decode; default: the usable CPUs.", min=1)
+    ] = None,
+    max_pixels: Annotated[int, typer.Option(help="Images that declare more pixels are faults.")] = 178_956_970,
+    as_json: Json = False,
+    progress: ShowProgress = None,
+) -> None:
+    """Decode everything and report every fault; exit 3 if there is one."""
+    from vitscore.shards.labels import LabelRule, load_labels
+    from vitscore.shards.locate import locate
+    from vitscore.shards.make import usable_cores
+
+    if decoder not in ("auto", "dali", "torchvision"):
+        raise UsageError("unknown decoder", where="--decoder", expected="auto, dali or torchvision", got=decoder)
+    corpus = locate(shards, split=split)
+    rule = LabelRule(
+        class_names(corpus, classes), label_key=label_key, overrides=load_labels(labels) if labels else None
+    )
+    # Only now, as it loads torch: a mistake in the flags answers at once.
+    from vitscore.verify import verify_shards
+
+    faults: list[Fault] = []
+
+    def report(fault: Fault) -> None:
+        faults.append(fault)
+        if not as_json:
+            place = fault.shard if fault.key is None else f"{fault.shard}[{fault.key}]"
+            typer.echo(printable(f"{place}: {fault.reason}"))
+
+    with progress_bar("verifying", len(corpus.shards), unit="shards", is_shown=progress) as advance:
+        verified = verify_shards(
+            corpus.shards,
+            labels=rule,
+            num_threads=decode_threads or usable_cores(),
+            image_key=image_key,
+            decoder=cast('Literal["auto", "dali", "torchvision"]', decoder),
+            max_pixels=max_pixels,
+            on_fault=report,
+            on_shard=lambda: advance(1),
+        )
+    if as_json:
+        document = {**asdict(verified), "faults": [asdict(fault) for fault in faults]}
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    elif verified.is_sound:
+        typer.echo(f"{verified.num_samples} samples in {verified.num_shards} shards: every one decodes")
+    if not verified.is_sound:
+        raise DataError(
+            "faults found",
+            got=f"{verified.num_bad_samples} bad samples of {verified.num_samples}, "
+            f"{verified.num_bad_shards} bad shards of {verified.num_shards}",
+        )
+
+
+def class_names(corpus: Corpus, file: Path | None) -> tuple[str, ...] | None:
+    """`--classes`, else the side file; None takes any label."""
+    from vitscore.shards.sidefiles import read_classes
+
+    return read_classes(file) if file else corpus.classes
+
+
+def raise_shard_faults(faults: Sequence[tuple[str, str]], num_shards: int) -> None:
+    """One error for the bad shards, if any: the first by name, the others by number."""
+    if faults:
+        name, fault = faults[0]
+        raise ShardError("bad shard", where=name, got=f"{fault} ({len(faults)} of {num_shards} shards are bad)")
+
+
+def write_json_lines(
+    write: Callable[[str], Any], shards: Sequence[Shard], rows_of: Callable[[Shard], list[dict[str, Any]]]
+) -> None:
+    for shard in shards:
+        for row in rows_of(shard):
+            write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_index(output: Path, shards: Sequence[Shard], rows_of: Callable[[Shard], list[dict[str, Any]]]) -> None:
+    """Write the index to a file, a shard at a time, whole or not at all."""
+    from vitscore.durable import durable_path
+
+    with durable_path(output) as temporary:
+        if output.suffix == ".jsonl":
+            with open(temporary, "w", encoding="utf-8") as stream:
+                write_json_lines(stream.write, shards, rows_of)
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        names = ("shard", "member", "key", "extension")
+        schema = pa.schema([*((name, pa.string()) for name in names), ("offset", pa.int64()), ("size", pa.int64())])
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for shard in shards:
+                writer.write_table(pa.Table.from_pylist(rows_of(shard), schema=schema))
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: int, *, unit: str, is_shown: bool | None) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, on a terminal or where it is asked for; yields the function that moves it."""
+    if not (sys.stderr.isatty() if is_shown is None else is_shown):
+        yield lambda num_done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda num_done: bar.advance(task, num_done)

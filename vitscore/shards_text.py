@@ -1,0 +1,91 @@
+"""What the shards' command line shows: summaries as text and JSON, sizes read and written.
+
+Serves `cli_shards`, which prints. Values in, text out; it knows neither terminals nor files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from vitscore.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitscore.shards.listing import ShardSummary
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def summary_entry(summary: ShardSummary) -> dict[str, Any]:
+    return {
+        "shard": summary.name,
+        "samples": summary.num_samples,
+        "bytes": summary.num_bytes,
+        "formats": summary.formats,
+        "classes": len(summary.label_ids),
+        "unlabelled": summary.num_unlabelled,
+        "bad": summary.num_bad,
+        "reasons": summary.reasons,
+        "fault": summary.fault,
+        "notes": list(summary.notes),
+    }
+
+
+def total_of(summaries: Sequence[ShardSummary], class_names: Sequence[str] | None) -> dict[str, Any]:
+    """The same figures over all shards."""
+    formats: dict[str, int] = {}
+    for summary in summaries:
+        for extension, count in summary.formats.items():
+            formats[extension] = formats.get(extension, 0) + count
+    return {
+        "shards": len(summaries),
+        "samples": sum(summary.num_samples for summary in summaries),
+        "bytes": sum(summary.num_bytes or 0 for summary in summaries),
+        "formats": dict(sorted(formats.items())),
+        "classes": len(frozenset[int]().union(*(summary.label_ids for summary in summaries))),
+        "class_names": len(class_names) if class_names is not None else None,
+        "unlabelled": sum(summary.num_unlabelled for summary in summaries),
+        "bad": sum(summary.num_bad for summary in summaries),
+        "fault": None,
+    }
+
+
+def summary_cells(entry: dict[str, Any], name: str) -> list[str]:
+    formats = " ".join(f"{extension}:{count}" for extension, count in entry["formats"].items())
+    size = "-" if entry["bytes"] is None else format_bytes(entry["bytes"])
+    figures = [str(entry["samples"]), size, formats or "-", str(entry["classes"]), str(entry["bad"])]
+    return [name, *figures, entry["fault"] or ""]
+
+
+def column_lines(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Aligned plain text; the last column is left out where it is empty throughout."""
+    lines = [header, *([printable(cell) for cell in row] for row in rows)]
+    if not any(row[-1] for row in rows):
+        lines = [line[:-1] for line in lines]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return ["  ".join(cells).rstrip() for cells in padded]
+
+
+def parse_size(text: str) -> int:
+    """`256MB`, `1.5GiB` or `100000` as bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
+    if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
+        raise UsageError("unknown size", where="--shard-size", expected="a size such as 256MB", got=text)
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Bytes for people: 1.2 GB."""
+    size = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def printable(text: str) -> str:
+    """Text without characters that could move a terminal's cursor: names come from data."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
