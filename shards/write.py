@@ -6,16 +6,14 @@ owners and modes, so that the same source gives the same shards anywhere. webdat
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitscore.durable import durable_path, write_bytes_durably
 from vitscore.errors import DataError, SetupError
 from vitscore.shards.sources import Sample
 
 BLOCK_BYTES = 512
-TEMPORARY_SUFFIX = ".making"
 
 
 def write_shard(path: str, samples: Sequence[Sample]) -> int:
@@ -25,35 +23,20 @@ def write_shard(path: str, samples: Sequence[Sample]) -> int:
         DataError: an image cannot be read any more.
         SetupError: the shard cannot be written.
     """
-    final = Path(path)
-    temporary = final.with_name(f".{final.name}{TEMPORARY_SUFFIX}")
     try:
-        _write_tar(temporary, samples)
-        os.replace(temporary, final)
-        _sync_folder(final.parent)
+        with durable_path(Path(path)) as temporary:
+            _write_tar(temporary, samples)
     except OSError as error:
         raise SetupError("cannot write", where=path, got=error.strerror or str(error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return len(samples)
 
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a small file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")
     try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        write_bytes_durably(path, data)
     except OSError as error:
         raise SetupError("cannot write", where=str(path), got=error.strerror or str(error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def sample_bytes(sample: Sample) -> int:
@@ -74,8 +57,6 @@ def _write_tar(path: Path, samples: Sequence[Sample]) -> None:
                 if sample.label is not None:
                     members["cls"] = str(sample.label).encode()
                 writer.write(members)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _read_image(sample: Sample) -> bytes:
@@ -83,13 +64,3 @@ def _read_image(sample: Sample) -> bytes:
         return sample.image.read()
     except OSError as error:
         raise DataError("image cannot be read", where=sample.key, got=error.strerror or str(error)) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in the folder survive a power loss."""
-    if hasattr(os, "O_DIRECTORY"):
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -28,8 +28,8 @@ def own_imports(folder: str) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("folder", ["shards", "kernels"])
-def test_shards_and_kernels_know_only_themselves_and_the_errors(folder: str) -> None:
-    allowed = (f"vitscore.{folder}", "vitscore.errors")
+def test_shards_and_kernels_know_only_themselves_errors_and_durable_files(folder: str) -> None:
+    allowed = (f"vitscore.{folder}", "vitscore.errors", "vitscore.durable")
     found = {(file, name) for file, name in own_imports(folder) if name.startswith("vitscore")}
     assert {(file, name) for file, name in found if not name.startswith(allowed)} == set()
     assert {name for _, name in own_imports(folder)} & {"torch", "transformers"} == set()

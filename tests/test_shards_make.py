@@ -282,7 +282,7 @@ def test_the_same_making_again_finds_its_shards(tmp_path: Path) -> None:
     make_shards(source, str(out), per_shard=4, workers=1)
     before = digests(out)
     (out / "shard-000002.tar").unlink()
-    (out / ".shard-000002.tar.making").write_bytes(b"half")
+    (out / ".shard-000002.tar.host.1.tmp").write_bytes(b"half")
     advanced: list[int] = []
     made = make_shards(source, str(out), per_shard=4, workers=1, on_shard=advanced.append)
     assert (made.num_already_there, sum(advanced)) == (3, 15)

@@ -263,7 +263,7 @@ def main(arguments: list[str] | None = None) -> int:
     is_debug = "--debug" in arguments
     signal.signal(signal.SIGTERM, on_terminate)
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="vitscore", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except VitscoreError as error:
         if is_debug:

@@ -1,6 +1,6 @@
 """The loop: batches in, decoded once, through every model, rows out, parts written.
 
-    reader thread ─► decoder (its own threads, ahead) ─► models, one after another ─► row kernel ─► ShardRows ─► part
+    reader thread ─► decoder (its own threads, ahead) ─► models and row kernel (forward) ─► ShardRows ─► part
 
 The loop computes; it keeps no result. Counts made here are for the progress line only: the truth is in the parts, and
 metrics are folded from them when all ranks are done.
@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from vitscore import kernels
 from vitscore.config import BadLimit
-from vitscore.decode import Decoded, make_decoder
+from vitscore.decode import make_decoder
 from vitscore.errors import DataError, LabelError, SetupError, TooManyBadError
-from vitscore.parts import Predictions, ShardRows
+from vitscore.forward import Forward, Ranked
+from vitscore.parts import ShardRows
 from vitscore.prepare import Plan
 from vitscore.ranks import Ranks
 from vitscore.reader import Batch, Reader
@@ -33,17 +32,10 @@ if TYPE_CHECKING:
     from vitscore.models import ImageModel
 
 FIRST_LABELS = 1000
+READ_AHEAD = 2
 NONFINITE = "logits not finite"
 LABEL_REASONS = {reasons.LABEL_OUT_OF_RANGE, reasons.LABEL_UNKNOWN, reasons.LABEL_AMBIGUOUS, reasons.LABEL_UNREADABLE}
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One model's predictions for a batch's B rows, and which of them are numbers at all."""
-
-    predictions: Predictions
-    is_finite: Array
 
 
 @dataclass
@@ -68,8 +60,28 @@ class Tally:
         return self.correct.get(name, 0) / self.labelled if self.labelled else None
 
 
+@dataclass
+class Computing:
+    """A batch on its way through the models."""
+
+    batch: Batch
+    labels: Array
+    faults: Mapping[int, str]
+    outputs: Future[Mapping[str, Ranked]] | None
+    """None where the batch has no image."""
+
+
 class Engine:
-    """Scores the shards that the hand-out gives this rank."""
+    """Scores the shards that the hand-out gives this rank.
+
+    Args:
+        plan: the run's plan.
+        models: loaded, on this rank's device.
+        ranks: this rank's place.
+        parts_folder: where the parts go.
+        num_threads: threads that decode, and on a CPU batches that are computed side by side.
+        on_progress: called after every batch.
+    """
 
     def __init__(
         self,
@@ -82,21 +94,28 @@ class Engine:
         on_progress: Callable[[Tally], None],
     ) -> None:
         self._plan = plan
-        self._models = models
         self._ranks = ranks
         self._folder = parts_folder
         self._on_progress = on_progress
-        self._geometries, self._source = share_geometries(models)
+        is_cuda = plan["device"] == "cuda"
+        self._forward = Forward(
+            models,
+            batch_size=plan["batch_size"],
+            top_k=plan["top_k"],
+            save=plan.options.save,
+            num_workers=0 if is_cuda or plan["compile"] else num_threads,
+        )
         self._decoder = make_decoder(
             plan["decoder"],
-            self._geometries,
+            self._forward.geometries,
             batch_size=plan["batch_size"],
-            num_threads=num_threads,
-            device_id=ranks.local_rank if plan["device"] == "cuda" else None,
+            num_threads=plan.options.decode_threads or num_threads,
+            device_id=ranks.local_rank if is_cuda else None,
             max_pixels=plan.options.max_pixels,
         )
         self._columns = plan.columns({model.name: model.embedding_dim for model in models})
         self._limit = BadLimit.parse(plan.options.max_bad)
+        self._computing: deque[Computing] = deque()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._writes: deque[Future[Path]] = deque()
         self._open: dict[int, ShardRows] = {}
@@ -112,26 +131,25 @@ class Engine:
         """
         started = time.monotonic()
         reader = Reader(
-            self._plan,
-            positions=positions,
-            parts_folder=self._folder,
-            columns=self._columns,
-            depth=2,
+            self._plan, positions=positions, parts_folder=self._folder, columns=self._columns, depth=READ_AHEAD
         )
-        waiting: deque[Batch] = deque()
+        decoding: deque[Batch] = deque()
         try:
             for batch in reader:
-                waiting.append(batch)
                 if batch.images:
                     self._decoder.submit(batch.images)
-                if len(waiting) >= self._decoder.depth:
-                    self._score(waiting.popleft())
-            while waiting:
-                self._score(waiting.popleft())
+                decoding.append(batch)
+                if len(decoding) == self._decoder.depth:
+                    self._compute(decoding.popleft())
+            while decoding:
+                self._compute(decoding.popleft())
+            while self._computing:
+                self._settle(self._computing.popleft())
             while self._writes:
                 self._finish_write()
         finally:
             reader.close()
+            self._forward.close()
             self._decoder.close()
             self._writer.shutdown(wait=True)
             for work in self._open.values():
@@ -140,20 +158,28 @@ class Engine:
         self.tally.seconds = time.monotonic() - started
         return self.tally
 
-    @torch.inference_mode()
-    def _score(self, batch: Batch) -> None:
-        """One batch through everything; commits the shards that it completes."""
+    def _compute(self, batch: Batch) -> None:
+        """Hand the oldest decoded batch to the models; settles older ones when enough are under way."""
+        if batch.images:
+            decoded, labels = self._decoder.collect(), batch.labels
+            outputs = self._forward.submit(decoded, labels)
+            self._computing.append(Computing(batch, labels, decoded.faults, outputs))
+        else:
+            self._computing.append(Computing(batch, np.zeros(0, np.int32), {}, None))
+        while len(self._computing) > self._forward.depth:
+            self._settle(self._computing.popleft())
+
+    def _settle(self, computing: Computing) -> None:
+        """Wait for a batch's predictions, put them into the rows of their shards, commit what is complete."""
+        batch = computing.batch
         touched = {id(work): work for work in batch.opened}
         self._open.update(touched)
         for work, row, reason in batch.bad:
             touched[id(work)] = work
             self._set_bad(work, row, reason)
             self.tally.bytes += work.bytes_per_row
-        if batch.images:
-            decoded = self._decoder.collect()
-            labels = batch.labels
-            outputs = {model.name: self._forward(model, decoded, labels) for model in self._models}
-            self._scatter(batch, decoded.faults, labels, outputs)
+        if computing.outputs is not None:
+            self._scatter(batch, computing.faults, computing.labels, computing.outputs.result())
             touched.update({id(segment.work): segment.work for segment in batch.segments})
         for key, work in touched.items():
             if work.num_open == 0:
@@ -164,33 +190,6 @@ class Engine:
         self._judge()
         self._on_progress(self.tally)
 
-    def _forward(self, model: ImageModel, decoded: Decoded, labels: Array) -> Ranked:
-        """Pad to the static batch shape, run the model, rank its logits; the padding's rows are dropped."""
-        num_rows = len(labels)
-        pixels = pad(decoded.pixels[self._source[model.name]], self._plan["batch_size"])
-        output = model(pixels)
-        logits = output.logits[:num_rows].cpu().numpy()
-        scores = kernels.score_rows(logits, labels, self._plan["top_k"])
-        redo = ~scores.is_finite
-        redo[list(decoded.faults)] = False
-        if redo.any():
-            self.tally.nonfinite += int(redo.sum())
-            logits = logits.copy()
-            logits[redo] = model.rerun_fp32(pixels)[:num_rows].cpu().numpy()[redo]
-            scores = kernels.score_rows(logits, labels, self._plan["top_k"])
-        embedding = None if output.embedding is None else output.embedding[:num_rows].float().cpu().numpy()
-        predictions = Predictions(
-            pred=scores.pred,
-            prob=scores.prob,
-            topk=scores.topk,
-            topk_prob=scores.topk_prob,
-            label_logprob=scores.label_logprob,
-            sum_sq_prob=scores.sum_sq_prob,
-            logits=logits if "logits" in self._plan.options.save else None,
-            embedding=embedding if "embeddings" in self._plan.options.save else None,
-        )
-        return Ranked(predictions, scores.is_finite)
-
     def _scatter(self, batch: Batch, faults: Mapping[int, str], labels: Array, outputs: Mapping[str, Ranked]) -> None:
         """Rows of the batch to the rows of their shards; faults become bad rows."""
         faulty = dict(faults)
@@ -200,6 +199,7 @@ class Engine:
         is_good = np.ones(len(labels), bool)
         is_good[list(faulty)] = False
         self._count(is_good, labels, outputs)
+        self.tally.nonfinite += sum(ranked.num_redone for ranked in outputs.values())
         start = 0
         for segment in batch.segments:
             stop = start + len(segment.rows)
@@ -294,22 +294,3 @@ def judge_bad(limit: BadLimit, *, bad: int, seen: int, at_end: bool) -> None:
             got=f"{100 * bad / max(seen, 1):.1f}%" if limit.count is None else str(bad),
             next_step="The parts stay; a higher --max-bad goes on from them.",
         )
-
-
-def share_geometries(models: Sequence[ImageModel]) -> tuple[list[Any], dict[str, int]]:
-    """The distinct geometries of all models, and for each model which one is its own."""
-    geometries: list[Any] = []
-    source: dict[str, int] = {}
-    for model in models:
-        if model.geometry not in geometries:
-            geometries.append(model.geometry)
-        source[model.name] = geometries.index(model.geometry)
-    return geometries, source
-
-
-def pad(pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Zero rows up to `batch_size`, so that every forward has one shape."""
-    missing = batch_size - len(pixels)
-    if missing == 0:
-        return pixels
-    return torch.cat([pixels, pixels.new_zeros((missing, *pixels.shape[1:]))])

@@ -186,7 +186,8 @@ def score(
     from vitscore.engine import Engine
 
     threads = max(1, num_usable_cpus() // ranks.local_world_size)
-    torch.set_num_threads(threads)
+    # Eager forwards on a CPU run side by side, one a thread, with one thread inside torch each (see forward.py).
+    torch.set_num_threads(threads if plan["compile"] else 1)
     if plan["device"] == "cuda":
         torch.cuda.set_device(ranks.local_rank)
     engine = Engine(
@@ -194,7 +195,7 @@ def score(
         load_models(plan),
         ranks=ranks,
         parts_folder=folder.parts,
-        num_threads=plan.options.decode_threads or threads,
+        num_threads=threads,
         on_progress=Reporter(ranks, plan, num_done, observer),
     )
     return engine.run(positions)

@@ -23,18 +23,7 @@ NARROW = 80
 def make_console(*, is_error: bool = False) -> Console:
     """A console as wide as the terminal, or 80 columns where the output is piped."""
     stream = sys.stderr if is_error else sys.stdout
-    width = None if stream.isatty() else max(NARROW, int_or(0))
-    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
-
-
-def int_or(default: int) -> int:
-    """The COLUMNS of the environment, as an int."""
-    import os
-
-    try:
-        return int(os.environ.get("COLUMNS", default))
-    except ValueError:
-        return default
+    return Console(file=stream, width=None if stream.isatty() else NARROW, highlight=False)
 
 
 def percent(value: float | None, digits: int = 2) -> str:
@@ -42,35 +31,37 @@ def percent(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{100 * value:.{digits}f}"
 
 
-def models_table(document: Mapping[str, Any]) -> Table:
-    """The models side by side: accuracy with its interval, top-5, macro and weighted precision, recall, F1."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column("model", overflow="ellipsis", max_width=18, no_wrap=True)
+def models_table(document: Mapping[str, Any], *, width: int = NARROW) -> list[str]:
+    """The models side by side, in percent: accuracy with its interval, top-5, macro and weighted P, R, F1.
+
+    Two lines of heading, then a line a model; a name is cut where `width` leaves it no room.
+    """
+    models = document["models"]
     top = widest_top_k(document)
-    for name in ("accuracy", "95% interval", *([f"top-{top}"] if top > 1 else []), *3 * ["macro"], *3 * ["weight."]):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_row("", "", "", *([""] if top > 1 else []), *2 * ["P", "R", "F1"], style="dim")
-    for name, model in document["models"].items():
-        table.add_row(name, *model_cells(model, top))
-    return table
+    figures_head = f"{'accuracy (95% CI)':<20}{f'top-{top}' if top > 1 else '':>6}" + 2 * "     P     R    F1 "
+    room = min(max(map(len, [*models, "model"])), max(width - len(figures_head) - 2, 12))
+    lines = [f"{'':<{room + 28}}{'macro':^20}{'weighted':^18}".rstrip(), f"{'model':<{room}}  {figures_head}".rstrip()]
+    for name, model in models.items():
+        low, high = (model["confidence_intervals"] or {}).get("accuracy") or (None, None)
+        accuracy = f"{percent(model['accuracy'])} ({percent(low, 1)}-{percent(high, 1)})"
+        top_k = percent((model["topk_accuracy"] or {}).get(str(top)), 1) if top > 1 else ""
+        averages = "".join(
+            "".join(f"{percent(row.get(figure), 1):>6}" for figure in ("precision", "recall", "f1-score")) + " "
+            for row in ((model["report"] or {}).get(average, {}) for average in ("macro avg", "weighted avg"))
+        )
+        lines.append(f"{cut(name, room):<{room}}  {accuracy:<20}{top_k:>6}{averages}".rstrip())
+    return lines
+
+
+def cut(text: str, room: int) -> str:
+    """`text`, its end left out where it is longer than `room`."""
+    return text if len(text) <= room else text[: room - 1] + "…"
 
 
 def widest_top_k(document: Mapping[str, Any]) -> int:
     """The largest k that every model's top-k accuracy has."""
     ks = [int(k) for model in document["models"].values() for k in model["topk_accuracy"] or {}]
     return max(ks, default=1)
-
-
-def model_cells(model: Mapping[str, Any], top: int) -> list[str]:
-    interval = (model["confidence_intervals"] or {}).get("accuracy")
-    report = model["report"] or {}
-    cells = [percent(model["accuracy"]), f"{percent(interval[0], 1)} to {percent(interval[1], 1)}" if interval else "-"]
-    if top > 1:
-        cells.append(percent((model["topk_accuracy"] or {}).get(str(top)), 1))
-    for average in ("macro avg", "weighted avg"):
-        row = report.get(average, {})
-        cells.extend(percent(row.get(figure), 1) for figure in ("precision", "recall", "f1-score"))
-    return cells
 
 
 def class_table(document: Mapping[str, Any], name: str) -> Table:
@@ -104,9 +95,11 @@ def show_document(document: Mapping[str, Any], *, per_class: bool, console: Cons
     """The table, the comparisons in words, the ledger."""
     has_metrics = any(model["report"] is not None for model in document["models"].values())
     if has_metrics:
-        console.print(models_table(document))
+        groups, head, *rows = models_table(document, width=console.width)
+        heading = (Text(groups, style="dim"), Text(head, style="bold"))
+        console.print(*heading, *map(Text, rows), sep="\n", soft_wrap=True)
         for sentence in conclusions(document):
-            console.print(Text(sentence))
+            console.print(Text(f"{sentence}."))
     else:
         console.print("No sample has a label: predictions are in the parts, there is nothing to measure them by.")
     if per_class and has_metrics:

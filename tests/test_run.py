@@ -1,0 +1,303 @@
+"""The main job: shards in, predictions and metrics out, every sample once."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import classification_report
+
+from vitscore import load_run
+from vitscore.parts import PART_NAME
+
+Call = Callable[..., Any]
+MODELS = ("-m", "demo-vit", "-m", "demo-clip")
+
+
+def part_tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return {path.name: pq.read_table(path).to_pylist() for path in sorted((folder / "parts").iterdir())}
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder / "metrics.json").read_bytes())
+    return document
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo, scored once for all tests."""
+    from vitscore import score
+
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    score("demo", ["demo-vit", "demo-clip"], folder)
+    return folder
+
+
+def test_both_demo_models_reach_97_percent_on_all_held_out_digits(demo_run: Path) -> None:
+    document = read_metrics(demo_run)
+    assert document["ledger"]["expected"] == document["ledger"]["scored"] == 500
+    assert document["ledger"]["shards"] == {"expected": 4, "done": 4, "bad": {}}
+    assert {name: model["accuracy"] >= 0.97 for name, model in document["models"].items()} == {
+        "demo-vit": True,
+        "demo-clip": True,
+    }
+
+
+def test_the_report_is_scikit_learns(demo_run: Path) -> None:
+    run = load_run(demo_run)
+    rows = run.predictions()
+    for name in run.models:
+        expected = classification_report(
+            rows["label"].to_numpy(),
+            rows[f"{name}.pred"].to_numpy(),
+            labels=range(10),
+            target_names=run.classes,
+            output_dict=True,
+            zero_division=0,
+        )
+        found = read_metrics(demo_run)["models"][name]["report"]
+        assert found["accuracy"] == pytest.approx(expected.pop("accuracy"), abs=1e-12)
+        assert found.keys() - {"accuracy"} == expected.keys()
+        for label, row in expected.items():
+            assert found[label] == pytest.approx(row, abs=1e-12)
+
+
+def test_metrics_fold_again_from_the_parts_to_the_same_bytes(demo_run: Path, vitscore: Call) -> None:
+    before = {path.name: path.read_bytes() for path in demo_run.iterdir() if path.suffix in (".json", ".npz")}
+    assert vitscore("metrics", demo_run).code == 0
+    assert {name: (demo_run / name).read_bytes() for name in before} == before
+
+
+def test_nothing_but_the_contract_is_in_the_folder(demo_run: Path) -> None:
+    assert {path.name for path in demo_run.iterdir()} == {
+        "run.json", "shards.parquet", "parts", "metrics.json", "confusion_demo-vit.npz", "confusion_demo-clip.npz",
+    }  # fmt: skip
+    assert all(PART_NAME.fullmatch(path.name) for path in (demo_run / "parts").iterdir())
+
+
+def test_a_corrupt_image_is_bad_and_changes_no_neighbour(make_shards: Call, vitscore: Call, digits: Any) -> None:
+    clean = digits[:60]
+    broken = list(clean)
+    broken[7] = (clean[7][0], {"png": clean[7][1]["png"][:40], "cls": b"1"})
+    broken[30] = (clean[30][0], {"jpg": b"not an image", "cls": b"1"})
+    broken[31] = (clean[31][0], {"cls": b"1"})
+    broken[32] = (clean[32][0], {**clean[32][1], "cls": b"10"})
+    for name, samples in (("clean", clean), ("broken", broken)):
+        shards = make_shards(samples, name=name)
+        assert vitscore("run", shards, *MODELS, "-o", shards / "out").code == 0
+    good, found = (part_tables(shards.parent / name / "out")["0000000-s-0.parquet"] for name in ("clean", "broken"))
+    reasons = {row["key"]: row["reason"].split(": ")[0] for row in found if row["status"] == "bad"}
+    assert set(reasons) == {broken[row][0] for row in (7, 30, 31, 32)}
+    assert reasons[broken[31][0]] == "no image"
+    assert reasons[broken[32][0]] == "label out of range"
+    assert all(row["demo-vit.pred"] is None for row in found if row["status"] == "bad")
+    for row in [*good, *found]:
+        del row["shard"]
+    assert [row for row in found if row["status"] == "ok"] == [row for row in good if row["key"] not in reasons]
+    ledger = read_metrics(shards / "out")["ledger"]
+    assert (ledger["expected"], ledger["scored"], ledger["bad"]) == (60, 56, 4)
+    assert sum(ledger["reasons"].values()) == 4
+
+
+def test_a_resume_scores_only_what_is_missing_and_ends_the_same(make_shards: Call, vitscore: Call, digits: Any) -> None:
+    shards = make_shards(digits[:30], digits[30:70], digits[70:75])
+    out = shards / "out"
+    assert vitscore("run", shards, *MODELS, "-o", out).code == 0
+    tables, metrics = part_tables(out), (out / "metrics.json").read_bytes()
+    kept = (out / "parts" / "0000000-s-0.parquet").stat().st_mtime_ns
+    (out / "parts" / "0000001-s-1.parquet").unlink()
+    (out / "metrics.json").unlink()
+    assert vitscore("run", shards, *MODELS, "-o", out).code == 0
+    assert part_tables(out) == tables
+    assert (out / "metrics.json").read_bytes() == metrics
+    assert (out / "parts" / "0000000-s-0.parquet").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_predictions_do_not_depend_on_the_batch_size(
+    batch_size: int, tmp_path: Path, vitscore: Call, demo_run: Path
+) -> None:
+    out = tmp_path / "out"
+    assert vitscore("run", "demo", *MODELS, "-o", out, "-b", batch_size, "--save", "logits").code == 0
+    rows, expected = load_run(out).predictions(), load_run(demo_run).predictions()
+    for name in ("demo-vit", "demo-clip"):
+        logits = np.sort(np.array(rows[f"{name}.logits"].to_pylist()))
+        is_clear = logits[:, -1] - logits[:, -2] > 1e-3
+        assert is_clear.mean() > 0.99
+        column = f"{name}.pred"
+        assert (rows[column].to_numpy()[is_clear] == expected[column].to_numpy()[is_clear]).all()
+
+
+def test_saved_logits_and_embeddings_stand_beside_the_predictions(tmp_path: Path, vitscore: Call) -> None:
+    out = tmp_path / "out"
+    assert vitscore("run", "demo", *MODELS, "-o", out, "--limit", 40, "--save", "logits,embeddings").code == 0
+    rows = load_run(out).predictions()
+    assert rows.num_rows == 40
+    for name in ("demo-vit", "demo-clip"):
+        logits = np.array(rows[f"{name}.logits"].to_pylist(), np.float64)
+        assert (logits.argmax(1) == rows[f"{name}.pred"].to_numpy()).all()
+        probabilities = np.exp(logits - logits.max(1, keepdims=True))
+        probabilities /= probabilities.sum(1, keepdims=True)
+        assert probabilities.max(1) == pytest.approx(rows[f"{name}.prob"].to_numpy(), abs=1e-5)
+        assert len({len(row) for row in rows[f"{name}.embedding"].to_pylist()}) == 1
+
+
+def test_a_limit_counts_samples_over_shard_borders(make_shards: Call, vitscore: Call, digits: Any) -> None:
+    shards = make_shards(digits[:10], digits[10:20], digits[20:30])
+    assert vitscore("run", shards, "-m", "demo-vit", "-o", shards / "out", "--limit", 14).code == 0
+    assert [row["key"] for rows in part_tables(shards / "out").values() for row in rows] == [
+        key for key, _ in digits[:14]
+    ]
+    assert read_metrics(shards / "out")["ledger"]["shards"]["expected"] == 2
+
+
+def test_another_run_in_the_folder_is_refused_and_each_difference_named(
+    make_shards: Call, vitscore: Call, digits: Any
+) -> None:
+    shards = make_shards(digits[:20])
+    out = shards / "out"
+    assert vitscore("run", shards, "-m", "demo-vit", "-o", out, "-b", 8).code == 0
+    before = part_tables(out)
+    done = vitscore("run", shards, "-m", "demo-vit", "-o", out, "-b", 4, "--top-k", 3)
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert "batch_size: 8 there, 4 here" in done.err
+    assert "top_k: 5 there, 3 here" in done.err
+    assert part_tables(out) == before
+    done = vitscore("run", shards, *MODELS, "-o", out)
+    assert done.code == 2
+    assert "vitscore compare" in done.err
+    assert vitscore("run", shards, "-m", "demo-vit", "-o", out, "-b", 4, "--overwrite").code == 0
+    assert json.loads((out / "run.json").read_bytes())["choices"]["batch_size"]["value"] == 4
+
+
+def test_changed_shards_are_another_run(make_shards: Call, vitscore: Call, digits: Any) -> None:
+    shards = make_shards(digits[:20])
+    assert vitscore("run", shards, "-m", "demo-vit", "-o", shards / "out").code == 0
+    make_shards(digits[:40])
+    done = vitscore("run", shards, "-m", "demo-vit", "-o", shards / "out")
+    assert done.code == 2
+    assert "corpus.fingerprint" in done.err
+
+
+def test_a_folder_with_other_files_is_never_touched(make_shards: Call, vitscore: Call, digits: Any) -> None:
+    shards = make_shards(digits[:5])
+    out = shards / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("precious")
+    for extra in ((), ("--overwrite",)):
+        assert vitscore("run", shards, "-m", "demo-vit", "-o", out, *extra).code == 2
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_a_bad_shard_is_told_and_the_others_are_scored(make_shards: Call, vitscore: Call, digits: Any) -> None:
+    shards = make_shards(digits[:20], digits[20:40], digits[40:60])
+    data = (shards / "s-1.tar").read_bytes()
+    (shards / "s-1.tar").write_bytes(data[: len(data) // 2 - 300])
+    (shards / "s-2.tar").write_bytes(b"")
+    names = shards / "s-{0..3}.tar"
+    done = vitscore("run", names, "-m", "demo-vit", "-o", shards / "out")
+    assert done.code == 3
+    assert done.err.count("\n") == 1
+    bad = read_metrics(shards / "out")["ledger"]["shards"]["bad"]
+    assert {Path(name).name: reason.split(": ")[0] for name, reason in bad.items()} == {
+        "s-1.tar": "truncated",
+        "s-2.tar": "empty file",
+        "s-3.tar": "missing",
+    }
+    assert 20 < read_metrics(shards / "out")["ledger"]["scored"] < 40
+    out = shards / "out-skip"
+    assert vitscore("run", names, "-m", "demo-vit", "-o", out, "--on-bad-shard", "skip", "--max-bad", "50%").code == 0
+
+
+def test_too_many_bad_samples_end_with_5_and_a_higher_limit_goes_on(
+    make_shards: Call, vitscore: Call, digits: Any
+) -> None:
+    samples = [
+        (key, {**members, "png": b"x"} if row % 4 == 0 else members) for row, (key, members) in enumerate(digits)
+    ]
+    shards = make_shards(samples[:40])
+    command = ("run", shards, "-m", "demo-vit", "-o", shards / "out")
+    done = vitscore(*command)
+    assert done.code == 5
+    assert "10 of 40" in done.err
+    assert vitscore(*command, "--max-bad", "3").code == 5
+    assert vitscore(*command, "--max-bad", "30%").code == 0
+
+
+def test_bad_samples_can_count_as_wrong_answers(make_shards: Call, vitscore: Call, digits: Any) -> None:
+    samples = [(key, {**members, "png": b"x"} if row == 3 else members) for row, (key, members) in enumerate(digits)]
+    shards = make_shards(samples[:40])
+    for mode in ("skip", "wrong"):
+        assert vitscore("run", shards, "-m", "demo-vit", "-o", shards / mode, "--on-bad-sample", mode).code == 0
+    skip, wrong = (read_metrics(shards / mode)["models"]["demo-vit"] for mode in ("skip", "wrong"))
+    assert (skip["samples"], wrong["samples"]) == (39, 40)
+    assert wrong["accuracy"] == pytest.approx(skip["accuracy"] * 39 / 40)
+
+
+def test_a_bad_sample_can_end_the_run(make_shards: Call, vitscore: Call, digits: Any) -> None:
+    shards = make_shards([*digits[:5], ("broken", {"png": b"x", "cls": b"1"})])
+    done = vitscore("run", shards, "-m", "demo-vit", "-o", shards / "out", "--on-bad-sample", "fail")
+    assert done.code == 3
+    assert "s-0.tar[broken]" in done.err
+    assert not list((shards / "out" / "parts").iterdir())
+
+
+def test_labels_that_are_all_wrong_end_the_run(make_shards: Call, vitscore: Call, digits: Any) -> None:
+    shards = make_shards([(key, {**members, "cls": b"77"}) for key, members in digits[:30]])
+    done = vitscore("run", shards, "-m", "demo-vit", "-o", shards / "out")
+    assert done.code == 3
+    assert "none of the first 30 labels" in done.err
+
+
+def test_without_labels_there_are_predictions_and_no_metrics(make_shards: Call, vitscore: Call, digits: Any) -> None:
+    shards = make_shards([(key, {"png": members["png"]}) for key, members in digits[:30]])
+    done = vitscore("run", shards, *MODELS, "-o", shards / "out")
+    assert done.code == 0
+    assert "No sample has a label" in done.out
+    document = read_metrics(shards / "out")
+    assert document["ledger"]["unlabelled"] == document["ledger"]["scored"] == 30
+    assert document["models"]["demo-vit"]["report"] is None
+
+
+def test_class_names_as_labels_and_a_labels_file(make_shards: Call, vitscore: Call, digits: Any) -> None:
+    names = make_shards([]).joinpath("classes.txt").read_text().split()
+    named = [(key, {**members, "cls": names[int(members["cls"])].encode()}) for key, members in digits[:30]]
+    shards = make_shards(named, name="named")
+    assert vitscore("run", shards, "-m", "demo-vit", "-o", shards / "out").code == 0
+    (shards / "labels.csv").write_text("key,label\n" + "".join(f"{key},0\n" for key, _ in digits[:30]))
+    out = shards / "zeros"
+    assert vitscore("run", shards, "-m", "demo-vit", "-o", out, "--labels", shards / "labels.csv").code == 0
+    truth = [row["label"] for row in part_tables(shards / "out")["0000000-s-0.parquet"]]
+    assert truth == [int(members["cls"]) for _, members in digits[:30]]
+    assert {row["label"] for row in part_tables(out)["0000000-s-0.parquet"]} == {0}
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path, vitscore: Call) -> None:
+    done = vitscore("run", "demo", *MODELS, "-o", tmp_path / "out", "--dry-run")
+    assert done.code == 0
+    for word in ("demo-vit", "by position", "zero-shot", "precision = ", "batch_size = ", "decoder = ", "disk"):
+        assert word in done.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_space_left_is_one_line_and_leaves_nothing_half_written(tmp_path: Path, start: Call) -> None:
+    """A limit on the size of files stands for a full disk: the same error from the same system call."""
+    code = (
+        "import resource, signal, sys; from vitscore.cli import main\n"
+        "import vitscore.engine, vitscore.models\n"
+        "import vitscore.folder as folder; began = folder.start\n"
+        "def start(*a, **k):\n    began(*a, **k); resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "folder.start = start\nsys.exit(main(sys.argv[1:]))"
+    )
+    out = tmp_path / "out"
+    done = start(sys.executable, "-c", code, "run", "demo", "-m", "demo-vit", "-o", out)
+    assert done.code == 4, done.err
+    assert done.err.count("\n") == 1
+    assert "cannot write a part" in done.err
+    assert list((out / "parts").iterdir()) == []
+    assert start("vitscore", "run", "demo", "-m", "demo-vit", "-o", out).code == 0
