@@ -21,7 +21,7 @@ setup: $(READY)  ## make the environment
 
 demo: $(READY)  ## score the built-in ViT and CLIP on 500 handwritten digits
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		vitscore run demo -m demo-vit -m demo-clip -o demo-run --overwrite --per-class
+		vitscore run demo -m demo-vit -m demo-clip -o demo-run --overwrite
 
 demo-models: $(READY)  ## make the demo's shards and checkpoints again, from a seed
 	$(BIN)/python -m vitscore.demo.make

@@ -33,7 +33,7 @@ class FakeRun:
     def write(self, sizes: list[int], **footer: object) -> FakeRun:
         names = [f"s-{i}.tar" for i in range(len(sizes))]
         (self.folder / "parts").mkdir(parents=True)
-        table = {"ordinal": pa.array(range(len(sizes)), pa.int32()), "name": names, "bytes": [None] * len(sizes)}
+        table = {"ordinal": pa.array(range(len(sizes)), pa.int32()), "name": names, "num_bytes": [None] * len(sizes)}
         pq.write_table(pa.table(table), self.folder / "shards.parquet")
         record = {
             "identity_hash": IDENTITY, "classes": [f"c{i}" for i in range(self.num_classes)],
@@ -69,7 +69,7 @@ class FakeRun:
             row = {"label": labels[i], "is_bad": is_bad[i], **{name: preds[name][i] for name in self.models}}
             self.rows.append(row)
         schema = part_schema([ModelColumns(name, 5) for name in self.models])
-        values = {"bytes": None, "expected": size, "bad": int(is_bad.sum()), "identity": IDENTITY, **footer}
+        values = {"num_bytes": None, "expected": size, "bad": int(is_bad.sum()), "identity": IDENTITY, **footer}
         written = Footer(ordinal=ordinal, shard=shard, **values)
         path = self.folder / "parts" / part_name(ordinal, shard)
         table = pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names})

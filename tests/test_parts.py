@@ -15,7 +15,7 @@ Array = np.ndarray[Any, Any]
 
 
 def make_footer(num_rows: int, *, ordinal: int = 3, identity: str = "abc") -> Footer:
-    return Footer(identity=identity, ordinal=ordinal, shard="dir/s-003.tar", bytes=1000, expected=num_rows, bad=0)
+    return Footer(identity=identity, ordinal=ordinal, shard="dir/s-003.tar", num_bytes=1000, expected=num_rows, bad=0)
 
 
 def make_predictions(seed: int, num_rows: int, *, k: int = 2, num_logits: int = 0) -> Predictions:
@@ -64,7 +64,7 @@ def test_footer_says_what_the_part_is(tmp_path: Path) -> None:
     assert list(found) == [3]
     assert found[3][0].name == "0000003-s-003.parquet"
     assert found[3][1] == Footer(
-        identity="abc", ordinal=3, shard="dir/s-003.tar", bytes=1000, expected=2, bad=2, fault=None, notes=()
+        identity="abc", ordinal=3, shard="dir/s-003.tar", num_bytes=1000, expected=2, bad=2, fault=None, notes=()
     )
 
 

@@ -6,10 +6,12 @@ no torch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -249,30 +251,44 @@ def is_main_rank() -> bool:
     return os.environ.get("RANK", "0") in ("", "0")
 
 
-class Terminated(BaseException):
-    """SIGTERM, as an exception, so that nothing half-written stays."""
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM, as an exception that nothing on the way up takes for its own, so that all clean up."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number
 
 
-def on_terminate(signal_number: int, frame: FrameType | None) -> None:
-    raise Terminated
+@contextlib.contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into Stopped, and have the old handlers back afterwards."""
+
+    def stop(signal_number: int, frame: FrameType | None) -> None:
+        raise Stopped(signal_number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, and turns every error a user can cause into one line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     is_debug = "--debug" in arguments
-    signal.signal(signal.SIGTERM, on_terminate)
     try:
-        code = app(arguments, prog_name="vitscore", standalone_mode=False)
+        with stopping_on_signals():
+            code = app(arguments, prog_name="vitscore", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except VitscoreError as error:
         if is_debug:
             raise
         return tell(str(error), error.exit_code, is_told=is_main_rank())
-    except (KeyboardInterrupt, typer.Abort):
-        return tell("stopped: the same command goes on from the parts that are done.", 130, is_told=is_main_rank())
-    except Terminated:
-        return tell("stopped: the same command goes on from the parts that are done.", 143, is_told=is_main_rank())
+    except Stopped as stopped:
+        line = "stopped: the same command goes on from the parts that are done."
+        return tell(line, stopped.exit_code, is_told=is_main_rank())
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

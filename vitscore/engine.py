@@ -26,15 +26,13 @@ from vitscore.parts import ShardRows
 from vitscore.prepare import Plan
 from vitscore.ranks import Ranks
 from vitscore.reader import Batch, Reader
-from vitscore.shards import reasons
+from vitscore.shards.reasons import LABEL_REASONS, NONFINITE_LOGITS, reason_kind, with_details
 
 if TYPE_CHECKING:
     from vitscore.models import ImageModel
 
 FIRST_LABELS = 1000
 READ_AHEAD = 2
-NONFINITE = "logits not finite"
-LABEL_REASONS = {reasons.LABEL_OUT_OF_RANGE, reasons.LABEL_UNKNOWN, reasons.LABEL_AMBIGUOUS, reasons.LABEL_UNREADABLE}
 Array = np.ndarray[Any, Any]
 
 
@@ -195,7 +193,7 @@ class Engine:
         faulty = dict(faults)
         for name, ranked in outputs.items():
             for index in np.flatnonzero(~ranked.is_finite).tolist():
-                faulty.setdefault(index, f"{NONFINITE}: {name}")
+                faulty.setdefault(index, with_details(NONFINITE_LOGITS, name))
         is_good = np.ones(len(labels), bool)
         is_good[list(faulty)] = False
         self._count(is_good, labels, outputs)
@@ -232,7 +230,7 @@ class Engine:
             )
         work.set_bad(row, reason)
         self.tally.bad += 1
-        if reasons.reason_kind(reason) in LABEL_REASONS:
+        if reason_kind(reason) in LABEL_REASONS:
             self.tally.labels_tried += 1
             self.tally.labels_wrong += 1
             self._last_wrong = f"{work.footer.shard}[{work.keys[row]}]", reason

@@ -40,7 +40,7 @@ class Footer:
     identity: str
     ordinal: int
     shard: str
-    bytes: int | None
+    num_bytes: int | None
     expected: int
     """How many samples the shard's index holds (and the limit admits)."""
     bad: int
@@ -152,8 +152,9 @@ class Predictions:
 
     def take(self, rows: Array | slice) -> Predictions:
         """Some rows, by a slice (views) or by their numbers (copies)."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return Predictions(**{name: None if value is None else value[rows] for name, value in values.items()})
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        taken: dict[str, Any] = {name: None if value is None else value[rows] for name, value in values.items()}
+        return Predictions(**taken)
 
 
 @dataclass
@@ -201,7 +202,7 @@ class ShardRows:
     @property
     def bytes_per_row(self) -> float:
         """The shard's bytes spread evenly over its samples."""
-        return (self.footer.bytes or 0) / max(len(self.keys), 1)
+        return (self.footer.num_bytes or 0) / max(len(self.keys), 1)
 
     def set_labels(self, rows: Array, labels: Array) -> None:
         self.labels[rows] = labels

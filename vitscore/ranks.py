@@ -180,7 +180,6 @@ def join(device: str) -> Ranks:
     if world_from_environment() == 1:
         return Ranks(0, 1, 0, 1, LocalStore(), launcher)
     from accelerate import PartialState
-    from torch import distributed
     from torch.distributed import distributed_c10d
 
     try:
@@ -193,7 +192,7 @@ def join(device: str) -> Ranks:
             next_step="Check MASTER_ADDR, MASTER_PORT and that every rank was started.",
         ) from error
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store: Any = distributed.PrefixStore(f"vitscore/{restart}/{run_number}", distributed_c10d._get_default_store())
+    store: Any = distributed_c10d.PrefixStore(f"vitscore/{restart}/{run_number}", distributed_c10d._get_default_store())
     return Ranks(
         rank=state.process_index,
         world_size=state.num_processes,

@@ -133,7 +133,7 @@ class Reader:
             identity=self._identity,
             ordinal=shard.ordinal,
             shard=shard.name,
-            bytes=opened.num_bytes,
+            num_bytes=opened.num_bytes,
             expected=num_rows,
             bad=0,
             fault=opened.fault,

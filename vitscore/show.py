@@ -21,9 +21,12 @@ NARROW = 80
 
 
 def make_console(*, is_error: bool = False) -> Console:
-    """A console as wide as the terminal, or 80 columns where the output is piped."""
+    """A console as wide as the terminal, or 80 columns where the output is piped.
+
+    It looks its stream up each time it writes: the decoder changes `sys.stderr` while it is at work.
+    """
     stream = sys.stderr if is_error else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else NARROW, highlight=False)
+    return Console(stderr=is_error, width=None if stream.isatty() else NARROW, highlight=False)
 
 
 def percent(value: float | None, digits: int = 2) -> str:
@@ -66,8 +69,8 @@ def widest_top_k(document: Mapping[str, Any]) -> int:
 
 def class_table(document: Mapping[str, Any], name: str) -> Table:
     """One model's precision, recall, F1 and support, class by class."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold", title=name, title_justify="left")
-    table.add_column("class", overflow="fold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    table.add_column(name, overflow="fold")
     for column in ("precision", "recall", "F1", "support"):
         table.add_column(column, justify="right", no_wrap=True)
     report = document["models"][name]["report"]
@@ -182,6 +185,8 @@ class Watcher:
             console=self._console,
             transient=True,
             expand=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self._task = self._progress.add_task("loading", total=None, rate="", accuracy="", left="")
         self._progress.start()

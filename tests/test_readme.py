@@ -1,0 +1,42 @@
+"""The README shows what the commands print."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def shown_demo() -> list[str]:
+    match = re.search(r"<!-- demo -->\n```text\n(.*?)```", README, re.S)
+    assert match
+    return match[1].splitlines()
+
+
+def test_the_demo_prints_what_the_readme_shows(tmp_path: Path, vitscore: Callable[..., Any]) -> None:
+    done = vitscore("run", "demo", "-m", "demo-vit", "-m", "demo-clip", "-o", tmp_path / "demo-run")
+    assert done.code == 0
+    printed = [line.rstrip() for line in done.out.splitlines()]
+    shown = shown_demo()
+    assert len(shown) > 5
+    for line in shown:
+        if "images/s" not in line and "written to" not in line:
+            assert line in printed
+
+
+def test_the_two_commands_are_targets_of_the_makefile() -> None:
+    commands = re.findall(r"^\$ make (\S+)", README, re.M)
+    assert commands == ["demo", "test"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(re.search(rf"^{name}:.*## ", makefile, re.M) for name in [*commands, "lint", "types", "bench", "clean"])
+
+
+@pytest.mark.parametrize("flag", sorted(set(re.findall(r"--[a-z][a-z-]+", README))))
+def test_every_flag_the_readme_names_exists(flag: str, vitscore: Callable[..., Any]) -> None:
+    others = {"--nproc-per-node"}
+    helps = vitscore("run", "--help").out + vitscore("shards", "make", "--help").out
+    assert flag in others or flag in helps

@@ -1,0 +1,210 @@
+"""The DALI pipeline itself: encoded bytes in, upright RGB images (or resized pixels) out, some batches ahead.
+
+`decode_dali` says which images come in and what becomes of the pixels. Here is the only definition of the graph, for
+CPU and GPU. Where the graph resizes, the host computes for each image what the crop shows and feeds it in beside the
+bytes, so that only that part is resized. A resize is two, first along the rows, then along the columns, each rounded to
+bytes: that is what Pillow and torchvision do, and overshoot clipped in between is what tells them from DALI's single
+resize on images with hard edges (1.5 of 255 levels on black-and-white pictures, bicubic, against 0.06).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.dlpack import from_dlpack
+
+# OpenCV, DALI's last resort for odd images, reads this when it is loaded.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+
+import nvidia.dali.fn as fn
+import nvidia.dali.types as types
+from nvidia.dali import pipeline_def
+
+from vitscore.decode import EncodedImage
+from vitscore.preprocess import Geometry
+
+Sizes = Sequence[tuple[int, int]]
+
+_FILTERS = {
+    "nearest": types.INTERP_NN,
+    "bilinear": types.INTERP_LINEAR,
+    "bicubic": types.INTERP_CUBIC,
+    "lanczos": types.INTERP_LANCZOS3,
+}
+# How far each filter reaches, in pixels of the larger side's grid.
+_REACH = {"nearest": 1, "bilinear": 1, "bicubic": 2, "lanczos": 3}
+# Beyond an image's edge DALI repeats its last pixel, Pillow and torchvision weigh what there is. With few pixels a side
+# that is much of the picture (bicubic on 3 x 2: 0.7 to 1.0 of 255 levels), so such images are not for DALI's resize.
+_MIN_SIDE = {"nearest": 1, "bilinear": 1, "bicubic": 16, "lanczos": 32}
+
+
+class Failed(Exception):
+    """DALI could not decode some image of the batch."""
+
+
+class Misplaced(Exception):
+    """DALI answered with another batch."""
+
+
+class DaliPipeline:
+    """A pipeline with `depth` batches under way.
+
+    Args:
+        geometries: the resizes that the graph does; with none, the decoded images come out as they are.
+        (the others: see `make_decoder`)
+    """
+
+    def __init__(
+        self,
+        geometries: Sequence[Geometry],
+        *,
+        batch_size: int,
+        num_threads: int,
+        device_id: int | None,
+        depth: int,
+        hw_decoder_load: float,
+    ) -> None:
+        self._geometries = geometries
+        self._device = None if device_id is None else torch.device("cuda", device_id)
+        graph = pipeline_def(
+            _graph,
+            batch_size=batch_size,
+            num_threads=num_threads,
+            device_id=device_id,
+            prefetch_queue_depth=depth,
+            # The dynamic executor hands its outputs over: they stay valid as long as torch holds them.
+            exec_dynamic=True,
+        )
+        self._pipe = graph(geometries, is_gpu=device_id is not None, hw_decoder_load=hw_decoder_load)
+        self._pipe.build()
+        # The first `schedule_run` starts `depth` batches at once, and fails where they are not there; later ones start
+        # one. So it is spent on small images, which also lets DALI make its decoders before the first real batch.
+        for _ in range(depth):
+            self._feed_inputs([_small_jpeg()], [(16, 16)], serial=0)
+        self._pipe.schedule_run()
+        for _ in range(depth):
+            self.outputs(0)
+
+    def feed(self, images: Sequence[EncodedImage], sizes: Sizes, *, serial: int) -> None:
+        """Start a batch of images whose upright sizes are known; their bytes are copied."""
+        self._feed_inputs(images, sizes, serial=serial)
+        self._pipe.schedule_run()
+
+    def outputs(self, serial: int) -> tuple[Sizes, list[torch.Tensor]]:
+        """Wait for the oldest batch: upright sizes, and a tensor for each geometry, or without any for each image.
+
+        Raises:
+            Failed: an image of it cannot be decoded.
+            Misplaced: it is not the batch with this serial.
+        """
+        # On a GPU the outputs are bound to torch's stream, and handed over on it: the host does not wait for them.
+        stream = None if self._device is None else torch.cuda.current_stream(self._device)
+        try:
+            serials, sizes, *lists = self._pipe.share_outputs(stream)
+        except Exception as failure:
+            raise Failed from failure
+        found = int(serials.at(0))
+        shapes = [(int(height), int(width)) for height, width, _ in np.asarray(sizes.as_tensor())]
+        if self._geometries:
+            tensors = [from_dlpack(batch.as_tensor()) for batch in lists]
+        else:
+            tensors = [from_dlpack(image) for image in lists[0]]
+        self._pipe.release_outputs()
+        if found != serial:
+            raise Misplaced
+        return shapes, tensors
+
+    def _feed_inputs(self, images: Sequence[EncodedImage], sizes: Sizes, *, serial: int) -> None:
+        self._pipe.feed_input("encoded", list(images))
+        self._pipe.feed_input("serial", np.full(len(images), serial, np.int64))
+        for index, geometry in enumerate(self._geometries):
+            for name, values in _windows(geometry, sizes).items():
+                self._pipe.feed_input(f"{name}{index}", values)
+
+
+def is_beyond_dali(geometry: Geometry, size: tuple[int, int]) -> bool:
+    """Whether DALI's resize of an image of this size differs visibly from torchvision's."""
+    resized = geometry.resized_size(*size)
+    sides = [min(side, new) for side, new in zip(size, resized, strict=True) if side != new]
+    return bool(sides) and min(sides) < _MIN_SIDE[geometry.interpolation]
+
+
+def _graph(geometries: Sequence[Geometry], *, is_gpu: bool, hw_decoder_load: float) -> tuple[Any, ...]:
+    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+    serial = fn.external_source(name="serial", dtype=types.INT64, ndim=0)
+    images = fn.decoders.image(
+        encoded,
+        device="mixed" if is_gpu else "cpu",
+        output_type=types.RGB,
+        # What libjpeg, and so Pillow, does; nvJPEG's default is the plain kind.
+        jpeg_fancy_upsampling=True,
+        hw_decoder_load=hw_decoder_load,
+    )
+    pixels = [_resized(images, geometry, index) for index, geometry in enumerate(geometries)]
+    return serial, images.shape(device="cpu"), *(pixels or [images])
+
+
+def _resized(images: Any, geometry: Geometry, index: int) -> Any:
+    """One geometry's resize and crop, by the windows that `_windows` computes."""
+
+    def window(name: str, dtype: Any = types.FLOAT) -> Any:
+        return fn.external_source(name=f"{name}{index}", dtype=dtype, ndim=1)
+
+    if geometry.resize != "none":
+        for step in ("row", "column"):
+            images = fn.resize(
+                images,
+                size=window(f"{step}_size"),
+                roi_start=window(f"{step}_begin"),
+                roi_end=window(f"{step}_end"),
+                interp_type=_FILTERS[geometry.interpolation],
+                antialias=True,
+            )
+    if geometry.can_pad or geometry.resize == "none":
+        start = window("start", types.INT32)
+        images = fn.slice(
+            images, start=start, shape=geometry.crop, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
+        )
+    return images
+
+
+def _windows(geometry: Geometry, sizes: Sizes) -> dict[str, NDArray[Any]]:
+    """For each image (a row of (height, width) pairs): what is resized to which size, and where the crop puts it."""
+    stored = np.array(sizes, np.float64)
+    resized = np.array([geometry.resized_size(*size) for size in sizes])
+    offset = np.array([geometry.crop_offset(*size) for size in resized.tolist()])
+    if geometry.resize == "none":
+        return {"start": offset.astype(np.int32)}
+    shown = np.minimum(resized, (geometry.height, geometry.width))
+    ratio = stored / resized
+    begin = np.maximum(offset, 0) * ratio
+    end = (np.maximum(offset, 0) + shown) * ratio
+    # The first step keeps whole rows, as many as the second step's filter reaches.
+    reach = np.ceil(_REACH[geometry.interpolation] * np.maximum(ratio[:, 0], 1)) + 1
+    top = np.maximum(np.floor(begin[:, 0]) - reach, 0)
+    low = np.minimum(np.ceil(end[:, 0]) + reach, stored[:, 0])
+    windows = {
+        "row_size": np.stack([low - top, shown[:, 1]], 1),
+        "row_begin": np.stack([top, begin[:, 1]], 1),
+        "row_end": np.stack([low, end[:, 1]], 1),
+        "column_size": shown,
+        "column_begin": np.stack([begin[:, 0] - top, np.zeros_like(top)], 1),
+        "column_end": np.stack([end[:, 0] - top, shown[:, 1]], 1),
+    }
+    result: dict[str, NDArray[Any]] = {name: values.astype(np.float32) for name, values in windows.items()}
+    if geometry.can_pad:
+        result["start"] = np.minimum(offset, 0).astype(np.int32)
+    return result
+
+
+def _small_jpeg() -> EncodedImage:
+    file = BytesIO()
+    Image.new("RGB", (16, 16), (120, 130, 140)).save(file, "JPEG")
+    return np.frombuffer(file.getvalue(), np.uint8)

@@ -1,0 +1,127 @@
+"""Keeps what C libraries print about bad images off the terminal.
+
+DALI's decoders (nvImageCodec, libjpeg, libpng, libtiff, OpenCV), and one of Pillow's, write a line on file descriptor 2
+for each image that they cannot decode, from threads of their own, long before the batch is collected; no setting turns
+the errors off. The ledger names such images, so the lines only tear the progress bar.
+
+While a `NativeStderr` is open, descriptor 2 is a pipe; a thread drops the known lines and passes all others on to where
+descriptor 2 led before, so that no message of CUDA or of the C library is lost. Python's own `sys.stderr` is taken off
+descriptor 2, if it was on it: progress bars and tracebacks reach the terminal directly, which still looks like one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import threading
+from typing import ClassVar, TextIO
+
+# nvImageCodec writes a line in several pieces, so that its threads' lines may be mixed: it is known by any piece.
+_NOISE = re.compile(
+    rb"""\[(ERROR|WARNING)\] | \[\w+[_-](decoder|parser|ext)\] | Could\ not\ decode\ \w+\ code\ stream
+      | ^\s*\[\s*(ERROR|WARN):\d+@[\d.]+\]                    # OpenCV: [ WARN:0@0.069] global grfmt_jpeg2000 ...
+      | ^\s*libpng\ (error|warning):
+      | ^\s*(_?TIFF\w*|JPEGLib|LZW\w+|ZIP\w+|\w*\.tif+):
+      | ^\s*(Bogus|Corrupt|Invalid|Unsupported|Inconsistent|Unrecognized|Unknown\ Adobe|Obtained\ EXIF)\b  # libjpeg
+      | ^\s*(Premature\ end|Empty\ JPEG|Not\ a\ JPEG|Wrong\ JPEG|Sampling\ factors|Maximum\ supported\ image)\b
+      | ^\s*(Quantization|Huffman|Arithmetic)\ table\ 0x
+      | ^(\x1b\[[0-9;]*m | [\s:])*$                            # what is left of a line: colours, colons
+    """,
+    re.VERBOSE,
+)
+
+
+class NativeStderr:
+    """Descriptor 2, filtered until `close`; several at once share one filter."""
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _num_open: ClassVar[int] = 0
+    _filter: ClassVar[_Filter | None] = None
+
+    def __init__(self) -> None:
+        self._is_open = True
+        with NativeStderr._lock:
+            if NativeStderr._num_open == 0:
+                NativeStderr._filter = _start_filter()
+            NativeStderr._num_open += 1
+
+    def close(self) -> None:
+        if not self._is_open:
+            return
+        self._is_open = False
+        with NativeStderr._lock:
+            NativeStderr._num_open -= 1
+            if NativeStderr._num_open == 0 and NativeStderr._filter is not None:
+                NativeStderr._filter.stop()
+                NativeStderr._filter = None
+
+
+class _Filter:
+    def __init__(self) -> None:
+        self._terminal = os.dup(2)
+        read_end, write_end = os.pipe()
+        _flush(sys.stderr)
+        self._python_stderr = sys.stderr
+        self._direct = _direct_twin(sys.stderr, self._terminal)
+        if self._direct is not None:
+            sys.stderr = self._direct
+        os.dup2(write_end, 2)
+        os.close(write_end)
+        self._thread = threading.Thread(target=self._pump, args=(read_end,), name="native-stderr", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        _flush(sys.stderr)
+        os.dup2(self._terminal, 2)  # closes the pipe's last writing end, so that the thread sees the end
+        self._thread.join(timeout=2.0)
+        if self._direct is not None and sys.stderr is self._direct:
+            sys.stderr = self._python_stderr
+        # The descriptor stays open where somebody may still hold the twin: a progress bar, a logging handler.
+        if self._direct is None:
+            os.close(self._terminal)
+
+    def _pump(self, read_end: int) -> None:
+        rest = b""
+        with open(read_end, "rb", buffering=0) as pipe:
+            while chunk := pipe.read(65536):
+                *lines, rest = (rest + chunk).split(b"\n")
+                self._pass_on(b"".join(line + b"\n" for line in lines if not _NOISE.search(line)))
+            if rest and not _NOISE.search(rest):
+                self._pass_on(rest)
+
+    def _pass_on(self, text: bytes) -> None:
+        while text:
+            try:
+                text = text[os.write(self._terminal, text) :]
+            except OSError:  # the terminal is gone
+                return
+
+
+def _start_filter() -> _Filter | None:
+    try:
+        return _Filter()
+    except OSError:  # no descriptor 2, or none left: the lines may stay
+        return None
+
+
+def _direct_twin(stream: TextIO | None, terminal: int) -> TextIO | None:
+    """A stream like `sys.stderr` on another descriptor, or None where `sys.stderr` is not on descriptor 2."""
+    try:
+        if stream is None or stream.fileno() != 2:
+            return None
+    except (OSError, ValueError, AttributeError):  # a notebook's or a test's stand-in
+        return None
+    raw = open(terminal, "wb", buffering=0, closefd=False)
+    return io.TextIOWrapper(
+        raw, encoding=stream.encoding, errors=stream.errors, line_buffering=True, write_through=True
+    )
+
+
+def _flush(stream: TextIO | None) -> None:
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        pass

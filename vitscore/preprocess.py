@@ -1,0 +1,242 @@
+"""How a checkpoint wants its images: its processor, turned into a small spec.
+
+Between checkpoints and decoding: a `Spec` holds the geometry (resize, crop), which the decoders carry out on bytes, and
+the arithmetic (scale, mean, std), which is the model's first step on the device. Two models with one geometry share
+their pixels. The sizes and offsets follow transformers' processors to the pixel: their long side is cut off, not
+rounded, and so is their crop's offset.
+
+A processor that the spec can't express raises `Inexpressible`, and `processor_geometry` runs the processor itself.
+Nothing here decodes or resizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Resize = Literal["none", "exact", "shortest_edge"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+# Pillow's numbers for its filters, which the processors' configurations use; box and hamming have no twin in DALI.
+_FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+# The steps of a processor that must be transformers' own for the spec to speak for it.
+_STEPS = (
+    "preprocess",
+    "_preprocess_image_like_inputs",
+    "_prepare_image_like_inputs",
+    "process_image",
+    "convert_to_rgb",
+    "_preprocess",
+    "resize",
+    "center_crop",
+    "rescale",
+    "normalize",
+    "rescale_and_normalize",
+    "_fuse_mean_std_and_rescale_factor",
+)
+# Processors of transformers that replace some of those steps and still follow them for plain images: these two only add
+# segmentation maps, and the next two choose the size of the resize by a rule of their own (`_resize_of`).
+_SAME_FOR_IMAGES = ("BeitImageProcessor", "MobileNetV2ImageProcessor")
+_OWN_SIZE = ("ConvNextImageProcessor", "LevitImageProcessor")
+
+
+class Inexpressible(Exception):
+    """The processor does something that a `Spec` has no words for; the message says what."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a decoded RGB image becomes (height, width) bytes.
+
+    Args:
+        resize: "none", "exact" (to `size`, whatever the aspect) or "shortest_edge" (to `size[0]`, keeping the aspect).
+        size: (height, width) of the resize; (edge, edge) for "shortest_edge"; (0, 0) for "none".
+        interpolation: the filter of the resize, antialiased.
+        crop: (height, width) of the central crop, zeros where it is larger than the image; None for no crop.
+        whitens: whether an image's one transparent colour (GIF, PNG with a colour key) becomes white, as in processors
+            that convert to RGB, or is shown, as in the others.
+    """
+
+    resize: Resize
+    size: tuple[int, int]
+    interpolation: Interpolation
+    crop: tuple[int, int] | None = None
+    whitens: bool = False
+
+    @property
+    def height(self) -> int:
+        return (self.crop or self.size)[0]
+
+    @property
+    def width(self) -> int:
+        return (self.crop or self.size)[1]
+
+    @property
+    def can_pad(self) -> bool:
+        """Whether some image can be smaller than the crop once it is resized."""
+        return self.crop is not None and (
+            self.resize == "none" or self.crop[0] > self.size[0] or self.crop[1] > self.size[1]
+        )
+
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size an image has after the resize."""
+        if self.resize == "none":
+            return height, width
+        if self.resize == "exact":
+            return self.size
+        edge = self.size[0]
+        if width <= height:
+            return int(edge * height / width), edge
+        return edge, int(edge * width / height)
+
+    def crop_offset(self, height: int, width: int) -> tuple[int, int]:
+        """Where the crop begins in a resized image; negative where zeros come first."""
+        if self.crop is None:
+            return 0, 0
+        return _offset(height, self.crop[0]), _offset(width, self.crop[1])
+
+
+def _offset(side: int, crop: int) -> int:
+    return -((crop - side) // 2) if crop > side else (side - crop) // 2
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything a model asks of its pixels: `(bytes * scale - mean) / std` on the geometry's bytes."""
+
+    geometry: Geometry
+    scale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class ProcessorGeometry:
+    """A processor to be run as it is: its float32 `pixel_values` of (3, height, width) are final."""
+
+    processor: Any
+    height: int
+    width: int
+
+    @property
+    def whitens(self) -> bool:
+        """As in `Geometry`."""
+        return bool(getattr(self.processor, "do_convert_rgb", False))
+
+
+def spec_from_processor(processor: Any) -> Spec:
+    """Turn a checkpoint's processor into a spec.
+
+    Args:
+        processor: what `AutoImageProcessor` or `AutoProcessor` gives.
+
+    Raises:
+        Inexpressible: the processor does more, or other things, than resize, crop, rescale and normalise.
+    """
+    processor = getattr(processor, "image_processor", processor)
+    backend = _backend_of(processor)
+    if getattr(processor, "do_pad", None):
+        raise Inexpressible("it pads its images")
+    geometry = _geometry_of(processor)
+    if geometry.can_pad and backend == "PilBackend":
+        raise Inexpressible("its crop is larger than its image, which Pillow-backed processors centre in another way")
+    scale = float(processor.rescale_factor) if processor.do_rescale else 1.0
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    return Spec(geometry=geometry, scale=scale, mean=_per_channel(mean), std=_per_channel(std))
+
+
+def processor_geometry(processor: Any) -> ProcessorGeometry:
+    """Wrap a processor that no spec can express; two trial images tell the size it gives.
+
+    Raises:
+        Inexpressible: the sizes differ from image to image, so that no batch can be made of them.
+    """
+    processor = getattr(processor, "image_processor", processor)
+    sizes = {tuple(run_processor(processor, _trial_image(*size)).shape) for size in ((96, 64), (40, 120))}
+    shape = sizes.pop()
+    if sizes or len(shape) != 3 or shape[0] != 3:
+        raise Inexpressible("its images have different sizes or are not three channels, so that they make no batch")
+    return ProcessorGeometry(processor=processor, height=shape[1], width=shape[2])
+
+
+def run_processor(processor: Any, image: Any) -> Any:
+    """The processor's own pixel values, a float32 tensor (3, H, W), for one RGB image (a Pillow image)."""
+    pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
+    return pixel_values[0].float()
+
+
+def _trial_image(width: int, height: int) -> Any:
+    from PIL import Image
+
+    return Image.new("RGB", (width, height), (90, 120, 150))
+
+
+def _backend_of(processor: Any) -> str:
+    from transformers import image_processing_backends as backends
+
+    for name in ("TorchvisionBackend", "PilBackend"):
+        backend = getattr(backends, name, None)
+        if backend is None or not isinstance(processor, backend):
+            continue
+        kind = type(processor)
+        is_known = kind.__module__.startswith("transformers.") and kind.__name__ in (*_SAME_FOR_IMAGES, *_OWN_SIZE)
+        changed = [step for step in _STEPS if getattr(kind, step, None) is not getattr(backend, step, None)]
+        if changed and not is_known:
+            raise Inexpressible(f"{kind.__name__} has its own {changed[0].strip('_')} step")
+        return name
+    raise Inexpressible(f"{type(processor).__name__} is not built on transformers' image processor backends")
+
+
+def _geometry_of(processor: Any) -> Geometry:
+    resize, size, crop = _resize_of(processor)
+    if processor.do_center_crop:
+        if not (processor.crop_size and processor.crop_size.height and processor.crop_size.width):
+            raise Inexpressible("its crop has no height and width")
+        if crop is not None:
+            raise Inexpressible("it crops twice")
+        crop = (int(processor.crop_size.height), int(processor.crop_size.width))
+    if crop is None and resize != "exact":
+        raise Inexpressible("its images keep different sizes, so that they make no batch")
+    interpolation, whitens = _interpolation_of(processor), bool(processor.do_convert_rgb)
+    return Geometry(resize=resize, size=size, interpolation=interpolation, crop=crop, whitens=whitens)
+
+
+def _resize_of(processor: Any) -> tuple[Resize, tuple[int, int], tuple[int, int] | None]:
+    """The resize, and the crop that belongs to it (ConvNeXt's)."""
+    if not processor.do_resize:
+        return "none", (0, 0), None
+    size, kind = processor.size, type(processor).__name__
+    if size.shortest_edge and not (size.longest_edge or size.height):
+        edge = int(size.shortest_edge)
+        if kind == "LevitImageProcessor":
+            edge = int((256 / 224) * edge)
+        elif kind == "ConvNextImageProcessor":
+            if edge >= 384:
+                return "exact", (edge, edge), None
+            larger = int(edge / processor.crop_pct)
+            return "shortest_edge", (larger, larger), (edge, edge)
+        return "shortest_edge", (edge, edge), None
+    if size.height and size.width and kind != "ConvNextImageProcessor":
+        return "exact", (int(size.height), int(size.width)), None
+    raise Inexpressible("its size is neither height and width nor a shortest edge")
+
+
+def _interpolation_of(processor: Any) -> Interpolation:
+    resample = processor.resample if processor.resample is not None else 2
+    if not isinstance(resample, int):  # one of torchvision's names
+        resample = {"nearest-exact": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}.get(
+            getattr(resample, "value", ""), -1
+        )
+    if int(resample) not in _FILTERS:
+        raise Inexpressible("its resampling filter is neither nearest, bilinear, bicubic nor lanczos")
+    return _FILTERS[int(resample)]
+
+
+def _per_channel(values: Any) -> tuple[float, float, float]:
+    listed = [float(values)] * 3 if isinstance(values, (int, float)) else [float(value) for value in values]
+    if len(listed) == 1:
+        listed *= 3
+    if len(listed) != 3:
+        raise Inexpressible(f"it normalises {len(listed)} channels")
+    return listed[0], listed[1], listed[2]
