@@ -163,7 +163,7 @@ def execute(
         if is_main_rank():
             show.show_plan(plan, estimate_disk(plan), show.make_console())
         return
-    watcher = show.Watcher(is_shown=progress if is_main_rank() else False)
+    watcher = show.Watcher(is_shown=progress if is_main_rank() else False, tells_notes=is_main_rank())
     try:
         outcome = runs.run(options, watcher)
     finally:

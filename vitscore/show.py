@@ -6,7 +6,7 @@ Results go to standard output and fit 80 columns; progress goes to standard erro
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -163,7 +163,8 @@ def size_text(num_bytes: float) -> str:
 class Watcher:
     """Rank 0's progress line on standard error: images/s, running accuracy, time left; silent where it is piped."""
 
-    def __init__(self, *, is_shown: bool | None = None) -> None:
+    def __init__(self, *, is_shown: bool | None = None, tells_notes: bool = True) -> None:
+        self._tells_notes = tells_notes
         self._console = make_console(is_error=True)
         self._is_shown = sys.stderr.isatty() if is_shown is None else is_shown
         self._progress: Progress | None = None
@@ -190,6 +191,12 @@ class Watcher:
         )
         self._task = self._progress.add_task("loading", total=None, rate="", accuracy="", left="")
         self._progress.start()
+
+    def loaded(self, notes: Sequence[str]) -> None:
+        """Say, on rank 0's standard error, what a user should know of the models."""
+        if self._tells_notes:
+            for note in notes:
+                self._console.print(Text(f"note: {note}"), soft_wrap=True)
 
     def progressed(self, state: runs.Progress) -> None:
         if self._progress is None or self._task is None:

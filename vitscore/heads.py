@@ -1,0 +1,194 @@
+"""The arithmetic around a trunk: bytes to normalised pixels before it, an fp32 head and the class matching after it.
+
+These modules are what `models.py` builds, compiles and runs. They know tensors only: no files, no names, no options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vitscore.errors import SetupError
+from vitscore.preprocess import Spec
+
+# Axes: B images of a batch, C channels, H W pixels, N outputs of a head, K classes, M head classes of one class, D
+# width of an embedding.
+
+# BLAS splits a product of few rows among its threads in ways that change the last bit (measured: up to 11 rows), so
+# such products get rows to spare.
+_ROWS = 16
+
+
+class PixelNormalizer(nn.Module):
+    """uint8 (B, H, W, C) to normalised (B, C, H, W): one multiply-add in fp32; pixels that are float already pass."""
+
+    factor: torch.Tensor
+    offset: torch.Tensor
+
+    def __init__(self, spec: Spec | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+        mean, std = (spec.mean, spec.std) if spec else ((0.0,) * 3, (1.0,) * 3)
+        scale = spec.scale if spec else 1.0
+        mean_C, std_C = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+        self.register_buffer("factor", (scale / std_C).float().view(1, 3, 1, 1))
+        self.register_buffer("offset", (-mean_C / std_C).float().view(1, 3, 1, 1))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.permute(0, 3, 1, 2).float() * self.factor + self.offset
+        return pixels.to(self._dtype)
+
+
+class Fp32Linear(nn.Module):
+    """A linear layer that stays in fp32 below a trunk of any precision, and keeps its input."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear.float()
+        self.seen: torch.Tensor | None = None
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        features = features.float()
+        self.seen = features
+        return linear_rows(features, self.linear.weight, self.linear.bias)
+
+
+def linear_rows(features_BD: torch.Tensor, weight_ND: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
+    """A linear layer whose rows come out the same, bit for bit, for any number of threads."""
+    missing = -len(features_BD) % _ROWS if features_BD.device.type == "cpu" else 0
+    if not missing:
+        return functional.linear(features_BD, weight_ND, bias_N)
+    filled = torch.cat([features_BD, features_BD.new_zeros((missing, *features_BD.shape[1:]))])
+    return functional.linear(filled, weight_ND, bias_N)[: len(features_BD)]
+
+
+class ClassMatching(nn.Module):
+    """Head outputs to the data set's classes: columns picked, several of them joined by logsumexp."""
+
+    columns: torch.Tensor
+    is_padding: torch.Tensor
+
+    def __init__(self, columns: Sequence[Sequence[int]], num_outputs: int) -> None:
+        super().__init__()
+        widest = max(len(ids) for ids in columns)
+        padded_KM = [[*ids, *[ids[0]] * (widest - len(ids))] for ids in columns]
+        padding_KM = [[place >= len(ids) for place in range(widest)] for ids in columns]
+        self._is_identity = padded_KM == [[index] for index in range(num_outputs)]
+        self._is_single = widest == 1
+        self.register_buffer("columns", torch.tensor(padded_KM))
+        self.register_buffer("is_padding", torch.tensor(padding_KM))
+
+    def forward(self, logits_BN: torch.Tensor) -> torch.Tensor:
+        if self._is_identity:
+            return logits_BN.contiguous()
+        if self._is_single:
+            return logits_BN.index_select(1, self.columns[:, 0]).contiguous()
+        picked_BKM = logits_BN[:, self.columns].masked_fill(self.is_padding, -torch.inf)
+        return torch.logsumexp(picked_BKM, dim=-1).contiguous()
+
+
+class Net(nn.Module):
+    """Pixels in, (logits (B, K), embedding (B, D)) out, both fp32."""
+
+    embedding_dim: int
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
+
+class ClassifierNet(Net):
+    """Any image classification model of transformers: its trunk in `dtype`, its head in fp32.
+
+    Args:
+        model: the loaded model, in fp32; it is changed in place.
+        normalizer: the first step.
+        dtype: the trunk's.
+        columns: head ids for every class.
+    """
+
+    def __init__(
+        self, model: Any, normalizer: PixelNormalizer, *, dtype: torch.dtype, columns: Sequence[Sequence[int]]
+    ) -> None:
+        super().__init__()
+        names = head_layers(model)
+        heads = {name: Fp32Linear(model.get_submodule(name)) for name in names}
+        for name in names:
+            _replace(model, name, nn.Identity())
+        model.to(dtype)
+        for name, head in heads.items():
+            _replace(model, name, head)
+        self.model = model
+        self.normalizer = normalizer
+        first = next(iter(heads.values()))
+        self._head = [first]  # in a list: the model owns it already
+        self.embedding_dim = first.linear.in_features
+        self.matching = ClassMatching(columns, first.linear.out_features)
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits_BN = self.model(pixel_values=self.normalizer(pixels)).logits.float()
+        seen = self._head[0].seen
+        assert seen is not None
+        return self.matching(logits_BN), seen.flatten(1)
+
+
+class CosineNet(Net):
+    """CLIP's image side: vision tower in `dtype`; projection, normalisation and cosine in fp32. No text tower.
+
+    Args:
+        model: the loaded CLIPModel, in fp32; its vision tower is changed in place.
+        normalizer: the first step.
+        dtype: the vision tower's.
+        text_weights_KD: unit vectors, one a class.
+    """
+
+    weights_KD: torch.Tensor
+
+    def __init__(
+        self, model: Any, normalizer: PixelNormalizer, *, dtype: torch.dtype, text_weights_KD: torch.Tensor
+    ) -> None:
+        super().__init__()
+        self.normalizer = normalizer
+        self.vision_model = model.vision_model.to(dtype)
+        self.projection = model.visual_projection.float()
+        self.register_buffer("weights_KD", text_weights_KD.float() * model.logit_scale.detach().float().exp())
+        self.embedding_dim = int(text_weights_KD.shape[1])
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled_BD = self.vision_model(pixel_values=self.normalizer(pixels)).pooler_output.float()
+        embedding_BD = linear_rows(pooled_BD, self.projection.weight)
+        embedding_BD = embedding_BD / embedding_BD.norm(dim=-1, keepdim=True)
+        return linear_rows(embedding_BD, self.weights_KD).contiguous(), embedding_BD
+
+
+def head_layers(model: Any) -> list[str]:
+    """Names of the linear layers that give the classes: outside the trunk, else the last of the right width.
+
+    A layer of the trunk may be as wide as the head by chance, so the trunk (transformers' `base_model`) is left out.
+
+    Raises:
+        SetupError: no linear layer has as many outputs as there are labels.
+    """
+    width = int(model.config.num_labels)
+    trunk = model.base_model
+    linear = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == width
+    ]
+    if not linear:
+        raise SetupError(
+            "classifier without a linear head", where=type(model).__name__, expected=f"a layer of {width} outputs"
+        )
+    inside = set() if trunk is model else {id(module) for module in trunk.modules()}
+    outside = [name for name, module in linear if id(module) not in inside]
+    return outside if outside and trunk is not model else [linear[-1][0]]
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

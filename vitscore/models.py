@@ -1,0 +1,331 @@
+"""A checkpoint as a function from pixels to logits over the data set's classes.
+
+The stage between decoding and the row kernel: uint8 pixels are normalised on the device, go through the trunk in the
+run's precision and through the head in fp32; a classifier's logits are then matched to the data set's classes, a CLIP's
+are logit scale times cosine to the text weights (`heads.py` has that arithmetic). Batches come in one fixed shape (the
+engine pads them), so compiled models compile once. Ranking and probabilities are the kernels' work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vitscore import checkpoints, zeroshot
+from vitscore.checkpoints import Checkpoint, Kind
+from vitscore.classes import HeadMap, plain_names
+from vitscore.errors import SetupError
+from vitscore.heads import ClassifierNet, CosineNet, Net, PixelNormalizer
+from vitscore.preprocess import (
+    Geometry,
+    Inexpressible,
+    ProcessorGeometry,
+    Spec,
+    processor_geometry,
+    spec_from_processor,
+)
+
+# Axes: B images of a batch, H W pixels, K classes of the data set, D the head's input or the projection.
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_MAX_KEYS = 5
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a batch gives.
+
+    Args:
+        logits: float32 (B, K), contiguous, in the data set's order.
+        embedding: float32 (B, D): the head's input, or CLIP's unit embedding; None where it was not asked for.
+    """
+
+    logits: torch.Tensor
+    embedding: torch.Tensor | None
+
+
+class ImageModel:
+    """One model of a run, loaded.
+
+    Attributes:
+        name: its name in the run.
+        kind: "classifier" or "zero-shot".
+        spec: what it asks of its pixels; a ProcessorGeometry where only the processor itself can say that.
+        geometry: the spec's part that the decoders carry out.
+        num_params: parameters of the whole checkpoint.
+        num_classes: K.
+        embedding_dim: D.
+        notes: what a user should know, in sentences.
+        net: the torch module behind it, before it is compiled.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        name: str,
+        classes: Sequence[str],
+        head_map: HeadMap | None,
+        device: str,
+        precision: Precision,
+        compile: bool,
+        save_embeddings: bool,
+        text_weights_KD: torch.Tensor | None,
+        loaded: Any,
+    ) -> None:
+        self.name = name
+        self.kind: Kind = checkpoint.kind
+        self.num_classes = len(classes)
+        self.num_params = sum(parameter.numel() for parameter in loaded.parameters())
+        self.spec, self.notes = load_spec(checkpoint)
+        self._checkpoint = checkpoint
+        self._head_map = head_map
+        self._device = device
+        self._precision = precision
+        self._save_embeddings = save_embeddings
+        self._text_weights_KD = text_weights_KD
+        self._fp32: Net | None = None
+        self.net = self._build(loaded, _DTYPES[precision])
+        self.embedding_dim = self.net.embedding_dim
+        self._forward: Any = _compiled(self.net, device) if compile else self.net
+
+    @property
+    def geometry(self) -> Geometry | ProcessorGeometry:
+        return self.spec.geometry if isinstance(self.spec, Spec) else self.spec
+
+    def __call__(self, pixels: torch.Tensor) -> ModelOutput:
+        """Classify a batch.
+
+        Args:
+            pixels: uint8 (B, H, W, 3) of the spec's geometry; float32 (B, 3, H, W) for a ProcessorGeometry.
+        """
+        with torch.inference_mode():
+            logits_BK, embedding_BD = self._forward(pixels.to(self._device, non_blocking=True))
+        return ModelOutput(logits_BK, embedding_BD if self._save_embeddings else None)
+
+    def rerun_fp32(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits of the same batch with an fp32 trunk: for rows that overflowed in half precision.
+
+        The fp32 copy is loaded on first use, and kept: where one image overflows, more will.
+        """
+        if self._precision == "fp32":
+            return self(pixels).logits
+        if self._fp32 is None:
+            self._fp32 = self._build(load_weights(self._checkpoint).to(self._device), torch.float32)
+        with torch.inference_mode():
+            return self._fp32.forward(pixels.to(self._device))[0]
+
+    def replica(self) -> ImageModel:
+        """The same model for another thread: modules of its own, which keep state, and shared weights."""
+        weights = [*self.net.parameters(), *self.net.buffers()]
+        other = copy.copy(self)
+        other.net = copy.deepcopy(self.net, {id(tensor): tensor for tensor in weights})
+        other._forward = other.net
+        return other
+
+    def warm_up(self, batch_size: int) -> None:
+        """One batch of black images: compiles, and lets the libraries choose their kernels."""
+        geometry = self.geometry
+        size = (geometry.height, geometry.width)
+        if isinstance(self.spec, Spec):
+            pixels = torch.zeros((batch_size, *size, 3), dtype=torch.uint8)
+        else:
+            pixels = torch.zeros((batch_size, 3, *size))
+        self(pixels)
+        if self._device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    def _build(self, loaded: Any, dtype: torch.dtype) -> Net:
+        normalizer = PixelNormalizer(self.spec if isinstance(self.spec, Spec) else None, dtype)
+        net: Net
+        if self.kind == "classifier":
+            assert self._head_map is not None
+            net = ClassifierNet(loaded, normalizer, dtype=dtype, columns=self._head_map.columns)
+        else:
+            assert self._text_weights_KD is not None
+            net = CosineNet(loaded, normalizer, dtype=dtype, text_weights_KD=self._text_weights_KD)
+        return net.to(self._device).eval().requires_grad_(False)
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    name: str,
+    classes: Sequence[str],
+    head_map: HeadMap | None,
+    templates: Sequence[str],
+    device: str,
+    precision: Precision,
+    compile: bool,
+    batch_size: int,
+    save_embeddings: bool = False,
+    cache_dir: Path | None = None,
+    fingerprint: str | None = None,
+) -> ImageModel:
+    """Load a checkpoint and make it answer in the data set's classes.
+
+    Args:
+        checkpoint: what `checkpoints.find` found.
+        name: the model's name in the run.
+        classes: the data set's classes, by display name.
+        head_map: a classifier's columns for the classes; None for a zero-shot model.
+        templates: captions for a zero-shot model.
+        device: "cpu", "cuda" or "cuda:N".
+        precision: of the trunk; heads are fp32.
+        compile: compile the model for batches of `batch_size`.
+        batch_size: rows of every batch to come.
+        save_embeddings: give embeddings out with the logits.
+        cache_dir: where text weights are kept between runs; None keeps none.
+        fingerprint: the checkpoint's, where it is known already; text weights are kept under it.
+
+    Raises:
+        SetupError: the weights do not fill the model, or its files cannot be loaded.
+    """
+    loaded = load_weights(checkpoint).to(device)
+    weights_KD = None
+    if checkpoint.kind == "zero-shot":
+        weights_KD = zero_shot_weights(
+            checkpoint,
+            loaded,
+            classes=plain_names(classes),
+            templates=templates,
+            device=device,
+            cache_dir=cache_dir,
+            fingerprint=fingerprint,
+        )
+    model = ImageModel(
+        checkpoint,
+        name=name,
+        classes=classes,
+        head_map=head_map,
+        device=device,
+        precision=precision,
+        compile=compile,
+        save_embeddings=save_embeddings,
+        text_weights_KD=weights_KD,
+        loaded=loaded,
+    )
+    if compile:
+        model.warm_up(batch_size)
+    return model
+
+
+def load_weights(checkpoint: Checkpoint) -> Any:
+    """The transformers model in fp32, every parameter of it from the checkpoint.
+
+    Raises:
+        SetupError: a parameter is missing or has another shape (transformers would fill it with random numbers), or the
+            folder cannot be loaded.
+    """
+    from transformers import AutoModelForImageClassification, CLIPModel
+
+    auto = AutoModelForImageClassification if checkpoint.kind == "classifier" else CLIPModel
+    with reading(checkpoint, "weights"):
+        # Attention is sdpa wherever the architecture has it: transformers' own default.
+        model, info = auto.from_pretrained(
+            checkpoint.path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    absent = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])
+    if absent:
+        shown = ", ".join(absent[:_MAX_KEYS]) + (
+            f" and {len(absent) - _MAX_KEYS} more" if len(absent) > _MAX_KEYS else ""
+        )
+        raise SetupError(
+            "weights do not fill the model",
+            where=checkpoint.source,
+            expected=f"every parameter of {type(model).__name__}",
+            got=f"none that fits for {shown}",
+            next_step="Take a fine-tuned checkpoint: one with a trained head.",
+        )
+    return model.eval()
+
+
+def load_spec(checkpoint: Checkpoint) -> tuple[Spec | ProcessorGeometry, tuple[str, ...]]:
+    """The checkpoint's processor as a spec; as itself, with a note, where a spec cannot say it.
+
+    Raises:
+        SetupError: there is no processor, or its images make no batch.
+    """
+    from transformers import AutoImageProcessor
+
+    with reading(checkpoint, "image processor"):
+        processor = AutoImageProcessor.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    try:
+        return spec_from_processor(processor), ()
+    except Inexpressible as reason:
+        note = f"its images go through {type(processor).__name__} itself, which is slower: {reason}"
+    try:
+        return processor_geometry(processor), (note,)
+    except Inexpressible as reason:
+        raise SetupError("image processor cannot be used", where=checkpoint.source, got=str(reason)) from reason
+
+
+def zero_shot_weights(
+    checkpoint: Checkpoint,
+    loaded: Any,
+    *,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    device: str,
+    cache_dir: Path | None,
+    fingerprint: str | None,
+) -> torch.Tensor:
+    """Text weights (K, D) from the cache, else from the text tower."""
+    from transformers import AutoTokenizer
+
+    key = ""
+    if cache_dir is not None:
+        key = zeroshot.cache_key(fingerprint or checkpoints.fingerprint(checkpoint), classes, templates, device)
+        cached = zeroshot.load_cached(cache_dir, key, num_classes=len(classes))
+        if cached is not None:
+            return cached.to(device)
+    with reading(checkpoint, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    weights_KD = zeroshot.text_weights(loaded, tokenizer, classes, templates, device)
+    if cache_dir is not None:
+        zeroshot.store(cache_dir, key, weights_KD)
+    return weights_KD
+
+
+@contextlib.contextmanager
+def reading(checkpoint: Checkpoint, what: str) -> Iterator[None]:
+    """Keep transformers quiet while it reads, and turn what it raises into one line."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, SafetensorError) as error:
+        first_line = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise SetupError(
+            f"cannot load the {what}",
+            where=checkpoint.source,
+            got=f"{type(error).__name__}: {first_line[:160]}",
+            next_step="Check that the folder is complete, as save_pretrained writes it.",
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def _compiled(net: Net, device: str) -> Any:
+    """One static shape; on CUDA the kernels are tuned, but without CUDA graphs: these would own the output buffers."""
+    mode = "max-autotune-no-cudagraphs" if device.startswith("cuda") else None
+    return torch.compile(net, dynamic=False, mode=mode)

@@ -1,0 +1,198 @@
+"""A zero-shot model's head: class names, put into captions, turned into one text weight a class.
+
+Between the classes and the model: `--templates` and the class names give the captions, the text tower gives their
+embeddings, and their average is the class's weight, the way OpenAI's zero-shot code does it: normalise each caption's
+embedding, average over the templates, normalise again. In fp32 and cached by content, because a thousand classes times
+eighty templates take longer than many a run. Images are `models.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitscore.errors import SetupError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+# Axes: K classes, T templates, N captions of a batch, L tokens, D the projection's width.
+
+DEFAULT_TEMPLATES = ("This is a photo of {}.",)
+_PLACEHOLDERS = ("{c}", "{}")
+_BATCH_ROWS = 64
+_CACHE_VERSION = 1
+
+
+def read_templates(path: str | Path) -> tuple[str, ...]:
+    """Templates from a text file, one a line.
+
+    Raises:
+        UsageError: the file cannot be read, is empty, or has a line without a place for the class.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("cannot read templates", where=str(path), got=type(error).__name__) from error
+    return check_templates([line.strip() for line in lines if line.strip()], where=str(path))
+
+
+def check_templates(templates: Sequence[str], *, where: str) -> tuple[str, ...]:
+    """The same templates, each known to hold `{c}` or `{}`.
+
+    Raises:
+        UsageError: there are none, or one has no place for the class.
+    """
+    if not templates:
+        raise UsageError("no templates", where=where, expected="one a line, with {} for the class")
+    for number, template in enumerate(templates, start=1):
+        if not any(placeholder in template for placeholder in _PLACEHOLDERS):
+            raise UsageError(
+                "template without a class",
+                where=f"{where}, template {number}",
+                expected="{c} or {}",
+                got=repr(template),
+            )
+    return tuple(templates)
+
+
+def caption(template: str, name: str) -> str:
+    """The template with the class's name in it; the name is taken as it is, braces and all."""
+    placeholder = next(placeholder for placeholder in _PLACEHOLDERS if placeholder in template)
+    return template.replace(placeholder, name)
+
+
+def text_weights(
+    model: Any, tokenizer: Any, classes: Sequence[str], templates: Sequence[str], device: str
+) -> torch.Tensor:
+    """One unit vector a class.
+
+    Args:
+        model: a CLIP model in fp32, on `device`.
+        tokenizer: its tokenizer.
+        classes: class names as a caption should call them.
+        templates: captions with `{c}` or `{}`.
+        device: where to compute.
+
+    Returns:
+        float32 (K, D), on `device`.
+
+    Raises:
+        SetupError: tokenizer and model do not fit together, or an embedding is not finite.
+    """
+    import torch
+
+    text_config = model.config.text_config
+    length = int(text_config.max_position_embeddings)
+    # 2 is what OpenAI's first checkpoints say and do not mean: the model then looks for the highest id.
+    if text_config.eos_token_id not in (2, tokenizer.eos_token_id):
+        raise SetupError(
+            "tokenizer and model do not fit together",
+            where="end token",
+            expected=f"id {text_config.eos_token_id}, the model's",
+            got=str(tokenizer.eos_token_id),
+        )
+    weights = []
+    # A few classes at a time: eighty templates times many classes would fill the memory.
+    step = max(1, 4096 // len(templates))
+    for start in range(0, len(classes), step):
+        names = classes[start : start + step]
+        captions = [caption(template, name) for name in names for template in templates]
+        embedding_ND = _embed(model, tokenizer, captions, length=length, device=device)
+        unit_ND = embedding_ND / embedding_ND.norm(dim=-1, keepdim=True)
+        mean_KD = unit_ND.view(len(names), len(templates), -1).mean(dim=1)
+        weights.append(mean_KD / mean_KD.norm(dim=-1, keepdim=True))
+    weights_KD = torch.cat(weights)
+    if not bool(torch.isfinite(weights_KD).all()):
+        raise SetupError("text embeddings are not finite", where="zero-shot model", next_step="Check the checkpoint.")
+    return weights_KD
+
+
+def _embed(model: Any, tokenizer: Any, captions: Sequence[str], *, length: int, device: str) -> torch.Tensor:
+    """Text embeddings in the captions' order; captions of like length share a batch, and every batch is full.
+
+    Full batches keep the arithmetic the same for any number of threads: the last one is filled by repeating a caption.
+    """
+    import torch
+
+    tokens = [tokenize(tokenizer, text, length=length) for text in captions]
+    order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
+    embeddings: list[torch.Tensor] = [torch.empty(0)] * len(tokens)
+    with torch.inference_mode():
+        for start in range(0, len(order), _BATCH_ROWS):
+            rows = order[start : start + _BATCH_ROWS]
+            filled = rows + rows[-1:] * (_BATCH_ROWS - len(rows))
+            batch = tokenizer.pad({"input_ids": [tokens[row] for row in filled]}, padding=True, return_tensors="pt")
+            batch = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+            found = model.get_text_features(**batch).pooler_output.float()
+            for row, embedding in zip(rows, found, strict=False):
+                embeddings[row] = embedding
+    return torch.stack(embeddings)
+
+
+def tokenize(tokenizer: Any, text: str, *, length: int) -> list[int]:
+    """Token ids, cut to the model's length; the cut keeps the end token, which is where CLIP reads its embedding.
+
+    Raises:
+        SetupError: the tokenizer sets no end token.
+    """
+    # `model_max_length` may be 1e30, so the length is the model's.
+    ids = [int(token) for token in tokenizer(text, truncation=True, max_length=length)["input_ids"]]
+    if tokenizer.eos_token_id not in ids:
+        raise SetupError(
+            "tokenizer without end token",
+            where=type(tokenizer).__name__,
+            expected=f"{tokenizer.eos_token} after every text",
+            next_step="Save the tokenizer that belongs to the CLIP model beside it.",
+        )
+    return ids
+
+
+def default_cache() -> Path:
+    """Where text weights are kept between runs: below XDG_CACHE_HOME, else ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "vitscore"
+
+
+def cache_key(fingerprint: str, classes: Sequence[str], templates: Sequence[str], device: str) -> str:
+    """All that decides the weights to the last bit: content of the model, texts, device and torch's version."""
+    import torch
+
+    content = [_CACHE_VERSION, fingerprint, list(classes), list(templates), device.split(":")[0], torch.__version__]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def load_cached(folder: Path, key: str, *, num_classes: int) -> torch.Tensor | None:
+    """Weights that were stored before; None where there are none, or the file is no good."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights_KD = load_file(folder / f"text-{key}.safetensors")["weights"]
+    except (OSError, KeyError, SafetensorError):
+        return None
+    is_good = weights_KD.dtype == torch.float32 and weights_KD.ndim == 2 and len(weights_KD) == num_classes
+    return weights_KD if is_good and bool(torch.isfinite(weights_KD).all()) else None
+
+
+def store(folder: Path, key: str, weights_KD: torch.Tensor) -> None:
+    """Write the weights whole or not at all; a cache that cannot be written is no reason to fail."""
+    from safetensors.torch import save
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    except OSError:
+        return
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(save({"weights": weights_KD.cpu().contiguous()}))
+        os.replace(temporary, folder / f"text-{key}.safetensors")
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
