@@ -24,8 +24,7 @@ def main(names: list[str]) -> int:
         return 2
     out = Path(os.environ.get("OUT", "build/bench"))
     out.mkdir(parents=True, exist_ok=True)
-    from vitscore.folder import hardware
-    from vitscore.prepare import versions
+    from vitscore.machine import hardware, versions
 
     for name in names or NAMES:
         module = importlib.import_module(f"vitscore.bench.{name}")

@@ -7,16 +7,13 @@ Opening a folder decides between a fresh start, going on, and a refusal; it neve
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
-import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,8 +21,10 @@ import pyarrow.parquet as pq
 from vitscore import identity
 from vitscore.durable import TEMPORARY_SUFFIX, sync_folder, write_bytes_durably, write_json_durably
 from vitscore.errors import OtherRunError, SetupError, UsageError
-from vitscore.prepare import Plan, versions
-from vitscore.ranks import num_usable_cpus
+from vitscore.machine import hardware, versions
+
+if TYPE_CHECKING:
+    from vitscore.prepare import Plan
 
 OWN_FILES = ("run.json", "shards.parquet", "metrics.json", "report.html")
 
@@ -215,26 +214,6 @@ def known_bytes(plan: Plan) -> int | None:
     """Bytes of all shards, None where one is not known."""
     sizes = [shard.num_bytes for shard in plan.shards]
     return None if None in sizes else sum(size for size in sizes if size is not None)
-
-
-def hardware() -> dict[str, Any]:
-    """The machine, as far as it explains a rate: CPU, usable cores, memory, GPUs."""
-    found: dict[str, Any] = {"cpu": cpu_name(), "cpus": num_usable_cpus(), "system": platform.system()}
-    with contextlib.suppress(ValueError, OSError, AttributeError):
-        found["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(ImportError):
-        import torch
-
-        found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return found
-
-
-def cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def add_session(folder: RunFolder, session: dict[str, Any]) -> None:

@@ -6,10 +6,8 @@ becomes run.json, from which the other ranks (and a resume) read the same decisi
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 from vitscore import checkpoints, classes, identity, zeroshot
@@ -22,18 +20,6 @@ from vitscore.settings import Choice, resolve
 from vitscore.shards.labels import LabelRule, load_labels
 from vitscore.shards.locate import Corpus, Shard, corpus_names, locate
 from vitscore.shards.samples import OpenShard
-
-VERSIONED = (
-    "vitscore",
-    "torch",
-    "torchvision",
-    "transformers",
-    "accelerate",
-    "webdataset",
-    "numba",
-    "numpy",
-    "pyarrow",
-)
 
 
 @dataclass(frozen=True)
@@ -219,17 +205,6 @@ def run_identity(
         "on_bad_sample": options.on_bad_sample,
         "on_bad_shard": options.on_bad_shard,
     }
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of the packages that can change a result, and of Python."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in (*VERSIONED, "nvidia-dali-cuda130"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def require_labels_file(options: RunOptions) -> None:

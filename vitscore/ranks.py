@@ -154,17 +154,6 @@ def world_from_environment() -> int:
     return int(os.environ.get("WORLD_SIZE", "1") or 1)
 
 
-def num_usable_cpus() -> int:
-    """CPUs that this process may use: its affinity, and its container's quota."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        if quota != "max":
-            return max(1, min(affinity, round(int(quota) / int(period))))
-    return affinity
-
-
 def join(device: str) -> Ranks:
     """Join the ranks that a launcher started, through accelerate; `device` is cpu or cuda.
 

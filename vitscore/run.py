@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +22,10 @@ from vitscore import ranks as ranks_module
 from vitscore.config import BadLimit, RunOptions
 from vitscore.errors import DataError, SetupError
 from vitscore.folder import RunFolder
+from vitscore.machine import num_usable_cpus, peak_rss_bytes
 from vitscore.parts import finished_parts
 from vitscore.prepare import Plan, make_plan, require_labels_file
-from vitscore.ranks import Ranks, num_usable_cpus
+from vitscore.ranks import Ranks
 
 if TYPE_CHECKING:
     from vitscore.engine import Tally
@@ -314,12 +314,6 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None) -
             },
         )
     return Outcome(plan, folder.path, folded.document, find_problem(plan.options, folded.document), rate)
-
-
-def peak_rss_bytes() -> int:
-    """This process' peak resident memory."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def find_problem(options: RunOptions, document: dict[str, Any]) -> Exception | None:

@@ -6,12 +6,12 @@ is kept there. Only measurements and plain facts of the machine decide.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vitscore.config import RunOptions
+from vitscore.decode import is_dali_available
 from vitscore.errors import SetupError, UsageError
 
 
@@ -45,7 +45,7 @@ def resolve(
             "fp16 on a CPU", where="--precision", expected="fp32 or bf16", got="fp16", next_step="It would be slower."
         )
     decoder = asked_or("decoder", options.decoder, kept) or choose_decoder()
-    if decoder.value == "dali" and not has_module("nvidia.dali"):
+    if decoder.value == "dali" and not is_dali_available():
         raise SetupError(
             "DALI is not installed",
             where="--decoder dali",
@@ -113,7 +113,7 @@ def choose_compile(device: str) -> Choice:
 
 
 def choose_decoder() -> Choice:
-    if has_module("nvidia.dali"):
+    if is_dali_available():
         return Choice("dali", "DALI is installed")
     return Choice("torchvision", "DALI is not installed")
 
@@ -126,11 +126,3 @@ def choose_batch_size(device: str, pixels_per_image: int) -> Choice:
     while size < 128 and size * 2 * pixels_per_image <= 16 * 224 * 224:
         size *= 2
     return Choice(size, "keeps a batch's activations in the CPU's cache")
-
-
-def has_module(name: str) -> bool:
-    """Whether a module can be found, without importing it."""
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from vitscore import run as runs
-from vitscore.prepare import Plan
+if TYPE_CHECKING:
+    from vitscore import run as runs
+    from vitscore.prepare import Plan
 
 NARROW = 80
 
@@ -26,7 +27,9 @@ def make_console(*, is_error: bool = False) -> Console:
     It looks its stream up each time it writes: the decoder changes `sys.stderr` while it is at work.
     """
     stream = sys.stderr if is_error else sys.stdout
-    return Console(stderr=is_error, width=None if stream.isatty() else NARROW, highlight=False)
+    return Console(
+        stderr=is_error, width=None if stream.isatty() else NARROW, highlight=False, markup=False, emoji=False
+    )
 
 
 def percent(value: float | None, digits: int = 2) -> str:

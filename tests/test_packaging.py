@@ -1,0 +1,70 @@
+"""What is installed: one package, its data, nothing at the top level but itself; and what serves where DALI is not."""
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built from a copy, so that nothing is left in the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    for name in filter(None, files.split("\0")):
+        if (ROOT / name).is_file():
+            target = folder / "source" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
+    words = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    done = subprocess.run([*words, str(folder / "source")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return zipfile.ZipFile(next(folder.glob("*.whl")))
+
+
+def test_the_wheel_holds_the_whole_package_below_one_name(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    assert {name.split("/")[0] for name in names} == {"vitscore", "vitscore-0.1.0.dist-info"}
+    for folder, package in (("vitscore", ""), ("kernels", "kernels/"), ("shards", "shards/"), ("bench", "bench/")):
+        expected = {f"vitscore/{package}{path.name}" for path in (ROOT / folder).glob("*.py")}
+        assert expected <= names
+    assert {f"vitscore/demo/shards/demo-{number:03d}.tar" for number in range(4)} <= names
+    for model in ("demo-vit", "demo-clip"):
+        assert f"vitscore/demo/{model}/model.safetensors" in names
+    assert "vitscore/py.typed" in names
+
+
+def test_dali_is_asked_for_on_linux_alone(wheel: zipfile.ZipFile) -> None:
+    metadata = wheel.read("vitscore-0.1.0.dist-info/METADATA").decode()
+    lines = [line for line in metadata.splitlines() if "nvidia-dali" in line]
+    assert len(lines) == 1
+    assert 'platform_system == "Linux"' in lines[0]
+
+
+def test_constraints_hold_versions_and_no_address() -> None:
+    lines = (ROOT / "constraints.txt").read_text().split()
+    assert all(line.count("==") == 1 and "/" not in line for line in lines)
+    assert len(lines) > 50
+
+
+def test_without_dali_the_torchvision_decoder_serves(tmp_path: Path, start: Callable[..., Any]) -> None:
+    code = (
+        "import sys\n"
+        "class NoDali:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.startswith('nvidia.dali'): raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, NoDali())\n"
+        "from vitscore.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    command = (sys.executable, "-c", code, "run", "demo", "-m", "demo-vit", "-o", tmp_path / "out", "--limit", 50)
+    done = start(*command)
+    assert done.code == 0, done.err
+    done = start(*command, "--overwrite", "--decoder", "dali")
+    assert done.code == 4
+    assert "pip install nvidia-dali" in done.err
