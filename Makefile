@@ -7,7 +7,7 @@ LINKS := build/types
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models test unit lint types bench clean
+.PHONY: help setup demo demo-models test unit lint types bench gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ types: $(READY)  ## mypy, strict
 	cd $(LINKS) && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p vitscore
 
 bench: $(READY)  ## throughput; writes JSON and prints a table
+	$(BIN)/python -m vitscore.bench
+
+gpu: $(READY)  ## on a machine with an NVIDIA GPU: its tests, then the benches; JSON into $$OUT
+	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m vitscore.bench
 
 clean:  ## remove everything that was built, the environment included

@@ -44,6 +44,28 @@ def test_the_predictions_are_bit_for_bit_the_same_for_one_and_two_ranks(runs: di
     assert rows("torchrun, two ranks") == rows("vitscore")
 
 
+RANK_1_CANNOT_WRITE = """
+import os, resource, sys
+if os.environ["RANK"] == "1":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+from vitscore.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_error_on_another_rank_is_told_once_and_the_run_goes_on_later(
+    start: Callable[..., Any], tmp_path: Path, digits: Any, make_shards: Callable[..., Path]
+) -> None:
+    shards = make_shards(*(digits[number % 20 * 25 :][:25] for number in range(60)))
+    (tmp_path / "main.py").write_text(RANK_1_CANNOT_WRITE)
+    command = ("run", shards, "-m", "demo-vit", "-o", tmp_path / "out")
+    done = start("torchrun", "--nproc-per-node", "2", tmp_path / "main.py", *command)
+    assert done.code != 0
+    assert sum("cannot write a part" in line for line in done.err.splitlines()) == 1, done.err
+    assert not list((tmp_path / "out" / "parts").glob(".*"))
+    assert start("vitscore", *command).code == 0
+
+
 def test_two_ranks_tell_an_error_once(start: Callable[..., Any], tmp_path: Path) -> None:
     done = start(*WAYS["torchrun, two ranks"], "run", "demo", "-m", "no/such", "-o", tmp_path / "out")
     assert done.code != 0

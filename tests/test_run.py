@@ -1,6 +1,7 @@
 """The main job: shards in, predictions and metrics out, every sample once."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sklearn.metrics import classification_report
 
 from vitscore import load_run
+from vitscore.checkpoints import find
 from vitscore.parts import PART_NAME
 
 Call = Callable[..., Any]
@@ -245,6 +248,50 @@ def test_a_bad_sample_can_end_the_run(make_shards: Call, vitscore: Call, digits:
     assert done.code == 3
     assert "s-0.tar[broken]" in done.err
     assert not list((shards / "out" / "parts").iterdir())
+
+
+def test_members_that_are_not_adjacent_are_one_sample_and_told(
+    make_shards: Call, vitscore: Call, digits: Any
+) -> None:
+    images = [(key, {"png": members["png"]}) for key, members in digits[:10]]
+    labels = [(key, {"cls": members["cls"]}) for key, members in digits[:10]]
+    shards = make_shards([*images, *labels])
+    done = vitscore("run", shards, "-m", "demo-vit", "-o", shards / "out")
+    assert done.code == 0
+    assert "s-0.tar: 10 samples had members that were not adjacent" in done.out
+    rows = part_tables(shards / "out")["0000000-s-0.parquet"]
+    assert [(row["key"], row["label"]) for row in rows] == [(key, int(found["cls"])) for key, found in digits[:10]]
+
+
+def test_logits_that_are_not_finite_are_bad_rows_not_predictions(
+    make_shards: Call, vitscore: Call, digits: Any, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    checkpoint = tmp_path / "broken-vit"
+    shutil.copytree(find("demo-vit").path, checkpoint)
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["classifier.bias"][3] = float("nan")
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    shards = make_shards(digits[:20])
+    done = vitscore("run", shards, "-m", checkpoint, "-o", shards / "out")
+    assert done.code == 5
+    assert read_metrics(shards / "out")["ledger"]["reasons"] == {"logits not finite": 20}
+    assert read_metrics(shards / "out")["models"]["broken-vit"]["accuracy"] is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_gpu_predicts_as_the_cpu_does(precision: str, tmp_path: Path, vitscore: Call, demo_run: Path) -> None:
+    out = tmp_path / "out"
+    done = vitscore("run", "demo", *MODELS, "-o", out, "--device", "cuda", "--precision", precision, "--no-compile")
+    assert done.code == 0, done.err
+    found, expected = load_run(out).predictions(), load_run(demo_run).predictions()
+    for name in ("demo-vit", "demo-clip"):
+        is_clear = expected[f"{name}.prob"].to_numpy() > 0.9
+        column = f"{name}.pred"
+        assert (found[column].to_numpy()[is_clear] == expected[column].to_numpy()[is_clear]).all()
 
 
 def test_labels_that_are_all_wrong_end_the_run(make_shards: Call, vitscore: Call, digits: Any) -> None:

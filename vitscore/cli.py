@@ -40,11 +40,6 @@ Output = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.", s
 Json = Annotated[bool, typer.Option("--json", help="Print metrics.json instead of a table.")]
 PerClass = Annotated[bool, typer.Option("--per-class", help="Also print precision, recall and F1 of each class.")]
 
-SCORING = "Scoring"
-DATA = "Data"
-COMPUTING = "Computing"
-FAULTS = "Faults"
-
 
 def show_version(is_wanted: bool) -> None:
     if is_wanted:
@@ -61,7 +56,7 @@ def root(
     pass
 
 
-@app.command(rich_help_panel="Commands")
+@app.command(short_help="Score models over shards.")
 def run(
     context: typer.Context,
     shards: Annotated[
@@ -99,28 +94,33 @@ def run(
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV or Parquet (key, label) that wins.")] = None,
     label_key: Annotated[str, typer.Option(metavar="cls|json:FIELD", help="Where a sample's label is.")] = "cls",
     image_key: Annotated[str | None, typer.Option(metavar="EXT", help="The image member's extension.")] = None,
-    split: Annotated[str, typer.Option(help="The split of a CLIP_benchmark data set.")] = "test",
+    split: Annotated[str, typer.Option(metavar="NAME", help="The split of a CLIP_benchmark data set.")] = "test",
     batch_size: Annotated[
-        int | None, typer.Option("-b", "--batch-size", help="Images a forward; default: auto.")
+        int | None, typer.Option("-b", "--batch-size", metavar="N", help="Images a forward; default: auto.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the models run.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Of the trunk; heads are fp32.")
+    ] = "auto",
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile the models; default: auto.")
     ] = None,
-    decoder: Annotated[str, typer.Option(help="auto, dali or torchvision.")] = "auto",
+    decoder: Annotated[str, typer.Option(metavar="auto|dali|torchvision", help="What decodes the images.")] = "auto",
     decode_threads: Annotated[
-        int | None, typer.Option("-j", "--decode-threads", help="Threads that decode; default: the usable CPUs.")
+        int | None,
+        typer.Option("-j", "--decode-threads", metavar="N", help="Threads that decode; default: the usable CPUs."),
     ] = None,
-    max_pixels: Annotated[int, typer.Option(help="Refuse images that declare more pixels.")] = 178_956_970,
-    top_k: Annotated[int, typer.Option(help="How many best classes a part keeps.")] = 5,
-    on_bad_sample: Annotated[str, typer.Option(help="skip, fail, or wrong: counted as a wrong answer.")] = "skip",
-    on_bad_shard: Annotated[str, typer.Option(help="fail (exit 3 at the end) or skip.")] = "fail",
+    max_pixels: Annotated[int, typer.Option(metavar="N", help="Refuse images that declare more pixels.")] = 178_956_970,
+    top_k: Annotated[int, typer.Option(metavar="K", help="How many best classes a part keeps.")] = 5,
+    on_bad_sample: Annotated[
+        str, typer.Option(metavar="skip|fail|wrong", help="wrong: counts as a wrong answer.")
+    ] = "skip",
+    on_bad_shard: Annotated[str, typer.Option(metavar="fail|skip", help="fail: exit 3 at the end.")] = "fail",
     max_bad: Annotated[str, typer.Option(metavar="COUNT|PERCENT%", help="Bad samples that a run accepts.")] = "10%",
     save: Annotated[
         list[str] | None, typer.Option(metavar="logits,embeddings", help="Long outputs to keep in the parts.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Score the first N samples only.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Score the first N samples only.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; score nothing.")] = False,
     per_class: PerClass = False,
@@ -181,6 +181,7 @@ def show_outcome(outcome: Outcome, *, per_class: bool, as_json: bool) -> None:
         typer.echo(json.dumps(outcome.document, indent=2, ensure_ascii=False))
     else:
         show.show_document(outcome.document, per_class=per_class, console=console)
+        show.show_notes(outcome.notes, console)
         if outcome.images_per_s:
             console.print(f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s)")
         show.show_written(outcome.folder, outcome.document, console)
@@ -188,7 +189,7 @@ def show_outcome(outcome: Outcome, *, per_class: bool, as_json: bool) -> None:
         raise outcome.problem
 
 
-@app.command()
+@app.command(short_help="Score the built-in models on handwritten digits.")
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The run's folder.")] = Path("demo-run"),
     per_class: PerClass = False,
@@ -213,7 +214,7 @@ def is_demo_run(folder: Path) -> bool:
     return record is not None and record["options"]["shards"] == ["demo"]
 
 
-@app.command()
+@app.command(short_help="Fold a run's parts into its metrics again.")
 def metrics(folder: Output, per_class: PerClass = False, as_json: Json = False) -> None:
     """Fold a run's parts into its metrics again; needs no model and no image."""
     from vitscore import show
@@ -229,7 +230,7 @@ def metrics(folder: Output, per_class: PerClass = False, as_json: Json = False) 
         show.show_document(folded.document, per_class=per_class, console=show.make_console())
 
 
-@app.command()
+@app.command(short_help="How far a run is.")
 def status(folder: Output) -> None:
     """How far a run is: shards and samples done, bad, and the rate."""
     from vitscore.status import read_status, status_lines

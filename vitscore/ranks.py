@@ -21,7 +21,10 @@ from typing import Any, Protocol
 from vitscore.errors import SetupError, VitscoreError
 
 POLL_S = 0.2
-ERROR_TOLD_S = 20.0
+ERROR_KNOWN_S = 20.0
+"""How long a failed rank waits for rank 0 to notice; rank 0 looks after every batch."""
+PRINTING_S = 1.0
+CONCLUSION_S = 20.0
 _run_numbers = itertools.count()
 
 
@@ -90,16 +93,24 @@ class Ranks:
         return json.loads(self.store.get(key))
 
     def report_error(self, error: BaseException) -> None:
-        """Tell the other ranks; a rank that is not 0 leaves rank 0 the time to print it."""
+        """Tell the other ranks; rank 0 alone prints, so an error anywhere is told once.
+
+        A rank that is not 0 stays until rank 0 knows: launchers end all ranks with the first that fails.
+        """
         if self.world_size == 1:
             return
         code = getattr(error, "exit_code", 1)
+        text = str(error) if isinstance(error, VitscoreError) else f"a bug: {error!r}"
         with contextlib.suppress(Exception):
             if not self.store.check(["error"]):
-                self.publish("error", {"rank": self.rank, "code": code, "text": str(error) or repr(error)})
-            deadline = time.monotonic() + ERROR_TOLD_S
-            while not self.is_main and not self.store.check(["error told"]) and time.monotonic() < deadline:
+                self.publish("error", {"rank": self.rank, "code": code, "text": text})
+            if self.is_main:
+                self.publish("error known", True)
+                return
+            deadline = time.monotonic() + ERROR_KNOWN_S
+            while not self.store.check(["error known"]) and time.monotonic() < deadline:
                 time.sleep(POLL_S)
+            time.sleep(PRINTING_S)
 
     def raise_reported_error(self) -> None:
         """Raise the error that another rank has reported, if any."""
@@ -116,7 +127,7 @@ class Ranks:
     def conclude(self) -> None:
         """On rank 0: the metrics are written; wait until the others know, since the store may end with this process."""
         self.publish("concluded", True)
-        deadline = time.monotonic() + ERROR_TOLD_S
+        deadline = time.monotonic() + CONCLUSION_S
         while self.count("knowing", 0) < self.world_size - 1 and time.monotonic() < deadline:
             time.sleep(POLL_S)
 

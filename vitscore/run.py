@@ -70,6 +70,8 @@ class Outcome:
     document: dict[str, Any]
     problem: Exception | None
     images_per_s: float | None
+    notes: tuple[str, ...] = ()
+    """What a user should know of the shards."""
 
 
 def plan_only(options: RunOptions) -> Plan:
@@ -93,7 +95,7 @@ def run(options: RunOptions, observer: Observer) -> Outcome | None:
     ranks = ranks_module.join(choose_backend(options.device))
     try:
         outcome = run_as(ranks, options, observer)
-    except BaseException as error:
+    except Exception as error:
         ranks.report_error(error)
         raise
     ranks_module.leave()
@@ -313,7 +315,9 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None) -
                 "peak_rss_bytes": peak_rss_bytes(),
             },
         )
-    return Outcome(plan, folder.path, folded.document, find_problem(plan.options, folded.document), rate)
+    parts = finished_parts(folder.parts, plan.identity_hash)
+    notes = tuple(f"{footer.shard}: {note}" for _, footer in parts.values() for note in footer.notes)
+    return Outcome(plan, folder.path, folded.document, find_problem(plan.options, folded.document), rate, notes)
 
 
 def find_problem(options: RunOptions, document: dict[str, Any]) -> Exception | None:

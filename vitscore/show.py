@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vitscore.prepare import Plan
 
 NARROW = 80
+MOST_NOTES = 5
 
 
 def make_console(*, is_error: bool = False) -> Console:
@@ -115,6 +116,14 @@ def show_document(document: Mapping[str, Any], *, per_class: bool, console: Cons
     console.print(Text(ledger_line(document)))
     for shard, reason in document["ledger"]["shards"]["bad"].items():
         console.print(Text(f"bad shard {shard}: {reason}"))
+
+
+def show_notes(notes: Sequence[str], console: Console) -> None:
+    """What is odd about the shards; the first few, and how many more."""
+    for note in notes[:MOST_NOTES]:
+        console.print(Text(f"note: {note}"), soft_wrap=True)
+    if len(notes) > MOST_NOTES:
+        console.print(f"note: {len(notes) - MOST_NOTES:,} more; each part's footer has its own")
 
 
 def conclusions(document: Mapping[str, Any]) -> Iterable[str]:
