@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vitscore.durable import durable_path, write_bytes_durably, write_json_durably
+from vitscore.durable import durable_path, sweep, temporary_name, write_bytes_durably, write_json_durably
 
 
 def test_content_replaces_what_was_there_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -42,6 +42,17 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert target.read_bytes() == b"old"
+
+
+def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    living, foreign = temporary_name(tmp_path / "a"), tmp_path / f".a.elsewhere.{dead.pid}.tmp"
+    torn = living.with_name(living.name.replace(str(os.getpid()), str(dead.pid)))
+    for path in (living, foreign, torn, tmp_path / "a"):
+        path.write_bytes(b"half")
+    assert sweep(tmp_path) == 1
+    assert sorted(os.listdir(tmp_path)) == sorted([living.name, foreign.name, "a"])
 
 
 def test_json_refuses_nan_and_keeps_the_old_file(tmp_path: Path) -> None:

@@ -17,10 +17,39 @@ from typing import Any
 TEMPORARY_SUFFIX = ".tmp"
 
 
+def host_name() -> str:
+    """This machine's name, fit for a file's."""
+    return "".join(c if c.isalnum() else "-" for c in socket.gethostname()) or "host"
+
+
 def temporary_name(path: Path) -> Path:
     """A name beside `path` that no other process writes to: host and process id are part of it."""
-    host = "".join(c if c.isalnum() else "-" for c in socket.gethostname()) or "host"
-    return path.with_name(f".{path.name}.{host}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    return path.with_name(f".{path.name}.{host_name()}.{os.getpid()}{TEMPORARY_SUFFIX}")
+
+
+def sweep(folder: Path) -> int:
+    """Remove the temporary files that dead processes of this machine left in `folder`; returns how many.
+
+    Those of living processes stay, and those of other machines, whose processes cannot be asked.
+    """
+    swept = 0
+    for path in folder.glob(f".*.{host_name()}.*{TEMPORARY_SUFFIX}"):
+        process_id = path.name.removesuffix(TEMPORARY_SUFFIX).rpartition(".")[2]
+        if process_id.isdecimal() and not is_alive(int(process_id)):
+            path.unlink(missing_ok=True)
+            swept += 1
+    return swept
+
+
+def is_alive(process_id: int) -> bool:
+    """Whether a process of this machine runs under this id."""
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vitscore import folder as folders
 from vitscore import ranks as ranks_module
 from vitscore.config import BadLimit, RunOptions
+from vitscore.durable import sweep
 from vitscore.errors import DataError, SetupError
 from vitscore.folder import RunFolder
 from vitscore.machine import num_usable_cpus, peak_rss_bytes
@@ -151,6 +152,8 @@ def open_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan
         folders.clear(folder)
     if not is_resumed:
         folders.start(folder, plan, launcher=ranks.launcher, world_size=ranks.world_size)
+    for path in (folder.path, folder.parts):
+        sweep(path)
     parts = finished_parts(folder.parts, plan.identity_hash)
     ranks.count("bad", sum(footer.bad for _, footer in parts.values()))
     ranks.publish("plan", {"identity": plan.identity_hash, "done": sorted(parts)})
