@@ -31,7 +31,7 @@ def measure(sizes: tuple[int, ...] = SIZES) -> dict[str, Any]:
             session = run(folder / "shards", folder / "out")
             peaks[str(size)] = {
                 "peak_rss_bytes": session["peak_rss_bytes"],
-                "images_per_s": session["images_per_s_of_rank_0"],
+                "images_per_s": session["images_per_s"],
             }
     ratio = peaks[str(sizes[-1])]["peak_rss_bytes"] / peaks[str(sizes[0])]["peak_rss_bytes"]
     return {"images": peaks, "ratio": ratio}

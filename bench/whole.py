@@ -51,7 +51,7 @@ def measure(num_images: int = NUM_IMAGES) -> dict[str, Any]:
         "images": num_images,
         "pipeline_images_per_s": num_images / peer,
         "vitscore_images_per_s": num_images / own,
-        "vitscore_loop_images_per_s": session["images_per_s_of_rank_0"],
+        "vitscore_loop_images_per_s": session["images_per_s"],
         "ratio": peer / own,
     }
 

@@ -76,11 +76,16 @@ def locate(specs: Sequence[str], *, split: str = "test") -> Corpus:
     listings = [_list_spec(spec, split=split) for spec in specs]
     pairs = [pair for listing in listings for pair in listing.shards]
     _refuse_repeats(pairs)
-    shards = tuple(Shard(ordinal, name, path, _size(path)) for ordinal, (name, path) in enumerate(pairs))
+    shards = tuple(Shard(ordinal, _readable(name), path, _size(path)) for ordinal, (name, path) in enumerate(pairs))
     folders = list(dict.fromkeys(folder for listing in listings for folder in listing.side_folders))
     classes, classes_source = _read_side_files(folders, CLASSES_FILES, read_classes)
     templates, templates_source = _read_side_files(folders, TEMPLATES_FILES, read_templates)
     return Corpus(shards, classes, classes_source, templates, templates_source)
+
+
+def _readable(name: str) -> str:
+    """A name that can be written as UTF-8; bytes that are none stand as backslash escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def corpus_names(shards: Sequence[Shard]) -> list[str]:
@@ -89,7 +94,7 @@ def corpus_names(shards: Sequence[Shard]) -> list[str]:
     if not paths:
         return []
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [os.path.relpath(path, root).replace(os.sep, "/") for path in paths]
+    return [_readable(os.path.relpath(path, root).replace(os.sep, "/")) for path in paths]
 
 
 def natural_key(name: str) -> tuple[tuple[tuple[int, int | str], ...], str]:
@@ -113,9 +118,18 @@ def _list_spec(spec: str, *, split: str) -> _Listing:
     path = Path(spec)
     if path.is_dir():
         return _list_folder(spec, split=split)
-    if spec.lower().endswith(LIST_SUFFIXES):
+    if spec.lower().endswith(LIST_SUFFIXES) or _is_text(path):
         return _list_file(spec)
     return _list_pattern(spec)
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file without a shard's suffix begins like text; a tar's header ends in zeros."""
+    if is_shard_name(path.name) or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(512)
+    return bool(head) and b"\0" not in head
 
 
 def _list_built_in(spec: str) -> _Listing:

@@ -99,6 +99,8 @@ def make_shards(
     cuts = cut_samples(samples, per_shard=per_shard, shard_bytes=shard_bytes)
     plan = make_plan(source, samples, len(cuts), per_shard=per_shard, shard_bytes=shard_bytes, shuffle=shuffle)
     folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("output is not a folder", where=output, next_step="Name another with -o.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -165,8 +165,8 @@ def test_a_half_precision_trunk_keeps_its_head_in_fp32(kind: str, request: pytes
     assert found.dtype == torch.float32
     assert not torch.equal(found, found.bfloat16().float())  # more digits than bf16 has
     torch.testing.assert_close(found, exact(pixels).logits, atol=0.5, rtol=0.1)
-    assert torch.equal(half.rerun_fp32(pixels), exact(pixels).logits)
-    assert torch.equal(exact.rerun_fp32(pixels), exact(pixels).logits)
+    assert torch.equal(half.rerun_fp32(pixels).logits, exact(pixels).logits)
+    assert torch.equal(exact.rerun_fp32(pixels).logits, exact(pixels).logits)
 
 
 def test_rows_that_overflow_in_fp16_are_finite_again_in_fp32(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_rows_that_overflow_in_fp16_are_finite_again_in_fp32(tmp_path: Path) -> 
     model = load(folder, precision="fp16")
     pixels = random_pixels(2)
     assert not torch.isfinite(model(pixels).logits).any()
-    assert torch.isfinite(model.rerun_fp32(pixels)).all()
+    assert torch.isfinite(model.rerun_fp32(pixels).logits).all()
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 7, 16])

@@ -65,6 +65,8 @@ class Run:
 
     def __getitem__(self, model: str) -> Figures:
         """One model's figures."""
+        if model not in self.models:
+            raise UsageError("no such model", where=model, expected=" or ".join(self.models))
         figures: Figures = self.metrics["models"][model]
         return figures
 
@@ -77,13 +79,15 @@ class Run:
         return list(self.metrics["classes"])
 
     def predictions(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Every sample's row, shard by shard; `.to_pandas()` makes a DataFrame of it."""
+        """Every sample's row, shard by shard; where pandas is installed, `.to_pandas()` makes a DataFrame of it."""
         parts = finished_parts(self.folder / "parts", self.record["identity_hash"])
         tables = [pq.read_table(parts[ordinal][0], columns=columns) for ordinal in sorted(parts)]
         return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
 
     def confusion(self, model: str) -> np.ndarray[Any, Any]:
         """int64 (K, K); rows are the truth, columns the prediction."""
+        if model not in self.models:
+            raise UsageError("no such model", where=model, expected=" or ".join(self.models))
         with np.load(self.folder / f"confusion_{model}.npz") as file:
             if "counts" in file and "rows" not in file:
                 dense: np.ndarray[Any, Any] = file["counts"]
@@ -142,11 +146,13 @@ def score(
         VitscoreError: what the command would have printed, with its `exit_code`.
     """
     from vitscore import run as runs
+    from vitscore.ranks import rank_from_environment
     from vitscore.show import Watcher
 
     values = {"shards": shards, "model": model, "output": output, **options}
     made = make_options(values)
-    watcher = Watcher(is_shown=progress)
+    is_main = rank_from_environment() == 0
+    watcher = Watcher(is_shown=progress if is_main else False, tells_notes=is_main)
     try:
         outcome = runs.run(made, watcher)
     finally:
@@ -166,8 +172,15 @@ def load_run(folder: str | Path) -> Run:
     record = require_record(path)
     try:
         document = json.loads((path / "metrics.json").read_bytes())
-    except FileNotFoundError as error:
+    except FileNotFoundError:
+        document = None
+    shards = document["ledger"]["shards"] if document else {"done": 0, "expected": record["corpus"]["shards"]}
+    if document is None or shards["done"] < shards["expected"]:
         raise UsageError(
-            "run is not finished", where=str(path), next_step="Start the same command again; it goes on."
-        ) from error
+            "run is not finished",
+            where=str(path),
+            expected=f"{shards['expected']} shards",
+            got=f"{shards['done']}",
+            next_step="Start the same command again; it goes on.",
+        )
     return Run(path, document, record)

@@ -137,6 +137,43 @@ def find(source: str) -> Checkpoint:
     )
 
 
+def require_loadable(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that lacks a file, or whose weights are cut, before anything depends on it.
+
+    transformers would fill in for some of them: without its files, CLIP's tokenizer loads with an empty vocabulary.
+
+    Raises:
+        SetupError: naming the file.
+    """
+    needed: dict[str, list[tuple[str, ...]]] = {
+        "image processor": [("preprocessor_config.json",), ("processor_config.json",)]
+    }
+    if checkpoint.kind == "zero-shot":
+        needed["tokenizer"] = [("tokenizer.json",), ("vocab.json", "merges.txt")]
+    for what, choices in needed.items():
+        if not any(all((checkpoint.path / name).is_file() for name in names) for names in choices):
+            raise SetupError(
+                f"no {what}",
+                where=checkpoint.source,
+                expected=" or ".join(" and ".join(names) for names in choices),
+                got="none",
+                next_step=f"Save the {what} beside the model with its save_pretrained.",
+            )
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(checkpoint.path.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise SetupError(
+                "weights cannot be read",
+                where=f"{checkpoint.source}/{path.name}",
+                got=str(error),
+                next_step="Save or download the checkpoint again.",
+            ) from error
+
+
 def fingerprint(checkpoint: Checkpoint) -> str:
     """sha256 over names and bytes of every file that decides a prediction; no path and no time."""
     total = hashlib.sha256()

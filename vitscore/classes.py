@@ -124,7 +124,7 @@ def match_head(
             where=f"model {model}",
             expected="class names in the checkpoint's id2label",
             got=f"{width} outputs without names",
-            next_step=ways_out(model, is_in_order=False),
+            next_step=ways_out(model, is_in_order=False, is_same_size=width == len(classes)),
         )
     if [fold(name) for name in head_names] == [fold(name) for name in plain]:
         return _by_position(len(classes))
@@ -151,13 +151,15 @@ def _unmatched(
         where=f"model {model}",
         expected=f"one head class for each of {len(classes)} classes",
         got=f"{len(matched)} matched{order}; not {name_with_nearest(missing, head_names)}",
-        next_step=ways_out(model, is_in_order=is_in_order),
+        next_step=ways_out(model, is_in_order=is_in_order, is_same_size=len(classes) == len(head_names)),
     )
 
 
-def ways_out(model: str, *, is_in_order: bool) -> str:
-    """The two ways out of a refused match; the likelier one first."""
+def ways_out(model: str, *, is_in_order: bool, is_same_size: bool) -> str:
+    """The two ways out of a refused match; the likelier one first, and by position only where the sizes agree."""
     position = f"--label-map {model}=by-position" + (" (the order is the same)" if is_in_order else "")
     mapping = f"--label-map {model}=FILE (JSON from head class to data set class)"
+    if not is_same_size:
+        return f"Use {mapping}."
     first, second = (position, mapping) if is_in_order else (mapping, position)
     return f"Use {first} or {second}."

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitscore import __version__
-from vitscore.errors import VitscoreError
+from vitscore.errors import UsageError, VitscoreError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -38,6 +38,7 @@ app = typer.Typer(
 
 Output = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print metrics.json instead of a table.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")]
 PerClass = Annotated[bool, typer.Option("--per-class", help="Also print precision, recall and F1 of each class.")]
 
 
@@ -121,7 +122,7 @@ def run(
         list[str] | None, typer.Option(metavar="logits,embeddings", help="Long outputs to keep in the parts.")
     ] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Score the first N samples only.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")] = False,
+    overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; score nothing.")] = False,
     per_class: PerClass = False,
     as_json: Json = False,
@@ -133,14 +134,20 @@ def run(
     """Score models over shards; goes on where an earlier start of the same command ended."""
     from vitscore.config import make_options, read_config
 
-    values = read_config(config) if config else {}
     given = {name: value for name, value in context.params.items() if is_given(context, name)}
-    for name in ("config", "dry_run", "per_class", "as_json", "progress", "debug"):
-        given.pop(name, None)
-    if "save" in given:
-        given["save"] = [item for text in given["save"] for item in text.split(",") if item]
-    options = make_options({**values, **given})
-    execute(options, is_dry=dry_run, per_class=per_class, as_json=as_json, progress=progress)
+    values = {**(read_config(config) if config else {}), **given}
+    values.pop("config", None)
+    shown = {name: values.pop(name, None) for name in ("dry_run", "per_class", "json", "as_json", "progress", "debug")}
+    for name, value in shown.items():
+        if value not in (True, False, None):
+            raise UsageError("wrong type", where=name, expected="bool", got=repr(value))
+    execute(
+        make_options(values),
+        is_dry=bool(shown["dry_run"]),
+        per_class=bool(shown["per_class"]),
+        as_json=bool(shown["as_json"] or shown["json"]),
+        progress=shown["progress"],
+    )
 
 
 def is_given(context: typer.Context, name: str) -> bool:
@@ -157,10 +164,12 @@ def execute(
     from vitscore import show
 
     if is_dry:
-        from vitscore.dryrun import estimate_disk
+        from vitscore.dryrun import estimate_disk, plan_document
 
         plan = runs.plan_only(options)
-        if is_main_rank():
+        if is_main_rank() and as_json:
+            typer.echo(json.dumps(plan_document(plan), indent=2, ensure_ascii=False))
+        elif is_main_rank():
             show.show_plan(plan, estimate_disk(plan), show.make_console())
         return
     watcher = show.Watcher(is_shown=progress if is_main_rank() else False, tells_notes=is_main_rank())
@@ -192,6 +201,7 @@ def show_outcome(outcome: Outcome, *, per_class: bool, as_json: bool) -> None:
 @app.command(short_help="Score the built-in models on handwritten digits.")
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The run's folder.")] = Path("demo-run"),
+    overwrite: Overwrite = False,
     per_class: PerClass = False,
 ) -> None:
     """Score the built-in ViT and CLIP on 500 held-out handwritten digits; on a CPU, in under a minute."""
@@ -201,29 +211,23 @@ def demo(
         "shards": ["demo"],
         "model": ["demo-vit", "demo-clip"],
         "output": output,
-        "overwrite": is_demo_run(output),
+        "overwrite": overwrite,
     }
     execute(make_options(values), is_dry=False, per_class=per_class)
-
-
-def is_demo_run(folder: Path) -> bool:
-    """Whether `folder` holds an earlier demo, which may be replaced."""
-    from vitscore.folder import RunFolder
-
-    record = RunFolder(folder).read_record()
-    return record is not None and record["options"]["shards"] == ["demo"]
 
 
 @app.command(short_help="Fold a run's parts into its metrics again.")
 def metrics(folder: Output, per_class: PerClass = False, as_json: Json = False) -> None:
     """Fold a run's parts into its metrics again; needs no model and no image."""
     from vitscore import show
+    from vitscore.durable import writing
     from vitscore.fold import refold, write_metrics
     from vitscore.folder import require_record
 
     require_record(folder)
     folded = refold(folder)
-    write_metrics(folder, folded)
+    with writing(folder):
+        write_metrics(folder, folded)
     if as_json:
         typer.echo(json.dumps(folded.document, indent=2, ensure_ascii=False))
     else:
@@ -294,11 +298,14 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return tell(error.format_message(), 2)  # type: ignore[attr-defined]
         if is_usage_error(error):
             return tell(usage_line(error), 2, is_told=is_main_rank())
         if is_debug:
             raise
-        return tell(f"a bug: {type(error).__name__}: {' '.join(str(error).split())}. --debug shows where.", 1)
+        line = f"a bug: {type(error).__name__}: {' '.join(str(error).split())}. --debug shows where."
+        return tell(line, 1, is_told=is_main_rank())
 
 
 def tell(line: str, code: int, *, is_told: bool = True) -> int:

@@ -51,6 +51,10 @@ class PairCounts:
         self.agreed += int((preds_a_B == preds_b_B)[counted_B].sum())
         return len(a_B)
 
+    def count_wrong(self, labels_B: Any) -> None:
+        """Count labelled samples that no model could answer, and that count as wrong answers of both."""
+        self.neither += int((as_ids(labels_B) >= 0).sum())
+
     def merge(self, other: PairCounts) -> None:
         """Add another's counts, as if its samples had been counted here."""
         self.both += other.both
@@ -99,7 +103,8 @@ def conclusion(comparison: Mapping[str, Any], *, adjusted_p: float | None = None
         return f"{first} is ahead of {second} by {gap}, on {images}"
     these = "this image" if n == 1 else f"these {images}"
     text = f"no difference between {a} and {b} can be shown on {these}"
-    text += f" ({_points(difference)} points, {LEVEL:.0%} interval {_points(low)} to {_points(high)})"
+    test = f", but the exact test gives p = {p:.2g}" if low > 0 or high < 0 else ""
+    text += f" ({_points(difference)} points, {LEVEL:.0%} interval {_points(low)} to {_points(high)}{test})"
     needed = images_needed(comparison["only_a"], comparison["only_b"], n)
     return f"{text}: about {needed:,} would be needed" if needed is not None and needed > n else text
 

@@ -87,7 +87,7 @@ class BadLimit:
     """How many bad samples a run accepts: `--max-bad COUNT|PERCENT%`."""
 
     count: int | None
-    fraction: float | None
+    percent: float | None
 
     @classmethod
     def parse(cls, text: str) -> BadLimit:
@@ -100,7 +100,7 @@ class BadLimit:
             if text.endswith("%"):
                 percent = float(text[:-1])
                 if 0 <= percent <= 100:
-                    return cls(None, percent / 100)
+                    return cls(None, percent)
             elif int(text) >= 0:
                 return cls(int(text), None)
         except ValueError:
@@ -111,8 +111,8 @@ class BadLimit:
         """A count is judged at once; a share from 1,000 samples on, and at the end."""
         if self.count is not None:
             return bad > self.count
-        assert self.fraction is not None
-        return (at_end or seen >= 1000) and bad > self.fraction * seen
+        assert self.percent is not None
+        return (at_end or seen >= 1000) and 100 * bad > self.percent * seen
 
 
 def choose(option: str, value: str, choices: tuple[str, ...]) -> None:
@@ -160,6 +160,8 @@ def coerce(key: str, value: Any, declared: str) -> Any:
         return None
     if declared.startswith("tuple"):
         items = [value] if isinstance(value, str | Path) else value
+        if key == "save" and isinstance(items, list | tuple):
+            items = [part for item in items for part in str(item).split(",") if part]
         if isinstance(items, list | tuple) and all(isinstance(item, str | Path) for item in items):
             return tuple(str(item) for item in items)
     elif "Path" in declared and isinstance(value, str | Path):

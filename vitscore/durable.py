@@ -7,12 +7,15 @@ new one, never half of one. Temporary files are dotfiles that name the process t
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from vitscore.errors import SetupError
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -69,6 +72,26 @@ def durable_path(path: Path) -> Iterator[Path]:
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def writing(where: Path) -> Iterator[None]:
+    """Turn an OSError of the system into the one line that a user can act on.
+
+    Raises:
+        SetupError: exit code 4; what was being written is as it was before.
+    """
+    try:
+        yield
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise SetupError(
+            "cannot write",
+            where=str(where),
+            got=os.strerror(error.errno) if error.errno else str(error),
+            next_step=("Free some space; " if is_full else "Check the folder; ")
+            + "the same command goes on from the parts that are done.",
+        ) from error
 
 
 def write_bytes_durably(path: Path, data: bytes) -> None:

@@ -20,7 +20,8 @@ import numpy as np
 
 from vitscore.config import BadLimit
 from vitscore.decode import make_decoder
-from vitscore.errors import DataError, LabelError, SetupError, TooManyBadError
+from vitscore.durable import writing
+from vitscore.errors import DataError, LabelError, TooManyBadError
 from vitscore.forward import Forward, Ranked
 from vitscore.parts import ShardRows
 from vitscore.prepare import Plan
@@ -102,6 +103,7 @@ class Engine:
             top_k=plan["top_k"],
             save=plan.options.save,
             num_workers=0 if is_cuda or plan["compile"] else num_threads,
+            has_fp32_rerun=plan["precision"] != "fp32",
         )
         self._decoder = make_decoder(
             plan["decoder"],
@@ -117,7 +119,7 @@ class Engine:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._writes: deque[Future[Path]] = deque()
         self._open: dict[int, ShardRows] = {}
-        self._bad_told = 0
+        self._told = {"seen": 0, "bad": 0, "labels tried": 0, "labels wrong": 0}
         self._last_wrong = ("", "")
         self.tally = Tally(correct={model.name: 0 for model in models})
 
@@ -152,7 +154,6 @@ class Engine:
             self._writer.shutdown(wait=True)
             for work in self._open.values():
                 work.discard()
-        self._judge_labels(at_end=True)
         self.tally.seconds = time.monotonic() - started
         return self.tally
 
@@ -184,7 +185,8 @@ class Engine:
                 del self._open[key]
                 self._commit(work)
             else:
-                work.flush_full_groups()
+                with writing(self._folder):
+                    work.flush_full_groups()
         self._judge()
         self._on_progress(self.tally)
 
@@ -226,7 +228,7 @@ class Engine:
                 "bad sample",
                 where=f"{work.footer.shard}[{work.keys[row]}]",
                 got=reason,
-                next_step="Mend it, or use --on-bad-sample skip.",
+                next_step="Mend it, or score anew with --on-bad-sample skip --overwrite.",
             )
         work.set_bad(row, reason)
         self.tally.bad += 1
@@ -236,27 +238,21 @@ class Engine:
             self._last_wrong = f"{work.footer.shard}[{work.keys[row]}]", reason
 
     def _judge(self) -> None:
-        """End the run early where it cannot become a good one."""
-        self._judge_labels(at_end=False)
+        """End the run early where it cannot become a good one; all ranks and earlier starts are counted together."""
         self._ranks.raise_reported_error()
-        new_bad = self.tally.bad - self._bad_told
-        if not new_bad:
-            return
-        self._bad_told = self.tally.bad
-        bad = self._ranks.count("bad", new_bad)
-        seen = self.tally.images + self.tally.bad
-        judge_bad(self._limit, bad=bad if self._limit.count is not None else self.tally.bad, seen=seen, at_end=False)
-
-    def _judge_labels(self, *, at_end: bool) -> None:
-        tally = self.tally
-        if (
-            tally.labels_wrong
-            and tally.labels_wrong == tally.labels_tried
-            and (at_end or tally.labels_tried >= FIRST_LABELS)
-        ):
+        here = {
+            "seen": self.tally.images + self.tally.bad,
+            "bad": self.tally.bad,
+            "labels tried": self.tally.labels_tried,
+            "labels wrong": self.tally.labels_wrong,
+        }
+        sums = {name: self._ranks.count(name, here[name] - self._told[name]) for name in here}
+        self._told = here
+        judge_bad(self._limit, bad=sums["bad"], seen=sums["seen"], at_end=False)
+        if sums["labels wrong"] == sums["labels tried"] >= FIRST_LABELS:
             where, reason = self._last_wrong
             raise LabelError(
-                f"none of the first {tally.labels_tried} labels is a class",
+                f"none of the first {sums['labels tried']} labels is a class",
                 where=where,
                 expected=f"one of {len(self._plan.classes)} classes",
                 got=reason,
@@ -269,22 +265,15 @@ class Engine:
             self._finish_write()
 
     def _finish_write(self) -> None:
-        try:
+        with writing(self._folder):
             self._writes.popleft().result()
-        except OSError as error:
-            raise SetupError(
-                "cannot write a part",
-                where=str(self._folder),
-                got=error.strerror or str(error),
-                next_step="Free some space; the same command goes on from the parts that are done.",
-            ) from error
         self.tally.shards += 1
 
 
 def judge_bad(limit: BadLimit, *, bad: int, seen: int, at_end: bool) -> None:
     """Raise TooManyBadError where `--max-bad` is exceeded."""
     if limit.is_exceeded(bad=bad, seen=seen, at_end=at_end):
-        allowed = str(limit.count) if limit.count is not None else f"{100 * (limit.fraction or 0):g}%"
+        allowed = str(limit.count) if limit.count is not None else f"{limit.percent:g}%"
         raise TooManyBadError(
             "too many bad samples",
             where=f"{bad} of {seen}",

@@ -60,7 +60,10 @@ def refold(folder: Path) -> Folded:
         shards = pq.read_table(folder / "shards.parquet")
     except FileNotFoundError as error:
         raise UsageError(
-            "no run here", where=str(folder), expected=Path(error.filename).name, next_step="Check the path."
+            "no run here",
+            where=str(folder),
+            expected=Path(error.filename or "shards.parquet").name,
+            next_step="Check the path.",
         ) from None
     except (OSError, ValueError) as error:
         raise UsageError("the run's record cannot be read", where=str(folder), got=str(error)) from None
@@ -165,6 +168,8 @@ class _Folding:
                 counts.count_wrong(labels_B[bad_B])
         for (a, b), pair in self.pairs.items():
             pair.update(labels_B[ok_B], preds[a], preds[b])
+            if self.is_bad_wrong:
+                pair.count_wrong(labels_B[bad_B])
         return int(ok_B.sum()), int(bad_B.sum())
 
     def result(self, *, num_shards: int) -> Folded:

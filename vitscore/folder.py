@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitscore import identity
-from vitscore.durable import TEMPORARY_SUFFIX, sync_folder, write_bytes_durably, write_json_durably
-from vitscore.errors import OtherRunError, SetupError, UsageError
+from vitscore.durable import (
+    TEMPORARY_SUFFIX,
+    sweep,
+    sync_folder,
+    write_bytes_durably,
+    write_json_durably,
+    writing,
+)
+from vitscore.errors import OtherRunError, UsageError
 from vitscore.machine import hardware, versions
+from vitscore.parts import PART_NAME
 
 if TYPE_CHECKING:
+    from vitscore.config import RunOptions
     from vitscore.prepare import Plan
 
+RECORD_KEYS = {"schema", "identity", "identity_hash", "options", "choices", "classes", "models", "corpus", "sessions"}
 OWN_FILES = ("run.json", "shards.parquet", "metrics.json", "report.html")
 
 
@@ -47,22 +57,37 @@ class RunFolder:
         """run.json, or None where there is none.
 
         Raises:
-            UsageError: it is there and cannot be read.
+            UsageError: it is there and is not a run's record.
         """
         try:
-            record: dict[str, Any] = json.loads(self.record_path.read_bytes())
-        except FileNotFoundError:
+            record = json.loads(self.record_path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
+            record, found = None, str(error)
+        else:
+            found = "another kind of file"
+        if not isinstance(record, dict) or not RECORD_KEYS <= record.keys():
             raise UsageError(
-                "run.json is not readable", where=str(self.record_path), got=str(error), next_step="Use --overwrite."
-            ) from error
+                "run.json is not a run's record",
+                where=str(self.record_path),
+                got=found,
+                next_step="Name another folder with -o, or remove that file.",
+            )
         return record
 
-    def kept_choices(self) -> dict[str, Any]:
-        """The automatic choices of an earlier start, by name."""
-        record = self.read_record() or {}
-        return {name: choice["value"] for name, choice in record.get("choices", {}).items()}
+    def kept_choices(self, *, asked: RunOptions | None = None) -> dict[str, Any]:
+        """The automatic choices of an earlier start, by name.
+
+        Args:
+            asked: where it asks for another value than was chosen then, this is another run: nothing is kept, and the
+                comparison of identities says what differs.
+        """
+        record = self.read_record() or {"choices": {}}
+        kept = {name: choice["value"] for name, choice in record["choices"].items()}
+        wanted = {name: getattr(asked, name, None) for name in kept} if asked else {}
+        is_other = any(value not in (None, "auto", kept[name]) for name, value in wanted.items() if name != "top_k")
+        return {} if is_other else kept
 
 
 def require_record(path: Path) -> dict[str, Any]:
@@ -86,37 +111,64 @@ def check_folder(folder: RunFolder, plan: Plan) -> bool:
     """
     record = folder.read_record()
     if record is None:
-        if folder.path.exists() and not folder.path.is_dir():
-            raise UsageError("output is not a folder", where=str(folder.path))
-        foreign = [p.name for p in folder.path.iterdir() if not is_own(p)] if folder.path.is_dir() else []
-        if foreign:
-            raise UsageError(
-                "output folder is not empty",
-                where=str(folder.path),
-                expected="a new or empty folder, or a run",
-                got=", ".join(sorted(foreign)[:3]),
-                next_step="Name another with -o.",
-            )
+        check_foreign(folder)
         return False
-    there, here = record.get("identity", {}), json.loads(json.dumps(plan.identity))
+    there, here = record["identity"], json.loads(json.dumps(plan.identity))
     found = identity.differences(there, here)
     if not found:
         return True
     hint = "Name another folder with -o, or start anew with --overwrite."
-    if set(there.get("models", {})) < set(here["models"]):
-        hint = "Score the added model into a folder of its own and `vitscore compare` the two."
+    is_addition = set(there.get("models", {})) < set(here["models"])
+    if is_addition and {key for key in here if there.get(key) != here[key]} <= {"models", "model_order", "templates"}:
+        hint = "Score the added model into a folder of its own, and compare the two runs."
     raise OtherRunError("output folder holds another run", where=str(folder.path), got="; ".join(found), next_step=hint)
+
+
+def check_foreign(folder: RunFolder) -> None:
+    """Refuse a folder with anything in it that a run did not write.
+
+    Without a run.json nothing in it is known to be a run's, but what a start that was killed early leaves.
+
+    Raises:
+        UsageError: naming the first few.
+    """
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UsageError("output is not a folder", where=str(folder.path), next_step="Name another with -o.")
+    if not folder.path.is_dir():
+        return
+    has_record = folder.record_path.exists()
+    own = is_own if has_record else is_of_a_start
+    foreign = [path.name for path in folder.path.iterdir() if not own(path)]
+    if folder.parts.is_dir():
+        inside = folder.parts.iterdir()
+        foreign += [f"parts/{path.name}" for path in inside if not is_own_part(path, has_record=has_record)]
+    if foreign:
+        raise UsageError(
+            "output folder is not empty",
+            where=str(folder.path),
+            expected="a new or empty folder, or only a run's own files",
+            got=", ".join(sorted(foreign)[:3]),
+            next_step="Name another with -o.",
+        )
 
 
 def is_own(path: Path) -> bool:
     """Whether vitscore writes a file or folder of this name into a run's folder."""
     name = path.name
-    return (
-        name in OWN_FILES
-        or name == "parts"
-        or (name.startswith("confusion_") and name.endswith(".npz"))
-        or (name.startswith(".") and name.endswith(TEMPORARY_SUFFIX))
-    )
+    return name in OWN_FILES or (name.startswith("confusion_") and name.endswith(".npz")) or is_of_a_start(path)
+
+
+def is_of_a_start(path: Path) -> bool:
+    """Whether this may be there before run.json is: the empty folder of parts, the list of shards, a temporary file."""
+    return path.name in ("parts", "shards.parquet") or is_temporary(path)
+
+
+def is_own_part(path: Path, *, has_record: bool) -> bool:
+    return is_temporary(path) or (has_record and path.is_file() and PART_NAME.fullmatch(path.name) is not None)
+
+
+def is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(TEMPORARY_SUFFIX)
 
 
 def clear(folder: RunFolder) -> None:
@@ -124,45 +176,51 @@ def clear(folder: RunFolder) -> None:
 
     Raises:
         UsageError: the folder also holds files that vitscore did not write.
+        SetupError: something cannot be removed.
     """
-    if not folder.path.exists():
-        return
+    check_foreign(folder)
     if not folder.path.is_dir():
-        raise UsageError("output is not a folder", where=str(folder.path))
-    foreign = [path.name for path in folder.path.iterdir() if not is_own(path)]
-    if foreign:
-        raise UsageError(
-            "will not overwrite",
-            where=str(folder.path),
-            expected="only a run's own files",
-            got=", ".join(sorted(foreign)[:3]),
-            next_step="Name another folder with -o.",
-        )
-    for path in sorted(folder.path.iterdir(), key=lambda path: path.name == "run.json"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
+        return
+    with writing(folder.path):
+        if folder.parts.is_dir():
+            for path in folder.parts.iterdir():
+                path.unlink()
+            folder.parts.rmdir()
+        for path in sorted(folder.path.iterdir(), key=lambda path: path.name == "run.json"):
             path.unlink()
-    sync_folder(folder.path)
+        sync_folder(folder.path)
 
 
-def start(folder: RunFolder, plan: Plan, *, launcher: str, world_size: int) -> None:
+def resume(folder: RunFolder, plan: Plan) -> Plan:
+    """Make good what a lost or interrupted folder lacks, and take the shards' names from the frozen list.
+
+    The same shards may be spelled otherwise now; in the parts and the ledger they keep their first names.
+    """
+    with writing(folder.path):
+        folder.parts.mkdir(exist_ok=True)
+        for path in (folder.path, folder.parts):
+            sweep(path)
+        try:
+            frozen = pq.read_table(folder.path / "shards.parquet")
+        except (FileNotFoundError, pa.ArrowInvalid):
+            write_bytes_durably(folder.path / "shards.parquet", shards_table(plan))
+            return plan
+    names = dict(zip(frozen["ordinal"].to_pylist(), frozen["name"].to_pylist(), strict=True))
+    shards = tuple(replace(shard, name=names.get(shard.ordinal, shard.name)) for shard in plan.shards)
+    return replace(plan, shards=shards)
+
+
+def start(folder: RunFolder, plan: Plan, *, launcher: str, world_size: int, num_params: Mapping[str, int]) -> None:
     """Create the folder, freeze the list of shards, and write the record; run.json comes last.
 
     Raises:
         SetupError: the folder cannot be written.
     """
-    try:
+    with writing(folder.path):
         folder.parts.mkdir(parents=True, exist_ok=True)
+        record = make_record(plan, launcher=launcher, world_size=world_size, num_params=num_params)
         write_bytes_durably(folder.path / "shards.parquet", shards_table(plan))
-        write_json_durably(folder.record_path, make_record(plan, launcher=launcher, world_size=world_size))
-    except OSError as error:
-        raise SetupError(
-            "cannot write the output folder",
-            where=str(folder.path),
-            got=error.strerror or str(error),
-            next_step="Name another with -o, or free some space.",
-        ) from error
+        write_json_durably(folder.record_path, record)
 
 
 def shards_table(plan: Plan) -> bytes:
@@ -179,7 +237,7 @@ def shards_table(plan: Plan) -> bytes:
     return buffer.getvalue()
 
 
-def make_record(plan: Plan, *, launcher: str, world_size: int) -> dict[str, Any]:
+def make_record(plan: Plan, *, launcher: str, world_size: int, num_params: Mapping[str, int]) -> dict[str, Any]:
     """run.json, as it is before the first part."""
     options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(plan.options).items()}
     return {
@@ -196,6 +254,7 @@ def make_record(plan: Plan, *, launcher: str, world_size: int) -> dict[str, Any]
                 "checkpoint": model.checkpoint.source,
                 "kind": model.checkpoint.kind,
                 "fingerprint": model.fingerprint,
+                "parameters": num_params.get(model.name),
                 "matching": model.head.summary if model.head else "zero-shot: one text embedding a class",
                 "columns": [list(ids) for ids in model.head.columns] if model.head else None,
             }

@@ -49,6 +49,7 @@ class Forward:
         top_k: how many best classes to keep.
         save: which long outputs to keep: logits, embeddings.
         num_workers: batches side by side; 0 computes on the caller's thread.
+        has_fp32_rerun: whether rows with non-finite logits are computed again in fp32 (pointless where all are).
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class Forward:
         top_k: int,
         save: Sequence[str],
         num_workers: int,
+        has_fp32_rerun: bool,
     ) -> None:
         self.geometries, self._source = share_geometries(models)
         self._batch_size = batch_size
         self._top_k = top_k
         self._save = save
+        self._has_fp32_rerun = has_fp32_rerun
         self._first = {model.name: model for model in models}
         self._redo_lock = threading.Lock()
         self.depth = max(num_workers, 1)
@@ -99,14 +102,16 @@ class Forward:
         output = model(pixels)
         logits_BK = output.logits[:num_rows].cpu().numpy()
         scores = kernels.score_rows(logits_BK, labels, self._top_k)
-        redo = ~scores.is_finite
+        embedding_BD = None if output.embedding is None else output.embedding[:num_rows].cpu().numpy()
+        redo = ~scores.is_finite & self._has_fp32_rerun
         redo[list(decoded.faults)] = False
         if redo.any():
             with self._redo_lock:
-                again = self._first[model.name].rerun_fp32(pixels)[:num_rows].cpu().numpy()
-            logits_BK = np.where(redo[:, None], again, logits_BK)
+                again = self._first[model.name].rerun_fp32(pixels)
+            logits_BK = np.where(redo[:, None], again.logits[:num_rows].cpu().numpy(), logits_BK)
             scores = kernels.score_rows(logits_BK, labels, self._top_k)
-        embedding = None if output.embedding is None else output.embedding[:num_rows].cpu().numpy()
+            if embedding_BD is not None and again.embedding is not None:
+                embedding_BD = np.where(redo[:, None], again.embedding[:num_rows].cpu().numpy(), embedding_BD)
         predictions = Predictions(
             pred=scores.pred,
             prob=scores.prob,
@@ -115,7 +120,7 @@ class Forward:
             label_logprob=scores.label_logprob,
             sum_sq_prob=scores.sum_sq_prob,
             logits=logits_BK if "logits" in self._save else None,
-            embedding=embedding if "embeddings" in self._save else None,
+            embedding=embedding_BD if "embeddings" in self._save else None,
         )
         return Ranked(predictions, scores.is_finite, int(redo.sum()))
 

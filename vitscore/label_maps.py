@@ -161,8 +161,10 @@ def _look_up(name: str | int, names: Sequence[str], shown: Sequence[str], *, whe
                     f"ambiguous {kind}", where=f"{where}[{text}]", got=f"ids {found}", next_step="Name its id."
                 )
             return found[0]
-    if text.isdecimal() and int(text) < len(names):
-        return int(text)
+    # A head without names still has transformers' own, LABEL_0 on.
+    digits = text.removeprefix("LABEL_") if not any(names) else text
+    if digits.isdecimal() and int(digits) < len(names):
+        return int(digits)
     raise ClassError(
         f"unknown {kind}",
         where=where,

@@ -110,17 +110,18 @@ class ImageModel:
             logits_BK, embedding_BD = self._forward(pixels.to(self._device, non_blocking=True))
         return ModelOutput(logits_BK, embedding_BD if self._save_embeddings else None)
 
-    def rerun_fp32(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits of the same batch with an fp32 trunk: for rows that overflowed in half precision.
+    def rerun_fp32(self, pixels: torch.Tensor) -> ModelOutput:
+        """The same batch with an fp32 trunk: for rows that overflowed in half precision.
 
         The fp32 copy is loaded on first use, and kept: where one image overflows, more will.
         """
         if self._precision == "fp32":
-            return self(pixels).logits
+            return self(pixels)
         if self._fp32 is None:
             self._fp32 = self._build(load_weights(self._checkpoint).to(self._device), torch.float32)
         with torch.inference_mode():
-            return self._fp32.forward(pixels.to(self._device))[0]
+            logits_BK, embedding_BD = self._fp32.forward(pixels.to(self._device))
+        return ModelOutput(logits_BK, embedding_BD if self._save_embeddings else None)
 
     def replica(self) -> ImageModel:
         """The same model for another thread: modules of its own, which keep state, and shared weights."""

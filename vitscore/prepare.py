@@ -47,7 +47,8 @@ class Plan:
     models: tuple[PlannedModel, ...]
     settings: Mapping[str, Choice]
     identity: Mapping[str, Any]
-    notes: tuple[str, ...] = field(default=())
+    overrides: Mapping[str, str | int] | None = field(default=None, repr=False)
+    """Labels by key, from `--labels`."""
 
     @property
     def identity_hash(self) -> str:
@@ -63,8 +64,7 @@ class Plan:
         return num_samples
 
     def label_rule(self) -> LabelRule:
-        overrides = load_labels(self.options.labels) if self.options.labels else None
-        return LabelRule(self.classes, label_key=self.options.label_key, overrides=overrides)
+        return LabelRule(self.classes, label_key=self.options.label_key, overrides=self.overrides)
 
     def columns(self, embedding_dims: Mapping[str, int]) -> list[ModelColumns]:
         num_logits = len(self.classes) if "logits" in self.options.save else 0
@@ -94,6 +94,8 @@ def make_plan(options: RunOptions, *, kept: Mapping[str, Any], with_fingerprints
     named = checkpoints.parse_models(options.model)
     corpus = locate(options.shards, split=options.split)
     found = {name: checkpoints.find(source) for name, source in named.items()}
+    for checkpoint in found.values():
+        checkpoints.require_loadable(checkpoint)
     head_names = {name: checkpoint.id2label for name, checkpoint in found.items() if checkpoint.kind == "classifier"}
     class_names, classes_source = resolve_class_names(options, corpus, head_names)
     label_maps = classes.parse_label_maps(options.label_map, found)
@@ -123,6 +125,7 @@ def make_plan(options: RunOptions, *, kept: Mapping[str, Any], with_fingerprints
         templates=templates,
         models=models,
         settings=settings,
+        overrides=load_labels(options.labels) if options.labels else None,
         identity=run_identity(options, shards, class_names, templates, models, settings),
     )
 

@@ -8,10 +8,14 @@ never reads what its predecessor left in the store.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
 import itertools
 import json
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +25,7 @@ from typing import Any, Protocol
 from vitscore.errors import SetupError, VitscoreError
 
 POLL_S = 0.2
+PR_SET_PDEATHSIG = 1
 ERROR_KNOWN_S = 20.0
 """How long a failed rank waits for rank 0 to notice; rank 0 looks after every batch."""
 PRINTING_S = 1.0
@@ -92,7 +97,7 @@ class Ranks:
             time.sleep(POLL_S)
         return json.loads(self.store.get(key))
 
-    def report_error(self, error: BaseException) -> None:
+    def report_error(self, error: BaseException, *, is_patient: bool = True) -> None:
         """Tell the other ranks; rank 0 alone prints, so an error anywhere is told once.
 
         A rank that is not 0 stays until rank 0 knows: launchers end all ranks with the first that fails.
@@ -100,12 +105,13 @@ class Ranks:
         if self.world_size == 1:
             return
         code = getattr(error, "exit_code", 1)
-        text = str(error) if isinstance(error, VitscoreError) else f"a bug: {error!r}"
+        text = str(error) if isinstance(error, VitscoreError) else f"rank {self.rank} ended: {error!r}"
         with contextlib.suppress(Exception):
             if not self.store.check(["error"]):
                 self.publish("error", {"rank": self.rank, "code": code, "text": text})
             if self.is_main:
                 self.publish("error known", True)
+            if self.is_main or not is_patient:
                 return
             deadline = time.monotonic() + ERROR_KNOWN_S
             while not self.store.check(["error known"]) and time.monotonic() < deadline:
@@ -191,6 +197,9 @@ def join(device: str) -> Ranks:
             got=str(error).splitlines()[0],
             next_step="Check MASTER_ADDR, MASTER_PORT and that every rank was started.",
         ) from error
+    if run_number == 0:
+        end_with_launcher()
+        atexit.register(leave)
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store: Any = distributed_c10d.PrefixStore(f"vitscore/{restart}/{run_number}", distributed_c10d._get_default_store())
     return Ranks(
@@ -205,8 +214,19 @@ def join(device: str) -> Ranks:
 
 def leave() -> None:
     """Take the process group down, so that the interpreter ends without warnings."""
-    if world_from_environment() > 1:
-        from torch import distributed
+    from torch import distributed
 
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+    with contextlib.suppress(Exception):
+        distributed.destroy_process_group()
+
+
+def end_with_launcher() -> None:
+    """Have this process get SIGTERM when the launcher that started it dies; only Linux can."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def is_lost_connection(error: Exception) -> bool:
+    """Whether torch says that the ranks' store or process group is gone."""
+    return type(error).__name__.startswith("Dist")

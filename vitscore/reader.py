@@ -20,6 +20,8 @@ from vitscore.prepare import Plan
 from vitscore.shards.samples import OpenShard, SampleBlock
 
 Array = np.ndarray[Any, Any]
+MOST_OPENED = 64
+"""Shards that one batch may open: empty ones hold no sample that would fill it."""
 
 
 @dataclass
@@ -124,6 +126,13 @@ class Reader:
                 for start in range(0, num_rows, size):
                     block = opened.read(start, min(start + size, num_rows))
                     batch = self._add(block, start, work, batch, size, put)
+                    # Samples that are bad before they are decoded fill no batch; they must be judged all the same.
+                    if len(batch.bad) >= size:
+                        put(batch)
+                        batch = Batch()
+            if len(batch.opened) >= MOST_OPENED:
+                put(batch)
+                batch = Batch()
         if batch.images or batch.bad or batch.opened:
             put(batch)
 

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vitscore import folder as folders
 from vitscore import ranks as ranks_module
 from vitscore.config import BadLimit, RunOptions
-from vitscore.durable import sweep
-from vitscore.errors import DataError, SetupError
+from vitscore.durable import writing
+from vitscore.errors import DataError, LabelError, LedgerError, SetupError, TooManyBadError
 from vitscore.folder import RunFolder
 from vitscore.machine import num_usable_cpus, peak_rss_bytes
 from vitscore.parts import finished_parts
 from vitscore.prepare import Plan, make_plan, require_labels_file
 from vitscore.ranks import Ranks
+from vitscore.shards.reasons import LABEL_REASONS
 
 if TYPE_CHECKING:
     from vitscore.engine import Tally
@@ -79,7 +80,7 @@ def plan_only(options: RunOptions) -> Plan:
     """`--dry-run`: everything that can be refused is refused, nothing is written, nothing scored."""
     require_labels_file(options)
     folder = RunFolder(options.output)
-    plan = make_plan(options, kept={} if options.overwrite else folder.kept_choices())
+    plan = make_plan(options, kept={} if options.overwrite else folder.kept_choices(asked=options))
     if not options.overwrite:
         folders.check_folder(folder, plan)
     return plan
@@ -95,12 +96,22 @@ def run(options: RunOptions, observer: Observer) -> Outcome | None:
     prepare_math_library()
     ranks = ranks_module.join(choose_backend(options.device))
     try:
-        outcome = run_as(ranks, options, observer)
+        return run_as(ranks, options, observer)
     except Exception as error:
-        ranks.report_error(error)
+        told = lost_ranks(error) if ranks_module.is_lost_connection(error) else error
+        ranks.report_error(told)
+        raise told from error
+    except BaseException as stop:
+        ranks.report_error(stop, is_patient=False)
         raise
-    ranks_module.leave()
-    return outcome
+
+
+def lost_ranks(error: Exception) -> SetupError:
+    return SetupError(
+        "ranks lost each other",
+        where=type(error).__name__,
+        next_step="The same command goes on from the parts that are done.",
+    )
 
 
 def prepare_math_library() -> None:
@@ -124,13 +135,17 @@ def choose_backend(device: str) -> str:
 
 def run_as(ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | None:
     folder = RunFolder(options.output)
-    plan, done = open_run(ranks, options, folder) if ranks.is_main else join_run(ranks, options, folder)
     if ranks.is_main:
+        plan, models, done = open_run(ranks, options, folder)
         observer.planned(plan, num_done=len(done))
-    positions = hand_out(ranks, plan, done)
+        observer.loaded([note for model in models for note in model.notes])
+    else:
+        plan, models, done = join_run(ranks, options, folder)
     tally = None
-    if len(done) < len(plan.shards):
-        tally = score(ranks, plan, folder, positions, num_done=len(done), observer=observer)
+    if models:
+        tally = score(ranks, plan, models, folder, hand_out(ranks, plan, done), num_done=len(done), observer=observer)
+        ranks.count("scored", tally.images)
+        ranks.count("again in fp32", tally.nonfinite)
     ranks.finish()
     if not ranks.is_main:
         ranks.wait_for_conclusion()
@@ -143,25 +158,38 @@ def run_as(ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | N
     return outcome
 
 
-def open_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan, set[int]]:
-    """On rank 0: plan, open the folder, tell the other ranks; returns the plan and the ordinals that are done."""
-    kept = {} if options.overwrite else folder.kept_choices()
+def open_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan, list[ImageModel], set[int]]:
+    """On rank 0: plan, load, open the folder, tell the other ranks; returns plan, models and the ordinals done.
+
+    All that can be refused is refused, and the models are loaded, before anything of an older run is removed. Text
+    weights are then in the cache, where the other ranks find them.
+    """
+    kept = {} if options.overwrite else folder.kept_choices(asked=options)
     plan = make_plan(options, kept=kept)
     is_resumed = not options.overwrite and folders.check_folder(folder, plan)
-    if options.overwrite:
-        folders.clear(folder)
+    folders.check_foreign(folder)
+    done: set[int] = set()
+    if is_resumed:
+        plan = folders.resume(folder, plan)
+        parts = finished_parts(folder.parts, plan.identity_hash)
+        done = set(parts)
+        ranks.count("bad", sum(footer.bad for _, footer in parts.values()))
+        ranks.count("seen", sum(footer.expected for _, footer in parts.values()))
+        ranks.count("labels tried", sum(footer.expected - footer.bad for _, footer in parts.values()))
+    models = load_models(plan, ranks) if len(done) < len(plan.shards) else []
     if not is_resumed:
-        folders.start(folder, plan, launcher=ranks.launcher, world_size=ranks.world_size)
-    for path in (folder.path, folder.parts):
-        sweep(path)
-    parts = finished_parts(folder.parts, plan.identity_hash)
-    ranks.count("bad", sum(footer.bad for _, footer in parts.values()))
-    ranks.publish("plan", {"identity": plan.identity_hash, "done": sorted(parts)})
-    return plan, set(parts)
+        folders.clear(folder)
+        num_params = {model.name: model.num_params for model in models}
+        folders.start(folder, plan, launcher=ranks.launcher, world_size=ranks.world_size, num_params=num_params)
+    ranks.publish("plan", {"identity": plan.identity_hash, "done": sorted(done)})
+    return plan, models, done
 
 
-def join_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan, set[int]]:
+def join_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan, list[ImageModel], set[int]]:
     """On the other ranks: the plan that rank 0 has written into the shared folder."""
+    import vitscore.engine
+    import vitscore.models  # noqa: F401  (imported while rank 0 plans and loads)
+
     told = ranks.wait_for("plan")
     record = folder.read_record()
     if record is None or record["identity_hash"] != told["identity"]:
@@ -173,10 +201,12 @@ def join_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan
             next_step="Put -o on a file system that all nodes share.",
         )
     plan = make_plan(options, kept=folder.kept_choices(), with_fingerprints=False)
-    models = tuple(
+    planned = tuple(
         dataclasses.replace(model, fingerprint=record["models"][model.name]["fingerprint"]) for model in plan.models
     )
-    return dataclasses.replace(plan, identity=record["identity"], models=models), set(told["done"])
+    plan = dataclasses.replace(plan, identity=record["identity"], models=planned)
+    plan, done = folders.resume(folder, plan), set(told["done"])
+    return plan, load_models(plan, ranks) if len(done) < len(plan.shards) else [], done
 
 
 def hand_out(ranks: Ranks, plan: Plan, done: set[int]) -> Iterator[int]:
@@ -195,44 +225,47 @@ def hand_out(ranks: Ranks, plan: Plan, done: set[int]) -> Iterator[int]:
 def score(
     ranks: Ranks,
     plan: Plan,
+    models: Sequence[ImageModel],
     folder: RunFolder,
     positions: Iterator[int],
     *,
     num_done: int,
     observer: Observer,
 ) -> Tally:
-    """Load the models and run the engine on this rank's shards."""
+    """Run the engine on this rank's shards."""
     import torch
 
     from vitscore.engine import Engine
 
     threads = max(1, num_usable_cpus() // ranks.local_world_size)
+    threads_before = torch.get_num_threads()
     # Eager forwards on a CPU run side by side, one a thread, with one thread inside torch each (see forward.py).
     torch.set_num_threads(threads if plan["compile"] else 1)
-    if plan["device"] == "cuda":
-        torch.cuda.set_device(ranks.local_rank)
-    # Text weights are computed once, on rank 0, which leaves them in the cache.
-    if not ranks.is_main and any(model.checkpoint.kind == "zero-shot" for model in plan.models):
-        ranks.wait_for("models loaded")
-    models = load_models(plan)
-    ranks.publish("models loaded", True)
-    observer.loaded([note for model in models for note in model.notes])
-    engine = Engine(
-        plan,
-        models,
-        ranks=ranks,
-        parts_folder=folder.parts,
-        num_threads=threads,
-        on_progress=Reporter(ranks, plan, num_done, observer),
-    )
-    return engine.run(positions)
+    try:
+        engine = Engine(
+            plan,
+            models,
+            ranks=ranks,
+            parts_folder=folder.parts,
+            num_threads=threads,
+            on_progress=Reporter(ranks, plan, num_done, observer),
+        )
+        return engine.run(positions)
+    finally:
+        torch.set_num_threads(threads_before)
 
 
-def load_models(plan: Plan) -> list[ImageModel]:
-    """Every model of the plan, on the plan's device and in its precision."""
+def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
+    """Every model of the plan, on this rank's device and in the plan's precision."""
+    import torch
+
     from vitscore.models import load_model
     from vitscore.zeroshot import default_cache
 
+    device = "cpu"
+    if plan["device"] == "cuda":
+        device = f"cuda:{ranks.local_rank}"
+        torch.cuda.set_device(ranks.local_rank)
     return [
         load_model(
             planned.checkpoint,
@@ -240,7 +273,7 @@ def load_models(plan: Plan) -> list[ImageModel]:
             classes=plan.classes,
             head_map=planned.head,
             templates=plan.templates,
-            device=plan["device"],
+            device=device,
             precision=plan["precision"],
             compile=plan["compile"],
             batch_size=plan["batch_size"],
@@ -299,26 +332,37 @@ class Reporter:
 
 
 def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None) -> Outcome:
-    """On rank 0, when all ranks are done: fold the parts, write the metrics, judge the ledger."""
+    """On rank 0, when all ranks are done: fold the parts, write the metrics, judge the ledger.
+
+    Raises:
+        LedgerError: a shard has no part, or the parts do not add up.
+        SetupError: the metrics cannot be written.
+    """
     from vitscore.fold import refold, write_metrics
 
-    folded = refold(folder.path)
-    write_metrics(folder.path, folded)
-    rate = None
-    if tally is not None:
-        rate = tally.images / tally.seconds if tally.seconds else None
-        folders.add_session(
-            folder,
-            {
-                "ranks": ranks.world_size,
-                "images_of_rank_0": tally.images,
-                "seconds_of_rank_0": round(tally.seconds, 3),
-                "images_per_s_of_rank_0": round(rate, 2) if rate else None,
-                "rows_again_in_fp32": tally.nonfinite,
-                "peak_rss_bytes": peak_rss_bytes(),
-            },
-        )
     parts = finished_parts(folder.parts, plan.identity_hash)
+    absent = [shard.name for shard in plan.shards if shard.ordinal not in parts]
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise LedgerError("shard has no part", where=absent[0] + more, next_step="Start the same command again.")
+    folded = refold(folder.path)
+    rate = None
+    with writing(folder.path):
+        write_metrics(folder.path, folded)
+        if tally is not None:
+            images, seconds = ranks.count("scored", 0), tally.seconds
+            rate = images / seconds if seconds else None
+            folders.add_session(
+                folder,
+                {
+                    "ranks": ranks.world_size,
+                    "images": images,
+                    "seconds": round(seconds, 3),
+                    "images_per_s": round(rate, 2) if rate else None,
+                    "rows_again_in_fp32": ranks.count("again in fp32", 0),
+                    "peak_rss_bytes": peak_rss_bytes(),
+                },
+            )
     notes = tuple(f"{footer.shard}: {note}" for _, footer in parts.values() for note in footer.notes)
     return Outcome(plan, folder.path, folded.document, find_problem(plan.options, folded.document), rate, notes)
 
@@ -326,9 +370,17 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None) -
 def find_problem(options: RunOptions, document: dict[str, Any]) -> Exception | None:
     """What the ledger says against exit code 0: bad shards, then too many bad samples."""
     from vitscore.engine import judge_bad
-    from vitscore.errors import TooManyBadError
 
     ledger = document["ledger"]
+    wrong_labels = sum(count for reason, count in ledger["reasons"].items() if reason in LABEL_REASONS)
+    if wrong_labels and ledger["scored"] == ledger["unlabelled"]:
+        return LabelError(
+            "no label is a class",
+            where=f"{wrong_labels} labels",
+            expected=f"one of {len(document['classes'])} classes",
+            got=", ".join(sorted(LABEL_REASONS & set(ledger["reasons"]))),
+            next_step="Check --classes, --labels and --label-key; the reasons are in the parts.",
+        )
     bad_shards: dict[str, str] = ledger["shards"]["bad"]
     if bad_shards and options.on_bad_shard == "fail":
         name, reason = next(iter(bad_shards.items()))
@@ -337,7 +389,7 @@ def find_problem(options: RunOptions, document: dict[str, Any]) -> Exception | N
             "bad shard",
             where=name + more,
             got=reason,
-            next_step="What could be read is scored; mend the shard, or accept it with --on-bad-shard skip.",
+            next_step="What could be read is scored. Mend it and score anew, or --on-bad-shard skip --overwrite.",
         )
     try:
         judge_bad(BadLimit.parse(options.max_bad), bad=ledger["bad"], seen=ledger["expected"], at_end=True)

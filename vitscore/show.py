@@ -6,6 +6,7 @@ Results go to standard output and fit 80 columns; progress goes to standard erro
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -101,12 +102,14 @@ def ledger_line(document: Mapping[str, Any]) -> str:
 def show_document(document: Mapping[str, Any], *, per_class: bool, console: Console) -> None:
     """The table, the comparisons in words, the ledger."""
     has_metrics = any(model["report"] is not None for model in document["models"].values())
-    if has_metrics:
+    if not document["ledger"]["shards"]["done"]:
+        console.print("No part is done yet: there is nothing to measure.")
+    elif has_metrics:
         groups, head, *rows = models_table(document, width=console.width)
         heading = (Text(groups, style="dim"), Text(head, style="bold"))
         console.print(*heading, *map(Text, rows), sep="\n", soft_wrap=True)
         for sentence in conclusions(document):
-            console.print(Text(f"{sentence}."))
+            console.print(*map(Text, textwrap.wrap(f"{sentence}.", console.width)), sep="\n")
     else:
         console.print("No sample has a label: predictions are in the parts, there is nothing to measure them by.")
     if per_class and has_metrics:
@@ -152,7 +155,9 @@ def show_plan(plan: Plan, disk_bytes: int | None, console: Console) -> None:
         console.print(Text(f"         {shard.ordinal:>7}  {shard.name}  {size}"), soft_wrap=True)
     if plan.last_rows is not None:
         console.print(f"limit    {plan.options.limit:,} samples: {plan.last_rows:,} of the last shard listed")
-    console.print(f"classes  {len(plan.classes):,}, from {plan.classes_source}: {', '.join(plan.classes[:5])} ...")
+    more = " ..." if len(plan.classes) > 5 else ""
+    names = ", ".join(plan.classes[:5]) + more
+    console.print(f"classes  {len(plan.classes):,}, from {plan.classes_source}: {names}", soft_wrap=True)
     for model in plan.models:
         matching = model.head.summary if model.head else f"zero-shot, {len(plan.templates)} templates"
         console.print(Text(f"model    {model.name} ({model.checkpoint.kind}): {matching}"), soft_wrap=True)
@@ -165,7 +170,7 @@ def show_plan(plan: Plan, disk_bytes: int | None, console: Console) -> None:
 
 def size_text(num_bytes: float) -> str:
     """Bytes in the unit that leaves one to three digits."""
-    for unit in ("B", "KB", "MB", "GB", "TB"):
+    for unit in ("B", "kB", "MB", "GB", "TB"):
         if num_bytes < 1000 or unit == "TB":
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1000

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from vitscore.folder import require_record
 from vitscore.parts import finished_parts
 
@@ -35,11 +33,11 @@ def read_status(folder: Path) -> Status:
     sessions = record["sessions"]
     return Status(
         shards_done=len(parts),
-        shards_total=pq.read_metadata(folder / "shards.parquet").num_rows,
+        shards_total=record["corpus"]["shards"],
         samples=sum(footer.expected for footer in footers),
         bad=sum(footer.bad for footer in footers),
         bad_shards={footer.shard: footer.fault for footer in footers if footer.fault},
-        images_per_s=sessions[-1]["images_per_s_of_rank_0"] if sessions else None,
+        images_per_s=sessions[-1]["images_per_s"] if sessions else None,
     )
 
 
@@ -50,6 +48,6 @@ def status_lines(status: Status) -> list[str]:
         f"samples  {status.samples:,} in finished shards, {status.bad:,} bad",
     ]
     if status.images_per_s:
-        lines.append(f"rate     {status.images_per_s:,.0f} images/s on rank 0, at the last start")
+        lines.append(f"rate     {status.images_per_s:,.0f} images/s at the last start that ended")
     lines.extend(f"bad      {shard}: {reason}" for shard, reason in status.bad_shards.items())
     return lines

@@ -96,6 +96,7 @@ def text_weights(
             where="end token",
             expected=f"id {text_config.eos_token_id}, the model's",
             got=str(tokenizer.eos_token_id),
+            next_step="Save the checkpoint's own tokenizer beside it.",
         )
     weights = []
     # A few classes at a time: eighty templates times many classes would fill the memory.
