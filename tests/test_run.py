@@ -1,6 +1,7 @@
 """The main job: shards in, predictions and metrics out, every sample once."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from sklearn.metrics import classification_report
 
 from vitscore import load_run
 from vitscore.checkpoints import find
+from vitscore.errors import UsageError
 from vitscore.parts import PART_NAME
 
 Call = Callable[..., Any]
@@ -250,9 +252,7 @@ def test_a_bad_sample_can_end_the_run(make_shards: Call, vitscore: Call, digits:
     assert not list((shards / "out" / "parts").iterdir())
 
 
-def test_members_that_are_not_adjacent_are_one_sample_and_told(
-    make_shards: Call, vitscore: Call, digits: Any
-) -> None:
+def test_members_that_are_not_adjacent_are_one_sample_and_told(make_shards: Call, vitscore: Call, digits: Any) -> None:
     images = [(key, {"png": members["png"]}) for key, members in digits[:10]]
     labels = [(key, {"cls": members["cls"]}) for key, members in digits[:10]]
     shards = make_shards([*images, *labels])
@@ -348,3 +348,102 @@ def test_no_space_left_is_one_line_and_leaves_nothing_half_written(tmp_path: Pat
     assert "cannot write" in done.err and "File too large. Free some space" in done.err
     assert list((out / "parts").iterdir()) == []
     assert start("vitscore", "run", "demo", "-m", "demo-vit", "-o", out).code == 0
+
+
+def test_overwrite_removes_nothing_before_the_new_run_can_start(
+    make_shards: Call, vitscore: Call, digits: Any, tmp_path: Path
+) -> None:
+    shards = make_shards(digits[:20])
+    command = ("run", shards, "-m", "demo-vit", "-o", shards / "out")
+    assert vitscore(*command).code == 0
+    before = part_tables(shards / "out"), (shards / "out" / "metrics.json").read_bytes()
+    (tmp_path / "labels.csv").write_text("name,id\nx,1\n")
+    cut = tmp_path / "cut-vit"
+    shutil.copytree(find("demo-vit").path, cut)
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
+    assert vitscore(*command, "--overwrite", "--labels", tmp_path / "labels.csv").code == 3
+    assert vitscore("run", shards, "-m", cut, "-o", shards / "out", "--overwrite").code == 4
+    assert (part_tables(shards / "out"), (shards / "out" / "metrics.json").read_bytes()) == before
+
+
+def test_a_checkpoint_that_cannot_be_loaded_leaves_no_folder(vitscore: Call, tmp_path: Path) -> None:
+    for name, lost in (("demo-vit", "preprocessor_config.json"), ("demo-clip", "tokenizer.json")):
+        copy = tmp_path / name
+        shutil.copytree(find(name).path, copy)
+        (copy / lost).unlink()
+        for extra in ((), ("--dry-run",)):
+            done = vitscore("run", "demo", "-m", copy, "-o", tmp_path / "out", *extra)
+            assert done.code == 4
+            assert lost in done.err and done.err.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("has_record", [True, False])
+def test_overwrite_never_removes_what_is_not_a_runs(
+    has_record: bool, make_shards: Call, vitscore: Call, digits: Any
+) -> None:
+    shards = make_shards(digits[:5])
+    out = shards / "out"
+    if has_record:
+        assert vitscore("run", shards, "-m", "demo-vit", "-o", out).code == 0
+    (out / "parts").mkdir(parents=True, exist_ok=True)
+    (out / "parts" / "mine.csv").write_text("precious")
+    done = vitscore("run", shards, "-m", "demo-vit", "-o", out, "--overwrite")
+    assert done.code == 2
+    assert "parts/mine.csv" in done.err
+    assert (out / "parts" / "mine.csv").read_text() == "precious"
+
+
+def test_a_resume_may_spell_the_shards_otherwise(
+    make_shards: Call, vitscore: Call, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = make_shards(digits[:10], digits[10:20])
+    monkeypatch.chdir(shards.parent)
+    assert vitscore("run", "shards", "-m", "demo-vit", "-o", "out").code == 0
+    before = part_tables(Path("out"))
+    Path("out/parts/0000001-s-1.parquet").unlink()
+    assert vitscore("run", shards, "-m", "demo-vit", "-o", "out").code == 0
+    assert part_tables(Path("out")) == before
+
+
+@pytest.mark.parametrize("lost", ["parts", "shards.parquet"])
+def test_a_folder_that_lost_something_is_made_good(lost: str, make_shards: Call, vitscore: Call, digits: Any) -> None:
+    shards = make_shards(digits[:10], digits[10:20])
+    out = shards / "out"
+    command = ("run", shards, "-m", "demo-vit", "-o", out)
+    assert vitscore(*command).code == 0
+    before = part_tables(out), (out / "metrics.json").read_bytes()
+    if lost == "parts":
+        shutil.rmtree(out / "parts")
+    else:
+        (out / lost).unlink()
+    assert vitscore("status", out).code == 0
+    assert vitscore(*command).code == 0
+    assert (part_tables(out), (out / "metrics.json").read_bytes()) == before
+
+
+def test_limits_do_not_depend_on_restarts(make_shards: Call, vitscore: Call, digits: Any) -> None:
+    """The shard that is left holds bad samples only; over the whole corpus they are few."""
+    wrong = [(f"w{row}", {**digits[row][1], "cls": b"77"}) for row in range(3)]
+    shards = make_shards(digits[:60], wrong)
+    command = ("run", shards, "-m", "demo-vit", "-o", shards / "out")
+    assert vitscore(*command).code == 0
+    (shards / "out" / "parts" / "0000001-s-1.parquet").unlink()
+    assert vitscore(*command).code == 0
+
+
+def test_bad_samples_that_fill_no_batch_are_judged_at_once(make_shards: Call, vitscore: Call, digits: Any) -> None:
+    shards = make_shards([(key, {"cls": members["cls"]}) for key, members in digits], digits[:1])
+    done = vitscore("run", shards, "-m", "demo-vit", "-o", shards / "out", "-b", 32, "--max-bad", 5)
+    assert done.code == 5
+    bad = int(re.search(r"too many bad samples: (\d+) of", done.err)[1])  # type: ignore[index]
+    assert bad < 200
+
+
+def test_a_missing_part_is_never_an_end(make_shards: Call, vitscore: Call, digits: Any) -> None:
+    shards = make_shards(digits[:10], digits[10:20])
+    assert vitscore("run", shards, "-m", "demo-vit", "-o", shards / "out").code == 0
+    (shards / "out" / "parts" / "0000001-s-1.parquet").unlink()
+    assert vitscore("metrics", shards / "out").code == 0
+    with pytest.raises(UsageError, match="not finished"):
+        load_run(shards / "out")
