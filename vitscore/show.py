@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from vitscore import run as runs
+    from vitscore import progress
     from vitscore.prepare import Plan
 
 NARROW = 80
@@ -215,7 +215,7 @@ class Watcher:
             for note in notes:
                 self._console.print(Text(f"note: {note}"), soft_wrap=True)
 
-    def progressed(self, state: runs.Progress) -> None:
+    def progressed(self, state: progress.Progress) -> None:
         if self._progress is None or self._task is None:
             return
         rate = (state.images - state.images_at_start) / state.seconds if state.seconds else None
@@ -245,14 +245,14 @@ class Watcher:
             self._console.print(Text(text))
 
 
-def progress_fraction(state: runs.Progress) -> float:
+def progress_fraction(state: progress.Progress) -> float:
     """The share of the corpus that is done, by bytes where sizes are known, else by shards."""
     if state.bytes_total:
         return min(1.0, state.bytes_done / state.bytes_total)
     return state.shards_done / max(state.shards_total, 1)
 
 
-def left_text(state: runs.Progress, fraction: float) -> str:
+def left_text(state: progress.Progress, fraction: float) -> str:
     """`1:05 left`, from the share that is done and the time that took."""
     if not 0 < fraction < 1 or state.seconds < 2:
         return ""
