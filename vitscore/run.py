@@ -8,6 +8,7 @@ Nothing here prints; whoever calls may watch through `Observer`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitscore import checkpoints
 from vitscore import folder as folders
 from vitscore import ranks as ranks_module
 from vitscore.config import BadLimit, RunOptions
@@ -115,7 +117,7 @@ def run_as(ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | N
     tally = None
     if models:
         tally = score(ranks, plan, models, folder, hand_out(ranks, plan, done), num_done=len(done), observer=observer)
-        ranks.count("scored", tally.images)
+        ranks.count(f"scored by {ranks.rank}", tally.images)
         ranks.count("again in fp32", tally.nonfinite)
     ranks.finish()
     if not ranks.is_main:
@@ -158,9 +160,7 @@ def open_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan
 
 def join_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan, list[ImageModel], set[int]]:
     """On the other ranks: the plan that rank 0 has written into the shared folder."""
-    import vitscore.engine
-    import vitscore.models  # noqa: F401  (imported while rank 0 plans and loads)
-
+    import_ahead(options)
     told = ranks.wait_for("plan")
     record = folder.read_record()
     if record is None or record["identity_hash"] != told["identity"]:
@@ -178,6 +178,18 @@ def join_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan
     plan = dataclasses.replace(plan, identity=record["identity"], models=planned)
     plan, done = folders.resume(folder, plan), set(told["done"])
     return plan, load_models(plan, ranks) if len(done) < len(plan.shards) else [], done
+
+
+def import_ahead(options: RunOptions) -> None:
+    """Import what this rank will need while rank 0 plans and loads; whatever is wrong, rank 0 says it."""
+    import transformers
+
+    import vitscore.engine
+    import vitscore.models  # noqa: F401
+
+    with contextlib.suppress(Exception):
+        for source in checkpoints.parse_models(options.model).values():
+            getattr(transformers, checkpoints.find(source).architecture)
 
 
 def hand_out(ranks: Ranks, plan: Plan, done: set[int]) -> Iterator[int]:
@@ -275,13 +287,15 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None) -
     with writing(folder.path):
         write_metrics(folder.path, folded)
         if tally is not None:
-            images, seconds = ranks.count("scored", 0), tally.seconds
+            by_rank = [ranks.count(f"scored by {rank}", 0) for rank in range(ranks.world_size)]
+            images, seconds = sum(by_rank), tally.seconds
             rate = images / seconds if seconds else None
             folders.add_session(
                 folder,
                 {
                     "ranks": ranks.world_size,
                     "images": images,
+                    "images_by_rank": by_rank,
                     "seconds": round(seconds, 3),
                     "images_per_s": round(rate, 2) if rate else None,
                     "rows_again_in_fp32": ranks.count("again in fp32", 0),
