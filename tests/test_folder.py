@@ -30,6 +30,7 @@ def test_a_resume_scores_only_what_is_missing_and_ends_the_same(make_shards: Cal
     kept = (out / "parts" / "0000000-s-0.parquet").stat().st_mtime_ns
     (out / "parts" / "0000001-s-1.parquet").unlink()
     (out / "metrics.json").unlink()
+    (out / "notes.txt").write_text("mine")
     assert vitscore("run", shards, *MODELS, "-o", out).code == 0
     assert part_tables(out) == tables
     assert (out / "metrics.json").read_bytes() == metrics

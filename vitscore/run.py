@@ -140,7 +140,8 @@ def open_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan
     kept = {} if options.overwrite else folder.kept_choices(asked=options)
     plan = make_plan(options, kept=kept)
     is_resumed = not options.overwrite and folders.check_folder(folder, plan)
-    folders.check_foreign(folder)
+    if not is_resumed:
+        folders.check_foreign(folder)
     done: set[int] = set()
     if is_resumed:
         plan = folders.resume(folder, plan)
