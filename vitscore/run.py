@@ -71,9 +71,11 @@ def run(options: RunOptions, observer: Observer) -> Outcome | None:
     try:
         return run_as(ranks, options, observer)
     except Exception as error:
-        told = lost_ranks(error) if ranks_module.is_lost_connection(error) else error
-        ranks.report_error(told)
-        raise told from error
+        if ranks_module.is_lost_connection(error):
+            # Nobody is left to be told: the store is what was lost.
+            raise lost_ranks(error) from error
+        ranks.report_error(error)
+        raise
     except BaseException as stop:
         ranks.report_error(stop, is_patient=False)
         raise
