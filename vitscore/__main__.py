@@ -21,6 +21,9 @@ def clean_path() -> None:
 def main() -> None:
     """Run the command line and exit with its code."""
     clean_path()
+    from vitscore.launcher import end_with_launcher
+
+    end_with_launcher()
     from vitscore.cli import main as run_cli
 
     sys.exit(run_cli())

@@ -6,12 +6,9 @@ no torch.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,10 +16,9 @@ import typer
 
 from vitscore import __version__
 from vitscore.errors import UsageError, VitscoreError
+from vitscore.stopping import Stopped, stopping_on_signals
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from vitscore.config import RunOptions
     from vitscore.run import Outcome
 
@@ -235,11 +231,19 @@ def metrics(folder: Output, per_class: PerClass = False, as_json: Json = False) 
 
 
 @app.command(short_help="How far a run is.")
-def status(folder: Output) -> None:
-    """How far a run is: shards and samples done, bad, and the rate."""
+def status(
+    folder: Output, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False
+) -> None:
+    """How far a run is, while it runs or after: shards and samples done, bad, the rate, and what is left."""
+    from dataclasses import asdict
+
     from vitscore.status import read_status, status_lines
 
-    for line in status_lines(read_status(folder)):
+    found = read_status(folder)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        return
+    for line in status_lines(found):
         typer.echo(line)
 
 
@@ -256,44 +260,21 @@ def is_main_rank() -> bool:
     return os.environ.get("RANK", "0") in ("", "0")
 
 
-class Stopped(BaseException):
-    """Ctrl-C or SIGTERM, as an exception that nothing on the way up takes for its own, so that all clean up."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.exit_code = 128 + signal_number
-
-
-@contextlib.contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into Stopped, and have the old handlers back afterwards."""
-
-    def stop(signal_number: int, frame: FrameType | None) -> None:
-        raise Stopped(signal_number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, and turns every error a user can cause into one line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     is_debug = "--debug" in arguments
     try:
-        with stopping_on_signals():
+        with stopping_on_signals(tell_stopped):
             code = app(arguments, prog_name="vitscore", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except VitscoreError as error:
         if is_debug:
             raise
-        return tell(str(error), error.exit_code, is_told=is_main_rank())
+        return tell(str(error), error.exit_code, is_told=getattr(error, "is_told", is_main_rank()))
     except Stopped as stopped:
-        line = "stopped: the same command goes on from the parts that are done."
-        return tell(line, stopped.exit_code, is_told=is_main_rank())
+        tell_stopped()
+        return stopped.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -306,6 +287,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         line = f"a bug: {type(error).__name__}: {' '.join(str(error).split())}. --debug shows where."
         return tell(line, 1, is_told=is_main_rank())
+
+
+def tell_stopped() -> None:
+    tell("stopped: the same command goes on from the parts that are done.", 0, is_told=is_main_rank())
 
 
 def tell(line: str, code: int, *, is_told: bool = True) -> int:

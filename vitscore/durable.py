@@ -25,6 +25,15 @@ def host_name() -> str:
     return "".join(c if c.isalnum() else "-" for c in socket.gethostname()) or "host"
 
 
+def process_start(process_id: int) -> str | None:
+    """When a process began, in the kernel's clock ticks: with its id it names a process for good. None: not known."""
+    try:
+        with open(f"/proc/{process_id}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
 def temporary_name(path: Path) -> Path:
     """A name beside `path` that no other process writes to: host and process id are part of it."""
     return path.with_name(f".{path.name}.{host_name()}.{os.getpid()}{TEMPORARY_SUFFIX}")

@@ -260,6 +260,7 @@ class Engine:
             )
 
     def _commit(self, work: ShardRows) -> None:
+        self._ranks.require_group()
         self._writes.append(self._writer.submit(work.commit))
         while len(self._writes) > 4 or (self._writes and self._writes[0].done()):
             self._finish_write()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitscore import identity
+from vitscore import identity, launcher
 from vitscore.durable import (
     TEMPORARY_SUFFIX,
+    host_name,
+    process_start,
     sweep,
     sync_folder,
     write_bytes_durably,
@@ -210,7 +214,7 @@ def resume(folder: RunFolder, plan: Plan) -> Plan:
     return replace(plan, shards=shards)
 
 
-def start(folder: RunFolder, plan: Plan, *, launcher: str, world_size: int, num_params: Mapping[str, int]) -> None:
+def start(folder: RunFolder, plan: Plan, *, session: Mapping[str, Any], num_params: Mapping[str, int]) -> None:
     """Create the folder, freeze the list of shards, and write the record; run.json comes last.
 
     Raises:
@@ -218,7 +222,7 @@ def start(folder: RunFolder, plan: Plan, *, launcher: str, world_size: int, num_
     """
     with writing(folder.path):
         folder.parts.mkdir(parents=True, exist_ok=True)
-        record = make_record(plan, launcher=launcher, world_size=world_size, num_params=num_params)
+        record = make_record(plan, session=session, num_params=num_params)
         write_bytes_durably(folder.path / "shards.parquet", shards_table(plan))
         write_json_durably(folder.record_path, record)
 
@@ -237,7 +241,7 @@ def shards_table(plan: Plan) -> bytes:
     return buffer.getvalue()
 
 
-def make_record(plan: Plan, *, launcher: str, world_size: int, num_params: Mapping[str, int]) -> dict[str, Any]:
+def make_record(plan: Plan, *, session: Mapping[str, Any], num_params: Mapping[str, int]) -> dict[str, Any]:
     """run.json, as it is before the first part."""
     options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(plan.options).items()}
     return {
@@ -263,9 +267,7 @@ def make_record(plan: Plan, *, launcher: str, world_size: int, num_params: Mappi
         "corpus": {"shards": len(plan.shards), "bytes": known_bytes(plan), "limit": plan.options.limit},
         "versions": versions(),
         "hardware": hardware(),
-        "launch": {"launcher": launcher, "ranks": world_size},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "sessions": [],
+        "sessions": [dict(session)],
     }
 
 
@@ -275,9 +277,42 @@ def known_bytes(plan: Plan) -> int | None:
     return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
-def add_session(folder: RunFolder, session: dict[str, Any]) -> None:
-    """Append what one start of the run did (rate, images, memory) to run.json."""
-    record = folder.read_record()
-    assert record is not None
-    record["sessions"].append(session)
+def make_session(*, world_size: int) -> dict[str, Any]:
+    """What run.json says of one start of the run, until it ends: who, when, where, how many."""
+    return {
+        "id": secrets.token_hex(8),
+        "started": now(),
+        "launcher": launcher.name(),
+        "launch": launcher.identity(),
+        "ranks": world_size,
+        "host": host_name(),
+        "process": os.getpid(),
+        "process_start": process_start(os.getpid()),
+    }
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def begin_session(folder: RunFolder, session: Mapping[str, Any]) -> None:
+    """Append a start to run.json, before it scores anything."""
+    with writing(folder.path):
+        record = require_record(folder.path)
+        record["sessions"].append(dict(session))
+        write_json_durably(folder.record_path, record)
+
+
+def end_session(folder: RunFolder, session_id: str, figures: Mapping[str, Any]) -> None:
+    """Add to a start's entry what it did (rate, images, memory); one that was killed has none."""
+    record = require_record(folder.path)
+    for session in record["sessions"]:
+        if session.get("id") == session_id:
+            session.update(ended=now(), **figures)
     write_json_durably(folder.record_path, record)
+
+
+def is_session_of(folder: RunFolder, launch: str) -> bool:
+    """Whether this launcher made the last start in `folder`: then it goes on with a run of its own."""
+    record = folder.read_record()
+    return record is not None and bool(record["sessions"]) and record["sessions"][-1].get("launch") == launch

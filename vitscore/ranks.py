@@ -4,28 +4,33 @@ One process, or the ranks that accelerate or torchrun started. They share nothin
 store: a counter hands out shards, so that a fast rank takes more of them, and there is no collective in the loop nor
 at the end. Keys carry a number of the run within the process and torchrun's restart count, so that a restarted job
 never reads what its predecessor left in the store.
+
+Nobody waits by the clock: a shard may take as long as it takes. Instead every rank gives a sign of life from a thread
+of its own, rank 0 listens to all and all listen to rank 0, so that a rank that froze or whose machine is gone ends the
+run with a line that names it.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import itertools
 import json
 import os
-import signal
-import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
 
+from vitscore import launcher
 from vitscore.errors import SetupError, VitscoreError
 
 POLL_S = 0.2
-PR_SET_PDEATHSIG = 1
+BEAT_S = 2.0
+SILENCE_S = 60.0
+"""Without a sign of life for so long, a rank counts as dead; the thread that gives it needs only a moment of Python."""
 ERROR_KNOWN_S = 20.0
 """How long a failed rank waits for rank 0 to notice; rank 0 looks after every batch."""
 PRINTING_S = 1.0
@@ -72,8 +77,7 @@ class Ranks:
     local_rank: int
     local_world_size: int
     store: Store
-    launcher: str
-    """`none`, `accelerate` or `torchrun`; for the record."""
+    heart: Heart | None = None
 
     @property
     def is_main(self) -> bool:
@@ -124,7 +128,23 @@ class Ranks:
             return
         found = json.loads(self.store.get("error"))
         if found["rank"] != self.rank:
-            raise OtherRankError(found["text"], code=found["code"], rank=found["rank"])
+            raise OtherRankError(found["text"], code=found["code"], is_told=found.get("told by", 0) == self.rank)
+
+    def require_group(self) -> None:
+        """Raise unless the run still wants this rank's results: before each commit.
+
+        Raises:
+            SetupError: the launcher is gone.
+            OtherRankError: another rank failed.
+        """
+        if not launcher.is_alive():
+            raise SetupError("the launcher is gone", next_step="The same command goes on from the parts that are done.")
+        self.raise_reported_error()
+
+    def close(self) -> None:
+        """Give no more signs of life."""
+        if self.heart is not None:
+            self.heart.stop()
 
     def finish(self) -> None:
         """Say that this rank has committed its last part."""
@@ -154,12 +174,58 @@ class Ranks:
 
 
 class OtherRankError(VitscoreError):
-    """Another rank failed; rank 0 prints its text, the rest end quietly."""
+    """Another rank failed; one rank prints its text (`is_told`), the rest end quietly."""
 
-    def __init__(self, text: str, *, code: int, rank: int) -> None:
+    def __init__(self, text: str, *, code: int, is_told: bool) -> None:
         super().__init__(text.rstrip("."))
         self.exit_code = code
-        self.rank = rank
+        self.is_told = is_told
+
+
+class Heart:
+    """Gives this rank's signs of life, and listens to others'; reports the first that falls silent, as an error.
+
+    Args:
+        store: shared by the ranks.
+        rank: this one.
+        others: whom to listen to.
+    """
+
+    def __init__(self, store: Store, *, rank: int, others: Sequence[int]) -> None:
+        self._store = store
+        self._rank = rank
+        self._last = {other: (-1, time.monotonic()) for other in others}
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        # A store that is lost is the main thread's to notice.
+        with contextlib.suppress(Exception):
+            while not self._is_over.wait(BEAT_S):
+                self._store.add(f"beat/{self._rank}", 1)
+                for other in self._last:
+                    self._listen(other)
+
+    def _listen(self, other: int) -> None:
+        beats, now = self._store.add(f"beat/{other}", 0), time.monotonic()
+        known, since = self._last[other]
+        if beats != known:
+            self._last[other] = beats, now
+        elif now - since > SILENCE_S and not self._store.check(["error"]):
+            dead = SetupError(
+                "a rank died",
+                where=f"rank {other}",
+                got=f"no sign of life for {SILENCE_S:.0f} s",
+                next_step="The same command goes on from the parts that are done.",
+            )
+            told_by = 0 if other else 1
+            report = {"rank": other, "code": dead.exit_code, "text": str(dead), "told by": told_by}
+            self._store.set("error", json.dumps(report))
 
 
 def rank_from_environment() -> int:
@@ -178,13 +244,9 @@ def join(device: str) -> Ranks:
         SetupError: the process group could not be built.
     """
     run_number = next(_run_numbers)
-    launcher = "none"
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        launcher = "torchrun"
-    if any(name.startswith("ACCELERATE_") for name in os.environ):
-        launcher = "accelerate"
     if world_from_environment() == 1:
-        return Ranks(0, 1, 0, 1, LocalStore(), launcher)
+        return Ranks(0, 1, 0, 1, LocalStore())
+    launcher.end_with_launcher()
     from accelerate import PartialState
     from torch.distributed import distributed_c10d
 
@@ -198,17 +260,17 @@ def join(device: str) -> Ranks:
             next_step="Check MASTER_ADDR, MASTER_PORT and that every rank was started.",
         ) from error
     if run_number == 0:
-        end_with_launcher()
         atexit.register(leave)
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    restart = launcher.num_restarts()
     store: Any = distributed_c10d.PrefixStore(f"vitscore/{restart}/{run_number}", distributed_c10d._get_default_store())
+    rank, world_size = state.process_index, state.num_processes
     return Ranks(
-        rank=state.process_index,
-        world_size=state.num_processes,
+        rank=rank,
+        world_size=world_size,
         local_rank=state.local_process_index,
         local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         store=store,
-        launcher=launcher,
+        heart=Heart(store, rank=rank, others=[0] if rank else range(1, world_size)),
     )
 
 
@@ -218,13 +280,6 @@ def leave() -> None:
 
     with contextlib.suppress(Exception):
         distributed.destroy_process_group()
-
-
-def end_with_launcher() -> None:
-    """Have this process get SIGTERM when the launcher that started it dies; only Linux can."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def is_lost_connection(error: Exception) -> bool:

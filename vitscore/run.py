@@ -12,28 +12,33 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitscore import checkpoints
+from vitscore import checkpoints, launcher
 from vitscore import folder as folders
 from vitscore import ranks as ranks_module
 from vitscore.config import BadLimit, RunOptions
 from vitscore.durable import writing
-from vitscore.errors import DataError, LabelError, LedgerError, SetupError, TooManyBadError
+from vitscore.errors import DataError, LabelError, LedgerError, SetupError, TooManyBadError, VitscoreError
 from vitscore.folder import RunFolder
 from vitscore.machine import num_usable_cpus, peak_rss_bytes
 from vitscore.parts import finished_parts
 from vitscore.prepare import Plan, make_plan, require_labels_file
 from vitscore.progress import Observer, Reporter
-from vitscore.ranks import Ranks
+from vitscore.ranks import POLL_S, Ranks
 from vitscore.shards.reasons import LABEL_REASONS
 
 if TYPE_CHECKING:
     from vitscore.engine import Tally
     from vitscore.models import ImageModel
+
+
+SHARED_S = 30.0
+"""How long what one node wrote may take to be seen on another."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,8 @@ def run(options: RunOptions, observer: Observer) -> Outcome | None:
     except BaseException as stop:
         ranks.report_error(stop, is_patient=False)
         raise
+    finally:
+        ranks.close()
 
 
 def lost_ranks(error: Exception) -> SetupError:
@@ -110,30 +117,48 @@ def choose_backend(device: str) -> str:
 
 def run_as(ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | None:
     folder = RunFolder(options.output)
-    if ranks.is_main:
-        plan, models, done = open_run(ranks, options, folder)
+    if not ranks.is_main:
+        plan, models, done = join_run(ranks, options, folder)
+        take_part(ranks, plan, models, done, folder, observer)
+        ranks.wait_for_conclusion()
+        return None
+    session = folders.make_session(world_size=ranks.world_size)
+    if options.overwrite and launcher.num_restarts() and folders.is_session_of(folder, session["launch"]):
+        options = dataclasses.replace(options, overwrite=False)
+    try:
+        plan, models, done = open_run(ranks, options, folder, session)
         observer.planned(plan, num_done=len(done))
         observer.loaded([note for model in models for note in model.notes])
-    else:
-        plan, models, done = join_run(ranks, options, folder)
+        tally = take_part(ranks, plan, models, done, folder, observer)
+        for left in ranks.wait_for_all():
+            observer.waiting(left)
+        observer.finished()
+        outcome = conclude(ranks, plan, folder, tally, session["id"])
+    except BaseException as error:
+        with contextlib.suppress(Exception):
+            why = str(error) if isinstance(error, VitscoreError) else type(error).__name__
+            folders.end_session(folder, session["id"], {"stopped_by": why})
+        raise
+    ranks.conclude()
+    return outcome
+
+
+def take_part(
+    ranks: Ranks, plan: Plan, models: list[ImageModel], done: set[int], folder: RunFolder, observer: Observer
+) -> Tally | None:
+    """Score this rank's share; None where nothing was left to score."""
     tally = None
     if models:
         tally = score(ranks, plan, models, folder, hand_out(ranks, plan, done), num_done=len(done), observer=observer)
         ranks.count(f"scored by {ranks.rank}", tally.images)
         ranks.count("again in fp32", tally.nonfinite)
     ranks.finish()
-    if not ranks.is_main:
-        ranks.wait_for_conclusion()
-        return None
-    for left in ranks.wait_for_all():
-        observer.waiting(left)
-    observer.finished()
-    outcome = conclude(ranks, plan, folder, tally)
-    ranks.conclude()
-    return outcome
+    return tally
 
 
-def open_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan, list[ImageModel], set[int]]:
+def open_run(
+    ranks: Ranks, options: RunOptions, folder: RunFolder, session: dict[str, Any]
+) -> tuple[Plan, list[ImageModel], set[int]]:
     """On rank 0: plan, load, open the folder, tell the other ranks; returns plan, models and the ordinals done.
 
     All that can be refused is refused, and the models are loaded, before anything of an older run is removed. Text
@@ -156,8 +181,11 @@ def open_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan
     if not is_resumed:
         folders.clear(folder)
         num_params = {model.name: model.num_params for model in models}
-        folders.start(folder, plan, launcher=ranks.launcher, world_size=ranks.world_size, num_params=num_params)
-    ranks.publish("plan", {"identity": plan.identity_hash, "done": sorted(done)})
+        folders.start(folder, plan, session=session, num_params=num_params)
+    elif models:
+        folders.begin_session(folder, session)
+    told = session["id"] if models or not is_resumed else None
+    ranks.publish("plan", {"identity": plan.identity_hash, "session": told, "done": sorted(done)})
     return plan, models, done
 
 
@@ -165,15 +193,7 @@ def join_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan
     """On the other ranks: the plan that rank 0 has written into the shared folder."""
     import_ahead(options)
     told = ranks.wait_for("plan")
-    record = folder.read_record()
-    if record is None or record["identity_hash"] != told["identity"]:
-        raise SetupError(
-            "output folder is not shared",
-            where=f"{options.output} on rank {ranks.rank}",
-            expected="the run.json that rank 0 wrote",
-            got="another" if record else "none",
-            next_step="Put -o on a file system that all nodes share.",
-        )
+    record = shared_record(ranks, folder, told)
     plan = make_plan(options, kept=folder.kept_choices(), with_fingerprints=False)
     planned = tuple(
         dataclasses.replace(model, fingerprint=record["models"][model.name]["fingerprint"]) for model in plan.models
@@ -181,6 +201,30 @@ def join_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan
     plan = dataclasses.replace(plan, identity=record["identity"], models=planned)
     plan, done = folders.resume(folder, plan), set(told["done"])
     return plan, load_models(plan, ranks) if len(done) < len(plan.shards) else [], done
+
+
+def shared_record(ranks: Ranks, folder: RunFolder, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The run.json that rank 0 wrote at this very start; a network's file system may show it a little later.
+
+    Raises:
+        SetupError: it does not appear: this rank sees another folder.
+    """
+    deadline = time.monotonic() + SHARED_S
+    while True:
+        record = folder.read_record()
+        if record is not None and record["identity_hash"] == told["identity"]:
+            if told["session"] in (None, *(session.get("id") for session in record["sessions"])):
+                return record
+        if time.monotonic() > deadline:
+            raise SetupError(
+                "output folder is not shared",
+                where=f"{folder.path} on rank {ranks.rank}",
+                expected="the run.json that rank 0 wrote",
+                got="another" if record else "none",
+                next_step="Put -o on a file system that all nodes share.",
+            )
+        ranks.raise_reported_error()
+        time.sleep(POLL_S)
 
 
 def import_ahead(options: RunOptions) -> None:
@@ -271,7 +315,7 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
     ]
 
 
-def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None) -> Outcome:
+def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, session_id: str) -> Outcome:
     """On rank 0, when all ranks are done: fold the parts, write the metrics, judge the ledger.
 
     Raises:
@@ -280,8 +324,13 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None) -
     """
     from vitscore.fold import refold, write_metrics
 
-    parts = finished_parts(folder.parts, plan.identity_hash)
-    absent = [shard.name for shard in plan.shards if shard.ordinal not in parts]
+    deadline = time.monotonic() + (SHARED_S if ranks.local_world_size < ranks.world_size else 0)
+    while True:
+        parts = finished_parts(folder.parts, plan.identity_hash)
+        absent = [shard.name for shard in plan.shards if shard.ordinal not in parts]
+        if not absent or time.monotonic() > deadline:
+            break
+        time.sleep(POLL_S)
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise LedgerError("shard has no part", where=absent[0] + more, next_step="Start the same command again.")
@@ -293,10 +342,10 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None) -
             by_rank = [ranks.count(f"scored by {rank}", 0) for rank in range(ranks.world_size)]
             images, seconds = sum(by_rank), tally.seconds
             rate = images / seconds if seconds else None
-            folders.add_session(
+            folders.end_session(
                 folder,
+                session_id,
                 {
-                    "ranks": ranks.world_size,
                     "images": images,
                     "images_by_rank": by_rank,
                     "seconds": round(seconds, 3),

@@ -1,28 +1,45 @@
-"""How far a run is, read from its folder alone, while it runs or after."""
+"""How far a run is, read from its folder alone, while it runs or after.
+
+The parts say what is done, and their times how fast; run.json says who started last and whether that start has ended.
+Nothing is asked of the processes that score, so a look costs them nothing.
+"""
 
 from __future__ import annotations
 
+import time
+from calendar import timegm
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from vitscore.durable import host_name, is_alive, process_start
 from vitscore.folder import require_record
 from vitscore.parts import finished_parts
 
 
 @dataclass(frozen=True)
 class Status:
-    """Counts of shards and samples, and the rate of the last start that ended."""
+    """Counts of shards and samples, and the rate of the last start."""
 
+    state: str
+    """`finished`, `running`, `stopped`, or `unknown` where the last start was made on another machine."""
     shards_done: int
     shards_total: int
     samples: int
     bad: int
     bad_shards: dict[str, str]
+    starts: int
+    last_started: str | None
+    last_part_s: float | None
+    """Seconds since the last part was finished."""
     images_per_s: float | None
+    """Of the last start: as it measured itself, or while it runs (or where it was killed) by the times of its parts."""
+    seconds_left: float | None
 
 
 def read_status(folder: Path) -> Status:
-    """Read the record and the footers of the parts.
+    """Read the record, the footers of the parts and their times.
 
     Raises:
         UsageError: there is no run in `folder`.
@@ -30,24 +47,76 @@ def read_status(folder: Path) -> Status:
     record = require_record(folder)
     parts = finished_parts(folder / "parts", record["identity_hash"])
     footers = [footer for _, footer in parts.values()]
-    sessions = record["sessions"]
+    last: Mapping[str, Any] = record["sessions"][-1] if record["sessions"] else {}
+    finished_at = sorted((path.stat().st_mtime, footer.expected) for path, footer in parts.values())
+    state = find_state(last, is_complete=len(parts) == record["corpus"]["shards"])
+    rate = last.get("images_per_s") or rate_by_times(finished_at, started=last.get("started"))
+    shards_left = record["corpus"]["shards"] - len(parts)
+    samples = sum(footer.expected for footer in footers)
+    is_timed = state == "running" and rate and parts
     return Status(
+        state=state,
         shards_done=len(parts),
         shards_total=record["corpus"]["shards"],
-        samples=sum(footer.expected for footer in footers),
+        samples=samples,
         bad=sum(footer.bad for footer in footers),
         bad_shards={footer.shard: footer.fault for footer in footers if footer.fault},
-        images_per_s=sessions[-1]["images_per_s"] if sessions else None,
+        starts=len(record["sessions"]),
+        last_started=last.get("started"),
+        last_part_s=max(0.0, time.time() - finished_at[-1][0]) if finished_at else None,
+        images_per_s=rate,
+        seconds_left=shards_left * samples / len(parts) / rate if is_timed and rate else None,
     )
+
+
+def find_state(last: Mapping[str, Any], *, is_complete: bool) -> str:
+    """What the last start is doing."""
+    if last.get("host") == host_name() and "ended" not in last:
+        process_id = last["process"]
+        if process_start(process_id) == last["process_start"] and is_alive(process_id):
+            return "running"
+    if is_complete:
+        return "finished"
+    return "unknown" if last.get("host") != host_name() and "ended" not in last else "stopped"
+
+
+def rate_by_times(finished_at: list[tuple[float, int]], *, started: str | None) -> float | None:
+    """Samples a second between the first and the last part of the last start; None with fewer than two parts.
+
+    Args:
+        finished_at: time of each part and its samples, ascending.
+        started: when the last start began, in UTC.
+    """
+    if started is None:
+        return None
+    began = timegm(time.strptime(started, "%Y-%m-%dT%H:%M:%SZ"))
+    recent = [(when, samples) for when, samples in finished_at if when >= began]
+    if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
+        return None
+    return sum(samples for _, samples in recent[1:]) / (recent[-1][0] - recent[0][0])
 
 
 def status_lines(status: Status) -> list[str]:
     left = status.shards_total - status.shards_done
+    starts = f", {status.starts} starts" if status.starts > 1 else ""
     lines = [
+        f"state    {status.state}{f', last started {status.last_started}' if status.last_started else ''}{starts}",
         f"shards   {status.shards_done:,} of {status.shards_total:,} done, {left:,} left",
         f"samples  {status.samples:,} in finished shards, {status.bad:,} bad",
     ]
     if status.images_per_s:
-        lines.append(f"rate     {status.images_per_s:,.0f} images/s at the last start that ended")
+        left_text = f", about {duration(status.seconds_left)} left" if status.seconds_left else ""
+        lines.append(f"rate     {status.images_per_s:,.0f} images/s in the last start{left_text}")
+    if status.last_part_s is not None and status.state == "running":
+        lines.append(f"last     part finished {duration(status.last_part_s)} ago")
     lines.extend(f"bad      {shard}: {reason}" for shard, reason in status.bad_shards.items())
+    if status.state == "stopped":
+        lines.append("The command that started it goes on from the parts that are done.")
     return lines
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `12 min`, `3.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,86 @@
+"""The process that started this one: accelerate, torchrun, or nobody who matters.
+
+A rank that outlives its launcher holds a GPU and writes into a run that somebody may have started again, so a rank
+ends with its launcher: Linux sends it SIGTERM, and where that is not heeded the process ends by force a little later.
+Called at the very start of the program, before anything that takes time is imported. A program started from a shell
+stays when the shell goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from vitscore.durable import host_name, process_start
+
+PR_SET_PDEATHSIG = 1
+LOOK_EVERY_S = 0.5
+GRACE_S = 10.0
+"""How long a rank may take to end by itself once its launcher is gone."""
+_launcher_pid: int | None = None
+
+
+def name() -> str:
+    """`none`, `accelerate` or `torchrun`."""
+    if any(variable.startswith("ACCELERATE_") for variable in os.environ):
+        return "accelerate"
+    return "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "none"
+
+
+def identity() -> str:
+    """The launcher's process, the same for its restarts of a rank; without a launcher, this process."""
+    pid = os.getppid() if name() != "none" else os.getpid()
+    return f"{host_name()}/{pid}/{process_start(pid) or 0}"
+
+
+def num_restarts() -> int:
+    """How often torchrun has started this job again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") or 0)
+
+
+def is_alive() -> bool:
+    """Whether the launcher is; True where there is none."""
+    return _launcher_pid is None or os.getppid() == _launcher_pid
+
+
+def end_with_launcher() -> None:
+    """Have this process get SIGTERM when its launcher dies, and end it by force where it does not heed that."""
+    global _launcher_pid
+    if _launcher_pid is not None or name() == "none":
+        return
+    # Read when torch loads. The loss of the ranks' store is told in one line; torch would add a native trace.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    parent = os.getppid()
+    if not _is_launcher(parent):
+        if parent == 1:
+            os._exit(128 + signal.SIGTERM)  # the launcher died while this process started
+        return  # variables of a launcher in a shell's environment
+    _launcher_pid = parent
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    threading.Thread(target=_watch, name="launcher", daemon=True).start()
+
+
+def _is_launcher(pid: int) -> bool:
+    """Whether a process looks like a launcher; in a container it may well be number 1."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True
+    return any(word in command for word in (b"torch", b"accelerate", b"python"))
+
+
+def _watch() -> None:
+    while is_alive():
+        time.sleep(LOOK_EVERY_S)
+    with contextlib.suppress(OSError):
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os._exit(128 + signal.SIGTERM)

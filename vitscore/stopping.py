@@ -1,0 +1,73 @@
+"""Ctrl-C and SIGTERM: an orderly end within seconds, and a forced one where that takes too long.
+
+The first signal becomes an exception in the main thread, so that everything on the way up cleans up after itself.
+Later ones change nothing: launchers send several. A thread of its own hears of the signal even while the main thread
+is deep in native code, and ends the process when `GRACE_S` are over; what then stays behind is a temporary file, which
+the next start sweeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+GRACE_S = 10.0
+
+
+class Stopped(BaseException):
+    """A signal to stop, as an exception that nothing on the way up takes for its own."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number
+
+
+@contextlib.contextmanager
+def stopping_on_signals(tell: Callable[[], None]) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into Stopped, and have the old handlers back afterwards.
+
+    Args:
+        tell: called before the process is ended by force.
+    """
+    is_stopping = False
+
+    def stop(signal_number: int, frame: FrameType | None) -> None:
+        nonlocal is_stopping
+        if not is_stopping:
+            is_stopping = True
+            raise Stopped(signal_number)
+
+    heard, wakes = socket.socketpair()
+    wakes.setblocking(False)
+    old_wakeup = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    is_over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(heard, is_over, set(before), tell), name="signals", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(old_wakeup)
+        wakes.close()  # ends the thread
+        watch.join()
+        heard.close()
+
+
+def _watch(heard: socket.socket, is_over: threading.Event, numbers: set[int], tell: Callable[[], None]) -> None:
+    """Wait for a signal, then for the orderly end; without one, end the process."""
+    while received := heard.recv(64):
+        number = next((number for number in received if number in numbers), None)
+        if number is None:
+            continue
+        if not is_over.wait(GRACE_S):
+            tell()
+            os._exit(128 + number)
+        return
