@@ -21,8 +21,10 @@ import pyarrow.parquet as pq
 from vitscore import identity
 from vitscore.durable import (
     TEMPORARY_SUFFIX,
+    make_folder_durably,
     sweep,
     sync_folder,
+    uninterrupted,
     write_bytes_durably,
     write_json_durably,
     writing,
@@ -184,22 +186,29 @@ def clear(folder: RunFolder) -> None:
     with writing(folder.path):
         if folder.parts.is_dir():
             for path in folder.parts.iterdir():
-                path.unlink()
-            folder.parts.rmdir()
-        for path in sorted(folder.path.iterdir(), key=lambda path: path.name == "run.json"):
-            path.unlink()
+                uninterrupted(path.unlink)
+            uninterrupted(folder.parts.rmdir)
+        for path in folder.path.iterdir():
+            if path != folder.record_path:
+                uninterrupted(path.unlink)
+        # Flushed before the record goes: a power loss must not leave parts that no record claims.
+        sync_folder(folder.path)
+        uninterrupted(folder.record_path.unlink, missing_ok=True)
         sync_folder(folder.path)
 
 
 def resume(folder: RunFolder, plan: Plan) -> Plan:
     """Make good what a lost or interrupted folder lacks, and take the shards' names from the frozen list.
 
-    The same shards may be spelled otherwise now; in the parts and the ledger they keep their first names.
+    The same shards may be spelled otherwise now; in the parts and the ledger they keep their first names. The folders
+    are flushed before anything in them counts: who renamed a part may have been killed before flushing its folder.
     """
     with writing(folder.path):
-        folder.parts.mkdir(exist_ok=True)
+        make_folder_durably(folder.path)
+        make_folder_durably(folder.parts)
         for path in (folder.path, folder.parts):
             sweep(path)
+            sync_folder(path)
         try:
             frozen = pq.read_table(folder.path / "shards.parquet")
         except (FileNotFoundError, pa.ArrowInvalid):
@@ -217,7 +226,8 @@ def start(folder: RunFolder, plan: Plan, *, launcher: str, world_size: int, num_
         SetupError: the folder cannot be written.
     """
     with writing(folder.path):
-        folder.parts.mkdir(parents=True, exist_ok=True)
+        make_folder_durably(folder.path)
+        make_folder_durably(folder.parts)
         record = make_record(plan, launcher=launcher, world_size=world_size, num_params=num_params)
         write_bytes_durably(folder.path / "shards.parquet", shards_table(plan))
         write_json_durably(folder.record_path, record)
