@@ -138,13 +138,14 @@ class _Folding:
         columns = [*_LEDGER_COLUMNS, *(f"{name}.{figure}" for name in self.counts for figure in _FIGURES)]
         scored, bad, keys = 0, 0, []
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
                     num_ok, num_bad = self._add_rows(batch)
                     scored, bad = scored + num_ok, bad + num_bad
                     keys.append(batch["key"])
         except (OSError, KeyError, pa.ArrowException) as error:
-            raise LedgerError("part cannot be read", where=str(path), got=str(error)) from None
+            again = "Remove it and run again: the shard is scored anew."
+            raise LedgerError("part cannot be read", where=str(path), got=str(error), next_step=again) from None
         _check_part(footer, scored, bad, keys)
         self.num_parts += 1
         self.expected += footer.expected

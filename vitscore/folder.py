@@ -24,9 +24,11 @@ from vitscore import identity, launcher
 from vitscore.durable import (
     TEMPORARY_SUFFIX,
     host_name,
-    process_start,
+    make_folder_durably,
+    start_time,
     sweep,
     sync_folder,
+    uninterrupted,
     write_bytes_durably,
     write_json_durably,
     writing,
@@ -188,22 +190,29 @@ def clear(folder: RunFolder) -> None:
     with writing(folder.path):
         if folder.parts.is_dir():
             for path in folder.parts.iterdir():
-                path.unlink()
-            folder.parts.rmdir()
-        for path in sorted(folder.path.iterdir(), key=lambda path: path.name == "run.json"):
-            path.unlink()
+                uninterrupted(path.unlink)
+            uninterrupted(folder.parts.rmdir)
+        for path in folder.path.iterdir():
+            if path != folder.record_path:
+                uninterrupted(path.unlink)
+        # Flushed before the record goes: a power loss must not leave parts that no record claims.
+        sync_folder(folder.path)
+        uninterrupted(folder.record_path.unlink, missing_ok=True)
         sync_folder(folder.path)
 
 
 def resume(folder: RunFolder, plan: Plan) -> Plan:
     """Make good what a lost or interrupted folder lacks, and take the shards' names from the frozen list.
 
-    The same shards may be spelled otherwise now; in the parts and the ledger they keep their first names.
+    The same shards may be spelled otherwise now; in the parts and the ledger they keep their first names. The folders
+    are flushed before anything in them counts: who renamed a part may have been killed before flushing its folder.
     """
     with writing(folder.path):
-        folder.parts.mkdir(exist_ok=True)
+        make_folder_durably(folder.path)
+        make_folder_durably(folder.parts)
         for path in (folder.path, folder.parts):
             sweep(path)
+            sync_folder(path)
         try:
             frozen = pq.read_table(folder.path / "shards.parquet")
         except (FileNotFoundError, pa.ArrowInvalid):
@@ -221,7 +230,8 @@ def start(folder: RunFolder, plan: Plan, *, session: Mapping[str, Any], num_para
         SetupError: the folder cannot be written.
     """
     with writing(folder.path):
-        folder.parts.mkdir(parents=True, exist_ok=True)
+        make_folder_durably(folder.path)
+        make_folder_durably(folder.parts)
         record = make_record(plan, session=session, num_params=num_params)
         write_bytes_durably(folder.path / "shards.parquet", shards_table(plan))
         write_json_durably(folder.record_path, record)
@@ -287,7 +297,7 @@ def make_session(*, world_size: int) -> dict[str, Any]:
         "ranks": world_size,
         "host": host_name(),
         "process": os.getpid(),
-        "process_start": process_start(os.getpid()),
+        "process_start": start_time(os.getpid()),
     }
 
 

@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-from vitscore.durable import host_name, process_start
+from vitscore.durable import host_name, start_time
 
 PR_SET_PDEATHSIG = 1
 LOOK_EVERY_S = 0.5
@@ -36,7 +36,7 @@ def name() -> str:
 def identity() -> str:
     """The launcher's process, the same for its restarts of a rank; without a launcher, this process."""
     pid = os.getppid() if name() != "none" else os.getpid()
-    return f"{host_name()}/{pid}/{process_start(pid) or 0}"
+    return f"{host_name()}/{pid}/{start_time(pid) or 0}"
 
 
 def num_restarts() -> int:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitscore.durable import sync_file, sync_folder, temporary_name
+from vitscore.durable import NewFile
 from vitscore.errors import LedgerError
 
 FOOTER_KEY = b"vitscore"
@@ -50,13 +50,26 @@ class Footer:
     schema: int = 1
 
     def dump(self) -> bytes:
-        return json.dumps(asdict(self), ensure_ascii=False).encode()
+        """As JSON, with a checksum of all the rest as its last value."""
+        values = asdict(self)
+        return json.dumps({**values, "crc32": checksum(values)}, ensure_ascii=False).encode()
 
     @classmethod
     def load(cls, data: bytes) -> Footer:
+        """Read what `dump` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is something else, or not as it was written.
+        """
         values = json.loads(data)
+        if values.pop("crc32") != checksum(values):
+            raise ValueError("the footer is not as it was written")
         values["notes"] = tuple(values["notes"])
         return cls(**values)
+
+
+def checksum(values: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True, ensure_ascii=False).encode())
 
 
 def part_name(ordinal: int, shard_name: str) -> str:
@@ -71,7 +84,7 @@ def read_footer(path: Path) -> Footer | None:
     try:
         metadata = pq.read_metadata(path).metadata or {}
         return Footer.load(metadata[FOOTER_KEY])
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+    except (OSError, pa.ArrowException, MemoryError, AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
@@ -193,7 +206,7 @@ class ShardRows:
         self._group_rows = max(1, GROUP_BYTES // row_bytes) if row_bytes else max(1, num_rows)
         self._num_flushed = 0
         self._writer: pq.ParquetWriter | None = None
-        self._temporary: Path | None = None
+        self._file: NewFile | None = None
 
     @property
     def path(self) -> Path:
@@ -229,11 +242,15 @@ class ShardRows:
 
     def flush_full_groups(self) -> None:
         """Write the row groups whose rows are all known (only long outputs make more than one)."""
-        while self._num_flushed + self._group_rows < len(self.keys):
-            stop = self._num_flushed + self._group_rows
-            if not self.is_resolved[self._num_flushed : stop].all():
-                return
-            self._write_group(stop)
+        try:
+            while self._num_flushed + self._group_rows < len(self.keys):
+                stop = self._num_flushed + self._group_rows
+                if not self.is_resolved[self._num_flushed : stop].all():
+                    return
+                self._write_group(stop)
+        except BaseException:
+            self.discard()
+            raise
 
     def commit(self) -> Path:
         """Write what is left, flush it to disk and give the part its name; every row must be resolved."""
@@ -245,29 +262,26 @@ class ShardRows:
             footer = Footer(**{**asdict(self.footer), "bad": len(self.reasons)})
             writer.add_key_value_metadata({FOOTER_KEY: footer.dump()})
             writer.close()
-            assert self._temporary is not None
-            sync_file(self._temporary)
-            os.replace(self._temporary, self.path)
+            assert self._file is not None
+            self._file.commit()
         except BaseException:
             self.discard()
             raise
-        sync_folder(self.folder)
         self.is_committed = True
         return self.path
 
     def discard(self) -> None:
         """Drop a half-written part."""
+        if self._file is not None:
+            self._file.discard()
         if self._writer is not None:
             with contextlib.suppress(Exception):
                 self._writer.close()
-        if self._temporary is not None:
-            with contextlib.suppress(OSError):
-                self._temporary.unlink()
 
     def _open(self) -> pq.ParquetWriter:
         if self._writer is None:
-            self._temporary = temporary_name(self.path)
-            self._writer = pq.ParquetWriter(self._temporary, self.schema, compression="zstd")
+            self._file = NewFile(self.path)
+            self._writer = pq.ParquetWriter(self._file, self.schema, compression="zstd", write_page_checksum=True)
         return self._writer
 
     def _write_group(self, stop: int) -> None:

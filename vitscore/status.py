@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitscore.durable import host_name, is_alive, process_start
+from vitscore.durable import host_name, is_alive
 from vitscore.folder import require_record
 from vitscore.parts import finished_parts
 
@@ -72,8 +72,7 @@ def read_status(folder: Path) -> Status:
 def find_state(last: Mapping[str, Any], *, is_complete: bool) -> str:
     """What the last start is doing."""
     if last.get("host") == host_name() and "ended" not in last:
-        process_id = last["process"]
-        if process_start(process_id) == last["process_start"] and is_alive(process_id):
+        if is_alive(last["process"], started=last["process_start"]):
             return "running"
     if is_complete:
         return "finished"
