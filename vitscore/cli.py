@@ -213,13 +213,35 @@ def demo(
 
 
 @app.command(short_help="Fold a run's parts into its metrics again.")
-def metrics(folder: Output, per_class: PerClass = False, as_json: Json = False) -> None:
+def metrics(
+    folder: Output,
+    per_class: PerClass = False,
+    as_json: Json = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Write nothing: prove that every sample of the shards is in one part, once."),
+    ] = False,
+    shards: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shards",
+            metavar="SHARDS",
+            help="With --check: where the shards are now, where they have moved; repeat for more.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
     """Fold a run's parts into its metrics again; needs no model and no image."""
     from vitscore import show
     from vitscore.durable import writing
     from vitscore.fold import refold, write_metrics
     from vitscore.folder import require_record
 
+    if check:
+        check_ledger(folder, shards or [], as_json=as_json)
+        return
+    if shards:
+        raise UsageError("--shards without --check", where="metrics", next_step="The parts are folded without shards.")
     require_record(folder)
     folded = refold(folder)
     with writing(folder):
@@ -228,6 +250,17 @@ def metrics(folder: Output, per_class: PerClass = False, as_json: Json = False) 
         typer.echo(json.dumps(folded.document, indent=2, ensure_ascii=False))
     else:
         show.show_document(folded.document, per_class=per_class, console=show.make_console())
+
+
+def check_ledger(folder: Path, shards: list[str], *, as_json: bool) -> None:
+    """`metrics --check`: what was proved, or the first difference as an error."""
+    from vitscore.check import check_run
+
+    checked = check_run(folder, shards=shards)
+    if as_json:
+        typer.echo(json.dumps(checked.document, indent=2))
+    else:
+        typer.echo("\n".join(checked.lines))
 
 
 @app.command(short_help="How far a run is.")

@@ -215,8 +215,12 @@ def write_bytes_durably(path: Path, data: bytes) -> None:
 
 def write_json_durably(path: Path, document: Any) -> None:
     """Write `document` as indented JSON with a final newline, whole or not at all; NaN is an error."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes_durably(path, text.encode() + b"\n")
+    write_bytes_durably(path, json_bytes(document))
+
+
+def json_bytes(document: Any) -> bytes:
+    """What `write_json_durably` writes."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def make_folder_durably(path: Path) -> None:

@@ -32,7 +32,8 @@ from vitscore.parts import Footer, finished_parts, read_footer
 from vitscore.shards.reasons import reason_kind
 
 ROWS_AT_ONCE = 65_536
-_LEDGER_COLUMNS = ("key", "label", "status", "reason")
+_LEDGER_COLUMNS = ("key", "shard", "label", "status", "reason")
+_AGAIN = "Remove its part and run again: the shard is scored anew."
 _FIGURES = ("pred", "prob", "topk", "label_logprob", "sum_sq_prob")
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -82,6 +83,7 @@ def fold(parts: Iterable[tuple[int, Path]], shards: pa.Table, record: Mapping[st
     Raises:
         LedgerError: a shard is not in the list, is there twice, or its samples do not add up.
     """
+    _refuse_repeated_shards(shards)
     names = dict(zip(shards["ordinal"].to_pylist(), shards["name"].to_pylist(), strict=True))
     folding = _Folding(
         record["classes"], list(record["models"]), record.get("options", {}).get("on_bad_sample", "skip")
@@ -142,6 +144,7 @@ class _Folding:
                 for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
                     num_ok, num_bad = self._add_rows(batch)
                     scored, bad = scored + num_ok, bad + num_bad
+                    _check_shard(footer, batch)
                     keys.append(batch["key"])
         except (OSError, KeyError, pa.ArrowException) as error:
             again = "Remove it and run again: the shard is scored anew."
@@ -212,12 +215,37 @@ def _add_predictions(counts: ModelCounts, labels_B: Array, figures: Mapping[str,
     return preds_B
 
 
+def _refuse_repeated_shards(shards: pa.Table) -> None:
+    """With every name and every number once, rows of different parts are different samples."""
+    for column in ("ordinal", "name"):
+        values = shards[column].to_pylist()
+        if len(set(values)) < len(values):
+            value, times = Counter(values).most_common(1)[0]
+            raise LedgerError(
+                "shard is there twice", where="shards.parquet", expected=f"{column} {value} once", got=f"{times} times"
+            )
+
+
+def _check_shard(footer: Footer, batch: pa.RecordBatch) -> None:
+    """Every row is of the part's own shard: a sample of another one would be counted there too."""
+    is_own = pc.fill_null(pc.equal(batch["shard"], footer.shard), False)
+    if not pc.all(is_own).as_py() and len(batch):
+        position = pc.index(is_own, False).as_py()
+        got = f"{batch['key'][position].as_py()} of {batch['shard'][position].as_py()}"
+        raise LedgerError(
+            "sample of another shard", where=footer.shard, expected="its own samples", got=got, next_step=_AGAIN
+        )
+
+
 def _check_part(footer: Footer, scored: int, bad: int, keys: Sequence[pa.Array]) -> None:
-    again = "Remove its part and run again: the shard is scored anew."
     if footer.expected != scored + bad:
         got = f"{scored} scored and {bad} bad"
         raise LedgerError(
-            "samples do not add up", where=footer.shard, expected=f"{footer.expected}", got=got, next_step=again
+            "samples do not add up", where=footer.shard, expected=f"{footer.expected}", got=got, next_step=_AGAIN
+        )
+    if footer.bad != bad:
+        raise LedgerError(
+            "bad samples do not add up", where=footer.shard, expected=f"{footer.bad}", got=f"{bad}", next_step=_AGAIN
         )
     all_keys = pa.chunked_array(keys, pa.string())
     if pc.count_distinct(all_keys).as_py() < len(all_keys):
@@ -225,5 +253,5 @@ def _check_part(footer: Footer, scored: int, bad: int, keys: Sequence[pa.Array])
         key, times = counted.most_common(1)[0]
         raise LedgerError(
             "sample counted more than once", where=f"{footer.shard}[{key}]", expected="1 row", got=f"{times} rows",
-            next_step=again,
+            next_step=_AGAIN,
         )  # fmt: skip
