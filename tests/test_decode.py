@@ -189,6 +189,19 @@ def test_bad_images_leave_their_neighbours_as_they_are(kind):
         assert not b[list(damaged.faults)].any()
 
 
+def test_a_bad_image_costs_its_batch_one_further_decode_and_other_batches_none():
+    bad = list(pictures.hidden_bad().values())
+    good = [content for content in pictures.ordinary().values() if content.startswith(b"\xff\xd8")]
+    made = decoder("dali", batch_size=16)
+    try:
+        for batch in (good[:6], [*good[:6], bad[0], bad[1]], good[:6]):
+            made.submit([pictures.as_array(content) for content in batch])
+            made.collect()
+        assert made.num_decoded_again == 8
+    finally:
+        made.close()
+
+
 @pytest.mark.parametrize("kind", DECODERS)
 def test_batches_stay_in_order_after_a_bad_one(kind):
     contents = list(pictures.ordinary().values())[:8]

@@ -85,7 +85,6 @@ def run(tmp_path: Path) -> FakeRun:
     return FakeRun(tmp_path / "run").write([300, 0, 120])
 
 
-
 def list_parts(folder: Path) -> list[tuple[int, Path]]:
     return [(ordinal, path) for ordinal, (path, _) in finished_parts(folder / "parts", IDENTITY).items()]
 
@@ -239,6 +238,4 @@ def test_a_folder_without_run_is_wrong_usage(tmp_path: Path) -> None:
 def test_parts_can_be_folded_from_anywhere(run: FakeRun) -> None:
     record = json.loads((run.folder / "run.json").read_bytes())
     shards = pq.read_table(run.folder / "shards.parquet")
-    assert (
-        fold(iter(list_parts(run.folder)), shards, record).document == refold(run.folder).document
-    )
+    assert fold(iter(list_parts(run.folder)), shards, record).document == refold(run.folder).document

@@ -91,9 +91,11 @@ def test_ranks_and_batch_sizes_change_nothing(make_shards: Call, vitscore: Call,
 
 DIES_ONCE = """
 import signal
-import vitscore.ranks as r
+import vitscore.engine as e
+if rank == 0:
+    compute = e.Engine._compute
+    e.Engine._compute = lambda *a: (time.sleep(0.1), compute(*a))[1]
 if rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-    import vitscore.engine as e
     real = e.Engine._finish_write
     def die(self):
         real(self)
@@ -149,7 +151,7 @@ def start_two(
 SLOW = """
 import vitscore.engine as e
 real = e.Engine._compute
-e.Engine._compute = lambda *a: (time.sleep(0.1), real(*a))[1]
+e.Engine._compute = lambda *a: (time.sleep(0.2), real(*a))[1]
 """
 
 
@@ -196,7 +198,9 @@ def free_port() -> int:
     return port
 
 
-def start_agents(folders: Sequence[Path], command: Sequence[object], *, before: str) -> list[tuple[int, str]]:
+def start_agents(
+    folders: Sequence[Path], command: Sequence[object], *, before: str, options: Sequence[str] = ()
+) -> list[tuple[int, str]]:
     """Two torchrun agents of one rank each, as on two nodes, each in a folder of its own; exit code and output."""
     port, agents = free_port(), []
     for folder in folders:
@@ -207,7 +211,7 @@ def start_agents(folders: Sequence[Path], command: Sequence[object], *, before: 
             subprocess.Popen(
                 [
                     *TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
-                    "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "7", "main.py", words,
+                    "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "7", *options, "main.py", words,
                 ],
                 cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
@@ -224,6 +228,24 @@ def test_two_nodes_that_share_the_folder_are_one_run(
     assert [code for code, _ in ended] == [0, 0], ended
     session = json.loads((out / "run.json").read_bytes())["sessions"][-1]
     assert min(session["images_by_rank"]) > 0
+    assert vitscore(*command, tmp_path / "alone").code == 0
+    assert rows(out) == rows(tmp_path / "alone")
+
+
+def test_a_restart_on_two_nodes_goes_on_though_each_counts_its_own_restarts(
+    make_shards: Call, vitscore: Call, digits: Any, tmp_path: Path
+) -> None:
+    shards = make_shards(*(digits[number * 12 :][:12] for number in range(40)))
+    command, out = (*RUN, shards, "-b", "8", "-o"), tmp_path / "out"
+    dies_once = DIES_ONCE + (
+        "import pathlib\npathlib.Path(f'restarts-{rank}').write_text(os.environ['TORCHELASTIC_RESTART_COUNT'])\n"
+    )
+    options = ("--max-restarts", "1", "--monitor-interval", "0.2")
+    nodes = [tmp_path / "a", tmp_path / "b"]
+    ended = start_agents(nodes, (*command, out), before=dies_once, options=options)
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert len(json.loads((out / "run.json").read_bytes())["sessions"]) == 2
+    assert sorted(path.read_text() for node in nodes for path in node.glob("restarts-*"))[-1] == "1"
     assert vitscore(*command, tmp_path / "alone").code == 0
     assert rows(out) == rows(tmp_path / "alone")
 

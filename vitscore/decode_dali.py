@@ -215,9 +215,7 @@ class DaliDecoder:
             pixels = [image_HWC for images_HWC in singles for image_HWC in images_HWC]
         return [self._part_of(batch, positions, sizes, pixels)]
 
-    def _decode_single(
-        self, batch: _Batch, position: int, *, worker: int
-    ) -> tuple[Sizes, list[torch.Tensor]] | None:
+    def _decode_single(self, batch: _Batch, position: int, *, worker: int) -> tuple[Sizes, list[torch.Tensor]] | None:
         """One image through this worker's own pipeline; None where it fails."""
         pipeline = self._singles[worker]
         if pipeline is None:

@@ -322,7 +322,11 @@ def end_session(folder: RunFolder, session_id: str, figures: Mapping[str, Any]) 
     write_json_durably(folder.record_path, record)
 
 
-def is_session_of(folder: RunFolder, launch: str) -> bool:
-    """Whether this launcher made the last start in `folder`: then it goes on with a run of its own."""
+def is_restart_of(folder: RunFolder, session: Mapping[str, Any]) -> bool:
+    """Whether the launcher of this start made the last one in `folder` too, with a process that is gone since."""
     record = folder.read_record()
-    return record is not None and bool(record["sessions"]) and record["sessions"][-1].get("launch") == launch
+    if record is None or not record["sessions"]:
+        return False
+    last = record["sessions"][-1]
+    is_other = any(last.get(name) != session[name] for name in ("process", "process_start"))
+    return last.get("launch") == session["launch"] and is_other

@@ -39,11 +39,6 @@ def identity() -> str:
     return f"{host_name()}/{pid}/{start_time(pid) or 0}"
 
 
-def num_restarts() -> int:
-    """How often torchrun has started this job again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") or 0)
-
-
 def is_alive() -> bool:
     """Whether the launcher is; True where there is none."""
     return _launcher_pid is None or os.getppid() == _launcher_pid

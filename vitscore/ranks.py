@@ -2,8 +2,8 @@
 
 One process, or the ranks that accelerate or torchrun started. They share nothing but the process group's own key-value
 store: a counter hands out shards, so that a fast rank takes more of them, and there is no collective in the loop nor
-at the end. Keys carry a number of the run within the process and torchrun's restart count, so that a restarted job
-never reads what its predecessor left in the store.
+at the end. Keys carry the name of this start (see meeting) and a number of the run within the process, so that a
+restarted job never reads what its predecessor left in the store.
 
 Nobody waits by the clock: a shard may take as long as it takes. Instead every rank gives a sign of life from a thread
 of its own, rank 0 listens to all and all listen to rank 0, so that a rank that froze or whose machine is gone ends the
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
 
-from vitscore import launcher
+from vitscore import launcher, meeting
 from vitscore.errors import SetupError, VitscoreError
 
 POLL_S = 0.2
@@ -248,10 +248,12 @@ def join(device: str) -> Ranks:
         return Ranks(0, 1, 0, 1, LocalStore())
     launcher.end_with_launcher()
     from accelerate import PartialState
+    from torch import distributed
     from torch.distributed import distributed_c10d
 
     try:
-        state = PartialState(cpu=device == "cpu", timeout=timedelta(minutes=10))
+        given = {} if distributed.is_initialized() else _shared_store()
+        state = PartialState(cpu=device == "cpu", timeout=timedelta(seconds=meeting.MEETING_S), **given)
     except (RuntimeError, ValueError, OSError) as error:
         raise SetupError(
             "ranks could not meet",
@@ -261,8 +263,7 @@ def join(device: str) -> Ranks:
         ) from error
     if run_number == 0:
         atexit.register(leave)
-    restart = launcher.num_restarts()
-    store: Any = distributed_c10d.PrefixStore(f"vitscore/{restart}/{run_number}", distributed_c10d._get_default_store())
+    store: Any = distributed_c10d.PrefixStore(f"vitscore/{run_number}", distributed_c10d._get_default_store())
     rank, world_size = state.process_index, state.num_processes
     return Ranks(
         rank=rank,
@@ -272,6 +273,16 @@ def join(device: str) -> Ranks:
         store=store,
         heart=Heart(store, rank=rank, others=[0] if rank else range(1, world_size)),
     )
+
+
+def _shared_store() -> dict[str, Any]:
+    """What torch needs to build the process group of this start, and of no earlier one."""
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=meeting.MEETING_S)))
+    start = meeting.agree(store, rank=rank, world_size=world_size)
+    return {"store": PrefixStore(f"vitscore/{start}", store), "rank": rank, "world_size": world_size}
 
 
 def leave() -> None:

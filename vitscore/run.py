@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitscore import checkpoints, launcher
+from vitscore import checkpoints
 from vitscore import folder as folders
 from vitscore import ranks as ranks_module
 from vitscore.config import BadLimit, RunOptions
@@ -123,7 +123,7 @@ def run_as(ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | N
         ranks.wait_for_conclusion()
         return None
     session = folders.make_session(world_size=ranks.world_size)
-    if options.overwrite and launcher.num_restarts() and folders.is_session_of(folder, session["launch"]):
+    if options.overwrite and folders.is_restart_of(folder, session):
         options = dataclasses.replace(options, overwrite=False)
     try:
         plan, models, done = open_run(ranks, options, folder, session)
