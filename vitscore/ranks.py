@@ -277,7 +277,7 @@ def join(device: str) -> Ranks:
 
 def _shared_store() -> dict[str, Any]:
     """What torch needs to build the process group of this start, and of no earlier one."""
-    from torch.distributed import PrefixStore
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=meeting.MEETING_S)))
