@@ -14,7 +14,7 @@
  *   FI_ONLY   a part of the path; calls on other paths are not counted
  *
  * close() closes for real even where it "fails", as on Linux; every other failed call does nothing. Only calls that can
- * change something count: files opened to be read are followed for the sake of fsync, and not counted at open.
+ * change something count: files opened to be read are followed for the sake of fsync, and not counted at open and close.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -41,6 +41,7 @@ static size_t root_length;
 static int mode = OFF, fault_errno = EIO, log_fd = -1, ready = 0, armed_fd = -1;
 static long fault_at = 0, num_calls = 0;
 static char *paths[MOST_FDS];
+static char is_changing[MOST_FDS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static long raw_write(int fd, const void *data, size_t size) { return syscall(SYS_write, fd, data, size); }
@@ -112,11 +113,12 @@ static int absolute(int folder, const char *path, char *out) {
            (!only[0] || strstr(out, only));
 }
 
-static void follow(int fd, const char *path) {
+static void follow(int fd, const char *path, int can_change) {
     if (fd < 0 || fd >= MOST_FDS) return;
     pthread_mutex_lock(&lock);
     free(paths[fd]);
     paths[fd] = path ? strdup(path) : NULL;
+    is_changing[fd] = (char)can_change;
     pthread_mutex_unlock(&lock);
 }
 
@@ -189,7 +191,7 @@ static int opening(const char *name, int folder, const char *path, int flags, mo
     }
     int fd = (int)syscall(SYS_openat, folder, path, flags | O_LARGEFILE, bits);
     int kept = errno;
-    if (fd >= 0) follow(fd, is_ours ? full : NULL);
+    if (fd >= 0) follow(fd, is_ours ? full : NULL, can_change);
     errno = kept;
     if (is_ours && can_change) {
         char text[32];
@@ -265,8 +267,8 @@ int close(int fd) {
     char full[PATH_MAX];
     long number = 0;
     int is_ours = followed(fd, full);
-    int verdict = is_ours ? judge(0, 0, fd, &number) : GO, error = errno;
-    if (is_ours) follow(fd, NULL);
+    int verdict = is_ours && is_changing[fd] ? judge(0, 0, fd, &number) : GO, error = errno;
+    if (is_ours) follow(fd, NULL, 0);
     int result = (int)syscall(SYS_close, fd);
     if (verdict == FAILS) result = -1, errno = error;
     if (is_ours) note(number, "close", full, "", result, 0, NULL, 0);
