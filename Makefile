@@ -7,7 +7,7 @@ LINKS := build/types
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models test unit lint types crash bench gpu clean
+.PHONY: help setup demo demo-models test unit lint types crash fuzz bench gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ types: $(READY)  ## mypy, strict
 	for entry in vitscore/*; do ln -s "$(CURDIR)/$$entry" $(LINKS)/vitscore/; done
 	for package in kernels shards bench; do ln -s "$(CURDIR)/$$package" $(LINKS)/vitscore/; done
 	cd $(LINKS) && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p vitscore
+
+fuzz: $(READY)  ## the long fuzz run: 10,000 damaged images, 2,000 damaged tars
+	$(BIN)/python -m pytest -m fuzz tests/test_fuzz.py
 
 crash: $(READY)  ## the long crash tests: every system call failing, kills, power loss, sixty random kills
 	$(BIN)/python -m pytest -m crash tests/test_crash.py
