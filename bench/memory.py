@@ -28,7 +28,7 @@ def measure(sizes: tuple[int, ...] = SIZES) -> dict[str, Any]:
         for size in sizes:
             folder = Path(name) / str(size)
             write(folder / "shards", digits(size), per_shard=500, classes=NAMES)
-            session = run(folder / "shards", folder / "out")
+            session = score(folder / "shards", folder / "out", models=["demo-vit", "demo-clip"])
             peaks[str(size)] = {
                 "peak_rss_bytes": session["peak_rss_bytes"],
                 "images_per_s": session["images_per_s"],
@@ -37,10 +37,11 @@ def measure(sizes: tuple[int, ...] = SIZES) -> dict[str, Any]:
     return {"images": peaks, "ratio": ratio}
 
 
-def run(shards: Path, output: Path) -> dict[str, Any]:
+def score(shards: Path, output: Path, *, models: list[str]) -> dict[str, Any]:
     """One whole run in its own process; returns its session's record."""
-    command = [sys.executable, "-m", "vitscore", "run", str(shards), "-m", "demo-vit", "-m", "demo-clip"]
-    subprocess.run([*command, "-o", str(output)], check=True, stdout=subprocess.DEVNULL)
+    named = [word for model in models for word in ("-m", model)]
+    command = [sys.executable, "-m", "vitscore", "run", str(shards), *named, "-o", str(output)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     session: dict[str, Any] = json.loads((output / "run.json").read_bytes())["sessions"][-1]
     return session
 

@@ -35,8 +35,17 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
     assert all(re.search(rf"^{name}:.*## ", makefile, re.M) for name in [*commands, "lint", "types", "bench", "clean"])
 
 
-@pytest.mark.parametrize("flag", sorted(set(re.findall(r"--[a-z][a-z-]+", README))))
+OTHERS = {
+    *("--max-restarts", "--nproc-per-node"),  # torchrun's
+    *("--main_process_ip", "--main_process_port", "--machine_rank", "--max_restarts", "--multi_gpu"),  # accelerate's
+    *("--num_machines", "--num_processes"),
+    *("--gpus-per-node", "--nodes", "--ntasks-per-node", "--requeue", "--signal"),  # Slurm's
+}
+
+
+@pytest.mark.parametrize("flag", sorted(set(re.findall(r"--[a-z][a-z_-]+", README)) - OTHERS))
 def test_every_flag_the_readme_names_exists(flag: str, vitscore: Callable[..., Any]) -> None:
-    others = {"--nproc-per-node"}
-    helps = vitscore("run", "--help").out + vitscore("shards", "make", "--help").out
-    assert flag in others or flag in helps
+    commands = re.findall(r"^  (\w+)  ", vitscore("--help").out.partition("Commands:")[2], re.M)
+    assert {"run", "metrics", "status"} <= set(commands)
+    words = [(command,) for command in commands] + [("shards", "make")]
+    assert any(re.search(rf"{flag}\b", vitscore(*some, "--help").out) for some in words)
