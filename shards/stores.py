@@ -79,14 +79,15 @@ def asking(url: str, call: Callable[[], T]) -> T:
     """Ask a store something that the run needs before it starts.
 
     Raises:
-        SetupError: no answer after all tries.
+        SetupError: it refuses, or there is no answer after all tries.
     """
     try:
         return retry(call)
     except Failure as failure:
-        raise SetupError(
-            "store does not answer", where=public_name(url), got=str(failure), next_step="Try again later."
-        ) from None
+        what, next_step = "store does not answer", "Try again later."
+        if failure.is_final:
+            what, next_step = "store refuses", "Check the credentials; FSSPEC_S3_ANON=true asks a public bucket for none."
+        raise SetupError(what, where=public_name(url), got=str(failure), next_step=next_step) from None
 
 
 def describe(urls: Sequence[str]) -> list[Found]:
