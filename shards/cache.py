@@ -54,7 +54,7 @@ class Cache:
 
         Raises:
             SetupError: the folder is full, or cannot be written.
-            Stopped: the cache was stopped.
+            Abandoned: the cache was stopped.
         """
         if is_remote(shard.path):
             from vitscore.shards.fetch import fetch
@@ -73,7 +73,7 @@ class Cache:
 
         Raises:
             SetupError: the folder is full, or cannot be written.
-            Stopped: the cache was stopped.
+            Abandoned: the cache was stopped.
         """
         from vitscore.shards.unpack import unpack
 
@@ -98,7 +98,7 @@ def fetch_ahead(
 
     Raises:
         SetupError: the cache's folder is full, or cannot be written.
-        Stopped: the cache was stopped.
+        Abandoned: the cache was stopped.
     """
     source = iter(items)
     ahead: deque[tuple[T, Shard, Future[ShardFile] | None]] = deque()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import TypeVar
 
 TRIES = 8
@@ -35,13 +36,14 @@ class Failure(Exception):
         self.is_gone = is_gone
 
 
-class Stopped(Exception):
+class Abandoned(Exception):
     """Nobody waits for the answer any more."""
 
 
-def failed_status(status: int, reason: str | None) -> Failure:
+def failed_status(status: int) -> Failure:
     """The failure that an HTTP status means."""
-    return Failure(f"{status} {reason or ''}".strip(), is_final=status in FINAL, is_gone=status in GONE)
+    reason = HTTPStatus(status).phrase if status in HTTPStatus.__members__.values() else ""
+    return Failure(f"{status} {reason}".strip(), is_final=status in FINAL, is_gone=status in GONE)
 
 
 def pause_s(attempt: int) -> float:
@@ -54,7 +56,7 @@ def retry(call: Callable[[], T], *, stop: threading.Event | None = None) -> T:
 
     Raises:
         Failure: the last one.
-        Stopped: `stop` was set between two tries.
+        Abandoned: `stop` was set between two tries.
     """
     stop = stop or threading.Event()
     for attempt in range(TRIES):
@@ -66,5 +68,5 @@ def retry(call: Callable[[], T], *, stop: threading.Event | None = None) -> T:
             if attempt == TRIES - 1:
                 raise Failure(f"{failure}, {TRIES} tries") from None
         if stop.wait(pause_s(attempt)):
-            raise Stopped
+            raise Abandoned
     raise AssertionError("unreachable")

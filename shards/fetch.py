@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import select
 import signal
 import subprocess
@@ -19,18 +18,17 @@ import time
 from pathlib import Path
 
 from vitscore.shards import web
-from vitscore.shards.failures import Failure, Stopped, failed_status, retry
+from vitscore.shards.failures import Abandoned, Failure, failed_status, retry
 from vitscore.shards.files import ShardFile, new_file, write_at
 from vitscore.shards.locate import Shard
 from vitscore.shards.reasons import MISSING, UNREACHABLE, with_details
 from vitscore.shards.redaction import PIPE, public_name
 from vitscore.shards.stores import is_web, object_info, object_range
-from vitscore.shards.web import Found, found_in, run_async, web_filesystem
+from vitscore.shards.web import CONTENT_RANGE, Found, found_in, run_async, web_filesystem
 
 CHUNK_BYTES = 8 << 20
 """A range of an object store."""
 COMMAND_BYTES = 1 << 20
-CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 CANNOT_RUN = (126, 127)
 """A shell's exit codes for a command that is not there or may not be run."""
 
@@ -46,7 +44,7 @@ def fetch(shard: Shard, *, folder: Path, stop: threading.Event, not_md5: set[str
 
     Raises:
         SetupError: the folder is full.
-        Stopped: `stop` was set.
+        Abandoned: `stop` was set.
     """
     fetching = _Fetch(shard, new_file(folder), folder, stop, not_md5)
     try:
@@ -122,7 +120,7 @@ class _Fetch:
             else:
                 if response.status == 416:
                     self._restart()
-                raise failed_status(response.status, response.reason)
+                raise failed_status(response.status)
             async for data in response.content.iter_any():
                 self._write(data)
 
@@ -183,7 +181,7 @@ class _Fetch:
         heard = time.monotonic()
         while True:
             if self.stop.is_set():
-                raise Stopped
+                raise Abandoned
             if poll.poll(100):
                 data = os.read(fd, COMMAND_BYTES)
                 if not data:

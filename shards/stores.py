@@ -21,7 +21,7 @@ from vitscore.shards.web import CONNECT_TIMEOUT_S, MD5, READ_TIMEOUT_S, SMALL_BY
 
 NUM_REQUESTS = 32
 """HEAD requests at one time."""
-PACKAGES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs")}
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 
 T = TypeVar("T")
 
@@ -65,10 +65,10 @@ def _store(scheme: str, user: str, password: str) -> Any:
     try:
         store = fsspec.filesystem(scheme, skip_instance_cache=True, **options)
     except ImportError:
-        package, extra = PACKAGES.get(scheme, ("huggingface_hub", "hf"))
+        package = PACKAGES[scheme]
         raise SetupError(
             "package missing", where=package, expected=f"it for {scheme}:// shards", got="none",
-            next_step=f"Run `pip install 'vitscore[{extra}]'`.",
+            next_step=f"Run `pip install {package}`.",
         ) from None  # fmt: skip
     if scheme == "s3":
         store.retries = 1
@@ -84,10 +84,15 @@ def asking(url: str, call: Callable[[], T]) -> T:
     try:
         return retry(call)
     except Failure as failure:
-        what, next_step = "store does not answer", "Try again later."
-        if failure.is_final:
-            what, next_step = "store refuses", "Check the credentials; FSSPEC_S3_ANON=true asks a public bucket for none."
-        raise SetupError(what, where=public_name(url), got=str(failure), next_step=next_step) from None
+        raise _no_answer(url, failure) from None
+
+
+def _no_answer(url: str, failure: Failure) -> SetupError:
+    if not failure.is_final:
+        next_step = "Try again later."
+        return SetupError("store does not answer", where=public_name(url), got=str(failure), next_step=next_step)
+    next_step = "Check the credentials; FSSPEC_S3_ANON=true asks a public bucket without any."
+    return SetupError("store refuses", where=public_name(url), got=str(failure), next_step=next_step)
 
 
 def describe(urls: Sequence[str]) -> list[Found]:
@@ -96,60 +101,79 @@ def describe(urls: Sequence[str]) -> list[Found]:
     Nothing is known of a file that is not there, or that the store does not tell of; its fetch will say why.
 
     Raises:
-        SetupError: a store does not answer, after all tries.
+        SetupError: a store does not answer, after all tries, or refuses every one.
     """
-    on_web = [url for url in urls if is_web(url)]
-    found = dict(zip(on_web, _heads(on_web), strict=True))
-    listed: dict[str, dict[str, Found]] = {}
+    listed = {parent: _listing(parent) for parent in dict.fromkeys(map(_parent, urls)) if not is_web(parent)}
+    found: dict[str, Found] = {}
     for url in urls:
-        if url in found:
-            continue
-        parent = url.rpartition("/")[0]
-        if parent not in listed:
-            listed[parent] = list_folder(parent, is_needed=False)
-        found[url] = listed[parent].get(bare_path(url), Found())
+        files = listed.get(_parent(url))
+        if files is not None:
+            found[url] = files.get(bare_path(url), Found())
+    alone = [url for url in urls if url not in found]
+    if alone:
+        found |= zip(alone, _heads(alone), strict=True)
     return [found[url] for url in urls]
 
 
-def _heads(urls: Sequence[str]) -> list[Found]:
-    def head(url: str) -> Found:
-        return asking(url, lambda: run_async(url, web.head(url), loop=web.web_filesystem().loop))
+def _parent(url: str) -> str:
+    return url.rpartition("/")[0]
 
-    if not urls:
-        return []
+
+def _heads(urls: Sequence[str]) -> list[Found]:
+    """Ask for each file by itself, many at one time."""
+
+    def ask(url: str) -> Found:
+        return run_async(url, web.head(url), loop=web.web_filesystem().loop) if is_web(url) else object_info(url)
+
+    def head(url: str) -> Found | Failure:
+        try:
+            return retry(lambda: ask(url))
+        except Failure as failure:
+            if failure.is_gone:
+                return Found()
+            if failure.is_final:
+                return failure
+            raise _no_answer(url, failure) from None
+
     pool = concurrent.futures.ThreadPoolExecutor(min(NUM_REQUESTS, len(urls)), thread_name_prefix="head")
     try:
-        return list(pool.map(head, urls))
+        answers = list(pool.map(head, urls))
     finally:
         pool.shutdown(cancel_futures=True)
+    refusals = [answer for answer in answers if isinstance(answer, Failure)]
+    if len(refusals) == len(answers):
+        raise _no_answer(urls[0], refusals[0])
+    return [Found() if isinstance(answer, Failure) else answer for answer in answers]
 
 
-def list_folder(url: str, *, is_needed: bool = True) -> dict[str, Found]:
+def _list(url: str) -> dict[str, Found]:
+    store = store_of(url)
+    with translated(url):
+        store.invalidate_cache()
+        try:
+            entries = store.ls(bare_path(url), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+    return {entry["name"]: found_of(entry) for entry in entries if entry.get("type") != "directory"}
+
+
+def list_folder(url: str) -> dict[str, Found]:
     """The files right below a URL of an object store, by bare path; empty where there is no such folder.
-
-    Args:
-        url: the folder's.
-        is_needed: a refusal is an error; else nothing is known of any file.
 
     Raises:
         SetupError: the store does not answer, or refuses.
     """
+    return asking(url, lambda: _list(url))
 
-    def call() -> list[dict[str, Any]]:
-        store = store_of(url)
-        with translated(url):
-            store.invalidate_cache()
-            try:
-                return list(store.ls(bare_path(url), detail=True))
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-            except PermissionError:
-                if is_needed:
-                    raise
-                return []
 
-    entries = asking(url, call)
-    return {entry["name"]: found_of(entry) for entry in entries if entry.get("type") != "directory"}
+def _listing(url: str) -> dict[str, Found] | None:
+    """The same, None where listing is refused: that says nothing of the files."""
+    try:
+        return retry(lambda: _list(url))
+    except Failure as failure:
+        if failure.is_final:
+            return None
+        raise _no_answer(url, failure) from None
 
 
 def expand_glob(url: str) -> dict[str, Found]:

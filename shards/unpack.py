@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitscore.shards.failures import Stopped
+from vitscore.shards.failures import Abandoned
 from vitscore.shards.files import ShardFile, new_file, write_at
 from vitscore.shards.reasons import DAMAGED, READ_ERROR, TRUNCATED, with_details
 
@@ -38,7 +38,7 @@ def unpack(file: ShardFile, kind: str, *, folder: Path, stop: threading.Event) -
 
     Raises:
         SetupError: the folder is full.
-        Stopped: `stop` was set.
+        Abandoned: `stop` was set.
     """
     target = new_file(folder)
     try:
@@ -62,7 +62,7 @@ def _copy(fd: int, target: int, kind: str, folder: Path, stop: threading.Event) 
         while piece := read(PIECE_BYTES):
             num_bytes = write_at(target, piece, num_bytes, folder=folder)
             if stop.is_set():
-                raise Stopped
+                raise Abandoned
     except EOFError:
         return with_details(TRUNCATED, f"{kind} data end after {num_bytes} unpacked bytes")
     except (zlib.error, lzma.LZMAError) as error:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vitscore.errors import SetupError
-from vitscore.shards.failures import Failure, Stopped, failed_status
+from vitscore.shards.failures import FINAL, GONE, Abandoned, Failure, failed_status
 from vitscore.shards.redaction import scrub
 
 CONNECT_TIMEOUT_S = 10.0
@@ -28,6 +28,9 @@ SMALL_BYTES = 64 << 20
 """A side file or a list may be this large."""
 UNCODED = {"Accept-Encoding": "identity"}
 MD5 = re.compile(r"[0-9a-f]{32}")
+CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+HOPELESS = ("NoCredentialsError", "PartialCredentialsError", "InvalidURL", "InvalidUrlClientError")
+"""Exceptions of clients that the next try would only repeat."""
 
 T = TypeVar("T")
 
@@ -61,21 +64,28 @@ def translated(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (Failure, Stopped, SetupError):
+    except (Failure, Abandoned, SetupError):
         raise
     except FileNotFoundError:
-        failure = Failure("404 Not Found", is_final=True, is_gone=True)
+        failure = failed_status(404)
     except PermissionError:
-        failure = Failure("403 Forbidden", is_final=True)
+        failure = failed_status(403)
     except TimeoutError:
         failure = Failure("timed out")
     except Exception as error:
-        name = type(error).__name__
-        is_hopeless = name in ("NoCredentialsError", "PartialCredentialsError", "InvalidURL", "InvalidUrlClientError")
-        failure = Failure(scrub(" ".join(f"{name}: {error}".split()), url), is_final=is_hopeless)
+        failure = _failure_of(error, url)
     else:
         return
     raise failure from None
+
+
+def _failure_of(error: Exception, url: str) -> Failure:
+    """A client's exception: by its HTTP status, which each client keeps elsewhere, else by its text."""
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int) and 400 <= status < 600:
+        return failed_status(status)
+    name = type(error).__name__
+    return Failure(scrub(" ".join(f"{name}: {error}".split()), url), is_final=name in HOPELESS)
 
 
 def run_async(url: str, coroutine: Coroutine[Any, Any, T], *, loop: Any, stop: threading.Event | None = None) -> T:
@@ -83,7 +93,7 @@ def run_async(url: str, coroutine: Coroutine[Any, Any, T], *, loop: Any, stop: t
 
     Raises:
         Failure: whatever went wrong.
-        Stopped: `stop` was set.
+        Abandoned: `stop` was set.
     """
     with translated(url):
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)
@@ -93,7 +103,7 @@ def run_async(url: str, coroutine: Coroutine[Any, Any, T], *, loop: Any, stop: t
                 return future.result()
             if stop is not None and stop.is_set():
                 future.cancel()
-                raise Stopped
+                raise Abandoned
 
 
 async def request(method: str, url: str, headers: dict[str, str]) -> Any:
@@ -109,15 +119,27 @@ async def request(method: str, url: str, headers: dict[str, str]) -> Any:
 
 
 async def head(url: str) -> Found:
-    """Size and validators, nothing where the server does not tell: 404, or a HEAD that it does not know or grant.
+    """Size and validators; nothing of a file that is not there, or whose server does not tell.
 
     Raises:
-        Failure: another try may tell.
+        Failure: refused, or another try may tell.
     """
     async with await request("HEAD", url, {}) as response:
+        if response.status == 200:
+            return found_in(response)
+        if response.status in GONE:
+            return Found()
         if response.status == 429 or (response.status >= 500 and response.status != 501):
-            raise failed_status(response.status, response.reason)
-        return found_in(response) if response.status == 200 else Found()
+            raise failed_status(response.status)
+    # Some servers know only GET, and a signature is for one method.
+    async with await request("GET", url, {"Range": "bytes=0-0"}) as response:
+        if response.status == 200:
+            return found_in(response)
+        if response.status in FINAL or response.status == 429 or response.status >= 500:
+            raise failed_status(response.status)
+        match = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        total = int(match[2]) if match and match[2] != "*" else None
+        return Found(total, response.headers.get("ETag")) if response.status == 206 else Found()
 
 
 async def get_small(url: str) -> bytes | None:
@@ -128,7 +150,7 @@ async def get_small(url: str) -> bytes | None:
     """
     async with await request("GET", url, {}) as response:
         if response.status == 429 or response.status >= 500:
-            raise failed_status(response.status, response.reason)
+            raise failed_status(response.status)
         # Some servers answer every path with a page.
         if response.status != 200 or response.content_type == "text/html":
             return None

@@ -105,7 +105,7 @@ class BadServer:
         body = fault.get("body", file.read_bytes()) if status == 200 else b""
         etag = fault.get("etag", f'"{hashlib.sha1(body).hexdigest()}"')
         start, total = 0, len(body)
-        match = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
+        match = re.fullmatch(r"bytes=(\d+)-0?", handler.headers.get("Range", ""))
         condition = handler.headers.get("If-Range")
         if status == 200 and match and not fault.get("no_range") and condition in (None, etag):
             start = int(match[1])

@@ -167,7 +167,7 @@ def test_a_fetch_ends_at_once_when_nobody_waits(server: Any, cache: Path, monkey
     fetched = fetch_ahead(items, held)
     threading.Timer(0.3, held.stop).start()
     started = time.monotonic()
-    with pytest.raises(failures.Stopped):
+    with pytest.raises(failures.Abandoned):
         next(fetched)
     assert time.monotonic() - started < 2
 
@@ -267,6 +267,10 @@ def test_sizes_and_side_files_of_a_web_server_are_read(server: Any, tmp_path: Pa
     (tmp_path / "local.txt").write_text(f"{server.url}/s.tar\nweb/s-.tar\n")
     assert [shard.num_bytes for shard in locate([str(tmp_path / "local.txt")]).shards] == [len(CONTENT), 0]
     server.always = {"no_head": True}
+    assert [(s.num_bytes, s.etag) for s in locate([f"{server.url}/s.tar"]).shards] == [(len(CONTENT), etag)]
+    server.always = {"no_head": True, "no_range": True}
+    assert [shard.num_bytes for shard in locate([f"{server.url}/s.tar"]).shards] == [len(CONTENT)]
+    server.always = {"no_head": True, "chunked": True, "no_range": True}
     assert [shard.num_bytes for shard in locate([f"{server.url}/s.tar"]).shards] == [None]
 
 
@@ -302,6 +306,14 @@ def test_a_server_that_does_not_answer_before_the_start_is_missing_set_up(server
     assert locate([f"{server.url}/s.tar"]).shards[0].num_bytes == len(CONTENT)
     server.fail("/s.tar", status=503, methods=("HEAD",), times=100)
     with pytest.raises(SetupError, match=r"store does not answer: .*s.tar - got 503 Service Unavailable, 8 tries"):
+        locate([f"{server.url}/s.tar?sig=secret"])
+
+
+def test_a_server_that_refuses_every_shard_is_missing_set_up(server: Any) -> None:
+    (server.root / "t.tar").write_bytes(b"t")
+    server.fail("/s.tar", status=403, methods=("HEAD", "GET"), times=100)
+    assert [shard.num_bytes for shard in locate([f"{server.url}/{{s,t}}.tar"]).shards] == [None, 1]
+    with pytest.raises(SetupError, match=r"store refuses: .*s.tar - got 403 Forbidden. Check the credentials"):
         locate([f"{server.url}/s.tar?sig=secret"])
 
 

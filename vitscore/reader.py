@@ -20,7 +20,7 @@ from vitscore.handout import HandOut
 from vitscore.parts import Footer, ModelColumns, ShardRows, part_schema
 from vitscore.prepare import Plan
 from vitscore.shards.cache import Cache, fetch_ahead
-from vitscore.shards.failures import Stopped
+from vitscore.shards.failures import Abandoned
 from vitscore.shards.files import ShardFile
 from vitscore.shards.locate import Shard
 from vitscore.shards.samples import OpenShard, SampleBlock
@@ -106,10 +106,10 @@ class Reader:
         try:
             self._fill(self._put)
             self._put(None)
-        except Stopped:
+        except Abandoned:
             return
         except BaseException as error:
-            with contextlib.suppress(Stopped):
+            with contextlib.suppress(Abandoned):
                 self._put(error)
 
     def _put(self, item: Batch | BaseException | None) -> None:
@@ -119,7 +119,7 @@ class Reader:
                 return
             except queue.Full:
                 continue
-        raise Stopped
+        raise Abandoned
 
     def _fill(self, put: Callable[[Batch], None]) -> None:
         size = self._plan["batch_size"]

@@ -367,12 +367,10 @@ def find_problem(options: RunOptions, document: dict[str, Any]) -> Exception | N
     if bad_shards and options.on_bad_shard == "fail":
         name, reason = next(iter(bad_shards.items()))
         more = f" and {len(bad_shards) - 1} more" if len(bad_shards) > 1 else ""
-        return DataError(
-            "bad shard",
-            where=name + more,
-            got=reason,
-            next_step="What could be read is scored. Mend it and score anew, or --on-bad-shard skip --overwrite.",
-        )
+        next_step = "What could be read is scored. Mend it and score anew, or --on-bad-shard skip --overwrite."
+        if reason_kind(reason) == UNREACHABLE:
+            next_step = "The rest is scored. The same command tries the unreachable ones again."
+        return DataError("bad shard", where=name + more, got=reason, next_step=next_step)
     try:
         judge_bad(BadLimit.parse(options.max_bad), bad=ledger["bad"], seen=ledger["expected"], at_end=True)
     except TooManyBadError as error:
