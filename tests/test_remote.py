@@ -303,21 +303,23 @@ def test_a_command_is_run_only_where_it_is_allowed(local: Path, tmp_path: Path, 
     assert vitscore("metrics", tmp_path / "out", "--check", "--shards", spec, "--allow-pipe").code == 0
 
 
-def test_a_killed_run_leaves_no_file_and_goes_on(server: Any, local: Path, tmp_path: Path, vitscore: Call) -> None:
-    server.fail("/s-0.tar", stall=3000, times=1)
-    cache, out = tmp_path / "cache", tmp_path / "out"
-    options = ("run", f"{server.url}/s-{{0..5}}.tar", "-m", "demo-vit", "-b", 8, "-o", out, "--cache-dir", cache)
-    command = [sys.executable, "-m", "vitscore", *map(str, options)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_leaves_no_file(server: Any, tmp_path: Path, signal_number: int) -> None:
+    server.fail("/s-1.tar", stall=3000, times=9)
+    cache = tmp_path / "cache"
+    words = ("shards", "ls", f"{server.url}/s-{{0..5}}.tar", "--cache-dir", str(cache))
+    process = subprocess.Popen([sys.executable, "-m", "vitscore", *words], cwd=ROOT, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
-    while not server.gets("/s-0.tar") or len(list((out / "parts").glob("*.parquet"))) < 2:
+    while not server.gets("/s-1.tar"):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    time.sleep(0.3)
+    held = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir() if os.path.islink(link)]
+    assert sum(name.startswith(f"{cache}/") for name in held) == 1
+    process.send_signal(signal_number)
+    process.communicate(timeout=10)
+    assert process.returncode in (-signal.SIGKILL, 128 + signal.SIGTERM)
     assert list(cache.iterdir()) == []
-    assert vitscore(*options).code == 0
-    same_run(out, local)
 
 
 def test_a_signal_ends_a_run_that_waits_for_a_server(server: Any, tmp_path: Path) -> None:
@@ -333,7 +335,7 @@ def test_a_signal_ends_a_run_that_waits_for_a_server(server: Any, tmp_path: Path
     process.terminate()
     started = time.monotonic()
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, time.monotonic() - started < 5) == (143, True)
+    assert (process.returncode, time.monotonic() - started < 9) == (143, True)
     assert err.decode() == "stopped: the same command goes on from the parts that are done.\n"
 
 
