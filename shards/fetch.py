@@ -50,10 +50,10 @@ def fetch(shard: Shard, *, folder: Path, stop: threading.Event, not_md5: set[str
     try:
         retry(fetching.run_once, stop=stop)
     except Failure as failure:
-        os.close(fetching.fd)
+        fetching.close()
         return ShardFile(fault=MISSING if failure.is_gone else with_details(UNREACHABLE, str(failure)))
     except BaseException:
-        os.close(fetching.fd)
+        fetching.close()
         raise
     return ShardFile(fetching.fd, fetching.num_bytes, notes=fetching.notes)
 
@@ -74,6 +74,13 @@ class _Fetch:
         self.validator: str | None = None
         """What a server must repeat for its next bytes to be of the same file."""
         self.last_digest = ""
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Drop the file. An abandoned request may still be at work in its thread, and must not write into another."""
+        with self._lock:
+            os.close(self.fd)
+            self.fd = -1
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -96,12 +103,18 @@ class _Fetch:
         self._check_content()
 
     def _restart(self, found: Found | None = None, validator: str | None = None) -> None:
+        with self._lock:
+            if self.fd < 0:
+                raise Abandoned
+            os.ftruncate(self.fd, 0)
         self.num_bytes = 0
-        os.ftruncate(self.fd, 0)
         self.found, self.validator = found or Found(), validator
 
     def _write(self, data: bytes) -> None:
-        self.num_bytes = write_at(self.fd, data, self.num_bytes, folder=self.folder)
+        with self._lock:
+            if self.fd < 0:
+                raise Abandoned
+            self.num_bytes = write_at(self.fd, data, self.num_bytes, folder=self.folder)
 
     async def _get(self) -> None:
         """What is missing, by http: a range where there is something to go on from."""

@@ -125,8 +125,9 @@ async def head(url: str) -> Found:
         Failure: refused, or another try may tell.
     """
     async with await request("HEAD", url, {}) as response:
-        if response.status == 200:
-            return found_in(response)
+        # No length, or none worth the name: some servers answer HEAD like an empty file.
+        if response.status == 200 and (found := found_in(response)).num_bytes:
+            return found
         if response.status in GONE:
             return Found()
         if response.status == 429 or (response.status >= 500 and response.status != 501):

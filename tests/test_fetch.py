@@ -17,8 +17,10 @@ from vitscore.errors import SetupError, UsageError
 from vitscore.shards import failures, web
 from vitscore.shards.cache import Cache, fetch_ahead
 from vitscore.shards.files import ShardFile
+from vitscore.shards.labels import LabelRule
 from vitscore.shards.locate import Shard, locate
 from vitscore.shards.redaction import credentials, public_name, scrub
+from vitscore.shards.samples import OpenShard
 
 badserver = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("badserver.py"))))
 CONTENT = hashlib.shake_256(b"shard").digest(300_000)
@@ -261,6 +263,10 @@ def test_sizes_and_side_files_of_a_web_server_are_read(server: Any, tmp_path: Pa
         (f"{server.url}/s.tar", len(CONTENT), etag),
         (f"{server.url}/gone.tar", None, None),
     ]
+    (server.root / "empty.tar").write_bytes(b"")
+    empty = locate([f"{server.url}/empty.tar"]).shards[0]
+    with OpenShard(empty, labels=LabelRule(None)) as opened:
+        assert (opened.fault, opened.num_samples) == ("empty file", 0)
     assert (found.classes, found.classes_source) == (("cat", "dog"), f"{server.url}/classes.txt")
     assert (found.templates, found.templates_source) == (("a {c}",), f"{server.url}/templates.txt")
     assert [shard.name for shard in locate([f"{server.url}/list.txt"]).shards] == [f"{server.url}/s.tar"]
@@ -268,6 +274,8 @@ def test_sizes_and_side_files_of_a_web_server_are_read(server: Any, tmp_path: Pa
     assert [shard.num_bytes for shard in locate([str(tmp_path / "local.txt")]).shards] == [len(CONTENT), 0]
     server.always = {"no_head": True}
     assert [(s.num_bytes, s.etag) for s in locate([f"{server.url}/s.tar"]).shards] == [(len(CONTENT), etag)]
+    server.fail("/s.tar", length=0, methods=("HEAD",), times=1)
+    assert [shard.num_bytes for shard in locate([f"{server.url}/s.tar"]).shards] == [len(CONTENT)]
     server.always = {"no_head": True, "no_range": True}
     assert [shard.num_bytes for shard in locate([f"{server.url}/s.tar"]).shards] == [len(CONTENT)]
     server.always = {"no_head": True, "chunked": True, "no_range": True}
