@@ -1,5 +1,6 @@
 """One remote shard into one file: every way a server can fail, and what comes of it; the oracle is the file."""
 
+import gzip
 import hashlib
 import os
 import runpy
@@ -146,6 +147,21 @@ def test_a_change_after_the_listing_is_noted(server: Any, cache: Path) -> None:
     file = bring(server, cache, etag='"older"')
     assert file.notes == ("it changed after it was listed",)
     file.close()
+
+
+def test_a_compressed_shard_is_unpacked_once_it_is_here(server: Any, cache: Path) -> None:
+    packed = gzip.compress(CONTENT)
+    server.always = {"body": packed}
+    server.fail("/s.tar", cut=1000, times=1)
+    file = bring(server, cache)
+    assert (file.num_bytes, file.is_unpacked) == (len(packed), True)
+    assert content(file) == CONTENT
+    server.always = {"body": packed[:-5000]}
+    file = bring(server, cache)
+    assert file.fault is not None and file.fault.startswith("truncated: gzip data end after ")
+    assert os.pread(file.fd, 200_000, 0) == CONTENT[:200_000]
+    file.close()
+    assert open_files(cache) == 0
 
 
 def test_a_full_cache_is_missing_set_up(server: Any, start: Call, tmp_path: Path) -> None:
