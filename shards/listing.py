@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vitscore.shards.cache import Cache
 from vitscore.shards.grouping import split_name
 from vitscore.shards.labels import LabelRule
 from vitscore.shards.locate import Shard
@@ -49,9 +50,11 @@ class IndexRow:
     size: int
 
 
-def summarise_shard(shard: Shard, *, labels: LabelRule, image_key: str | None = None) -> ShardSummary:
-    """Count what a shard holds."""
-    with OpenShard(shard, labels=labels, image_key=image_key, will_read=False) as opened:
+def summarise_shard(
+    shard: Shard, *, labels: LabelRule, image_key: str | None = None, cache: Cache | None = None
+) -> ShardSummary:
+    """Count what a shard holds; a remote or compressed one is brought into the cache."""
+    with OpenShard(shard, labels=labels, image_key=image_key, will_read=False, cache=cache) as opened:
         formats: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
         label_ids: set[int] = set()
@@ -79,9 +82,9 @@ def summarise_shard(shard: Shard, *, labels: LabelRule, image_key: str | None = 
         )
 
 
-def index_rows(shard: Shard) -> tuple[Iterator[IndexRow], str | None]:
-    """Every regular member of a shard in order, and the shard's fault."""
-    with OpenShard(shard, labels=LabelRule(None), will_read=False) as opened:
+def index_rows(shard: Shard, *, cache: Cache | None = None) -> tuple[Iterator[IndexRow], str | None]:
+    """Every regular member of a shard in order, and the shard's fault; offsets are those in the unpacked tar."""
+    with OpenShard(shard, labels=LabelRule(None), will_read=False, cache=cache) as opened:
         index = opened.index
     columns = zip(index.names, index.offsets, index.sizes, strict=True)
     return (_index_row(shard.name, *fields) for fields in columns), index.fault

@@ -1,8 +1,8 @@
 """Where the shards are: what the user names becomes a list of shards, class names and templates.
 
-First in the flow. Takes a built-in name, a path, a glob, a brace pattern, a folder, a text file of shard names, or a
-data set in CLIP_benchmark's layout. It opens no shard: a shard that is named and missing is in the list, and its
-opening says so. A glob or folder with nothing in it is a usage error.
+First in the flow. Takes a built-in name, a path, a glob, a brace pattern, a folder, a text file of shard names, a
+data set in CLIP_benchmark's layout, or URLs and commands (see urls). It opens no shard: a shard that is named and
+missing is in the list, and its opening says so. A glob or folder with nothing in it is a usage error.
 
 Side files lie beside the shards (`classes.txt` or `classnames.txt`, `templates.txt`), or at the root of a
 CLIP_benchmark data set.
@@ -14,29 +14,43 @@ import glob
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitscore.errors import DataError, UsageError
-from vitscore.shards.sidefiles import CLASSES_FILES, TEMPLATES_FILES, find_side_file, read_classes, read_templates
+from vitscore.shards.naming import LIST_SUFFIXES, expand_braces, is_shard_name, natural_key
+from vitscore.shards.redaction import is_remote, public_name
+from vitscore.shards.sidefiles import (
+    CLASSES_FILES,
+    TEMPLATES_FILES,
+    SideFile,
+    find_side_file,
+    parse_classes,
+    parse_templates,
+)
 from vitscore.shards.unmade import explain_unusable_folder
 
+if TYPE_CHECKING:
+    from vitscore.shards.web import Found
+
 BUILT_IN = "demo"
-SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-LIST_SUFFIXES = (".txt", ".list", ".lst")
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
-_DIGITS = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard: its place in the list, its name as listed, the path to open, and its size where it was seen."""
+    """One shard: its place in the list, its name as listed, the path to open, and its size where it was seen.
+
+    The path of a remote shard may hold secrets and is never told; the name has none.
+    """
 
     ordinal: int
     name: str
-    path: str
+    path: str = field(repr=False)
     num_bytes: int | None
+    etag: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,32 +69,56 @@ class Corpus:
 
 @dataclass(frozen=True)
 class _Listing:
-    """What one spec names: (name, path) pairs, and the folders whose side files count."""
+    """What one spec names: (name, path) pairs, the folders whose side files count, and what stores have told."""
 
     shards: list[tuple[str, str]]
-    side_folders: list[Path]
+    side_folders: list[Path | str]
+    found: dict[str, Found] = field(default_factory=dict)
 
 
-def locate(specs: Sequence[str], *, split: str = "test") -> Corpus:
+def locate(
+    specs: Sequence[str], *, split: str = "test", allow_pipe: bool = False, has_remote_sizes: bool = True
+) -> Corpus:
     """Resolve everything that `SHARDS` can be, in the order given.
 
     Args:
-        specs: built-in names, paths, globs, brace patterns, folders, list files.
+        specs: built-in names, paths, globs, brace patterns, folders, list files, URLs, commands.
         split: the part of a data set in CLIP_benchmark's layout.
+        allow_pipe: whether shards may be the output of commands.
+        has_remote_sizes: ask servers for the sizes of remote shards; who has them from elsewhere saves the requests.
 
     Raises:
         UsageError: nothing matches, a shard is listed twice, or a folder holds images instead of shards.
+        SetupError: a store does not answer.
     """
     if not specs:
         raise UsageError("no shards given", expected="demo, a path, a glob, a folder, or a list of shards")
-    listings = [_list_spec(spec, split=split) for spec in specs]
+    listings = [_list_spec(spec, split=split, allow_pipe=allow_pipe) for spec in specs]
     pairs = [pair for listing in listings for pair in listing.shards]
     _refuse_repeats(pairs)
     shards = tuple(Shard(ordinal, _readable(name), path, _size(path)) for ordinal, (name, path) in enumerate(pairs))
+    if has_remote_sizes and any(is_remote(path) for _, path in pairs):
+        shards = _describe(shards, {path: found for listing in listings for path, found in listing.found.items()})
     folders = list(dict.fromkeys(folder for listing in listings for folder in listing.side_folders))
-    classes, classes_source = _read_side_files(folders, CLASSES_FILES, read_classes)
-    templates, templates_source = _read_side_files(folders, TEMPLATES_FILES, read_templates)
+    classes, classes_source = _read_side_files(folders, CLASSES_FILES, parse_classes)
+    templates, templates_source = _read_side_files(folders, TEMPLATES_FILES, parse_templates)
     return Corpus(shards, classes, classes_source, templates, templates_source)
+
+
+def _describe(shards: Sequence[Shard], found: dict[str, Found]) -> tuple[Shard, ...]:
+    """The shards with what their stores say of them."""
+    from vitscore.shards.redaction import PIPE
+    from vitscore.shards.stores import describe
+
+    urls = [shard.path for shard in shards if is_remote(shard.path) and not shard.path.startswith(PIPE)]
+    unknown = [url for url in urls if url not in found]
+    found = found | dict(zip(unknown, describe(unknown), strict=True))
+    return tuple(
+        replace(shard, num_bytes=found[shard.path].num_bytes, etag=found[shard.path].etag)
+        if shard.path in found
+        else shard
+        for shard in shards
+    )
 
 
 def _readable(name: str) -> str:
@@ -90,36 +128,36 @@ def _readable(name: str) -> str:
 
 def corpus_names(shards: Sequence[Shard]) -> list[str]:
     """The shards' names below the folder they share: the same wherever the corpus lies."""
-    paths = [os.path.abspath(shard.path) for shard in shards]
+    paths = [_place(shard.path) for shard in shards]
     if not paths:
         return []
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [_readable(os.path.relpath(path, root).replace(os.sep, "/")) for path in paths]
 
 
-def natural_key(name: str) -> tuple[tuple[tuple[int, int | str], ...], str]:
-    """A sort key that puts 2 before 10; names that differ only in leading zeros keep a fixed order."""
-    parts = _DIGITS.split(name)
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part), name
+def _place(path: str) -> str:
+    """What makes a shard that shard, as an absolute path: a URL's scheme and host are its first folders."""
+    return f"/{public_name(path).replace('://', '/')}" if is_remote(path) else os.path.abspath(path)
 
 
-def is_shard_name(name: str) -> bool:
-    return name.lower().endswith(SHARD_SUFFIXES)
-
-
-def _list_spec(spec: str, *, split: str) -> _Listing:
+def _list_spec(spec: str, *, split: str, allow_pipe: bool) -> _Listing:
     if spec.startswith(BUILT_IN) and "/" not in spec:
         return _list_built_in(spec)
+    if is_remote(spec):
+        # The clients of stores are imported for who needs them.
+        from vitscore.shards.urls import list_remote
+
+        named = list_remote(spec, split=split, allow_pipe=allow_pipe)
+        return _Listing([(public_name(url), url) for url in named.urls], list(named.side_folders), named.found)
     if _URL.match(spec) and not os.path.exists(spec):
-        raise UsageError(
-            "not a local shard", where=_without_secrets(spec), expected="a path", got="a URL",
-            next_step="This version reads local shards only: copy them here first.",
-        )  # fmt: skip
+        from vitscore.shards.urls import refuse_scheme
+
+        raise refuse_scheme(spec)
     path = Path(spec)
     if path.is_dir():
         return _list_folder(spec, split=split)
     if spec.lower().endswith(LIST_SUFFIXES) or _is_text(path):
-        return _list_file(spec)
+        return _list_file(spec, split=split, allow_pipe=allow_pipe)
     return _list_pattern(spec)
 
 
@@ -173,7 +211,7 @@ def _list_benchmark(spec: str, *, split: str) -> _Listing:
     return _Listing([(name, name) for name in names], [Path(spec), Path(spec) / split])
 
 
-def _list_file(spec: str) -> _Listing:
+def _list_file(spec: str, *, split: str, allow_pipe: bool) -> _Listing:
     """A text file of shard names, relative to the file; `#` begins a comment line."""
     try:
         lines = Path(spec).read_text(encoding="utf-8-sig").split("\n")
@@ -186,7 +224,8 @@ def _list_file(spec: str) -> _Listing:
         if not line or line.startswith("#"):
             continue
         if _URL.match(line):
-            return _list_spec(line, split="")
+            listings.append(_list_spec(line, split=split, allow_pipe=allow_pipe))
+            continue
         listed = _list_pattern(os.path.join(os.path.dirname(spec), line))
         prefix = os.path.join(os.path.dirname(spec), "")
         names = [name.removeprefix(prefix) if not os.path.isabs(line) else name for name, _ in listed.shards]
@@ -195,12 +234,13 @@ def _list_file(spec: str) -> _Listing:
     if not listings:
         raise UsageError("no shards in the list", where=spec, expected="one shard name a line", got="none")
     folders = [folder for listing in listings for folder in listing.side_folders]
-    return _Listing([pair for listing in listings for pair in listing.shards], [Path(spec).parent, *folders])
+    found = {path: each for listing in listings for path, each in listing.found.items()}
+    return _Listing([pair for listing in listings for pair in listing.shards], [Path(spec).parent, *folders], found)
 
 
 def _list_pattern(spec: str) -> _Listing:
     """A path, a glob, or a brace pattern of either. A name that exists is taken as it is, whatever signs it has."""
-    names = [spec] if os.path.exists(spec) else _expand_braces(spec)
+    names = [spec] if os.path.exists(spec) else expand_braces(spec)
     found: list[str] = []
     for name in names:
         if os.path.exists(name) or not glob.has_magic(name):
@@ -222,18 +262,6 @@ def _checked_path(name: str) -> str:
     return name
 
 
-def _expand_braces(spec: str) -> list[str]:
-    if "{" not in spec and "}" not in spec:
-        return [spec]
-    # A dependency of webdataset's; imported here as only patterns need it.
-    from braceexpand import braceexpand
-
-    try:
-        return list(braceexpand(spec))
-    except ValueError:
-        raise UsageError("unbalanced braces", where=spec, expected="a pattern such as s-{000..127}.tar") from None
-
-
 def _expand_glob(pattern: str) -> list[str]:
     matches = [name for name in glob.glob(pattern, recursive=True) if is_shard_name(name) and not os.path.isdir(name)]
     if not matches:
@@ -248,41 +276,37 @@ def _tars_in(folder: Path) -> list[str]:
     return sorted((name for name in names if not name.startswith(".")), key=natural_key)
 
 
-def _side_folders(folder: Path) -> list[Path]:
+def _side_folders(folder: Path) -> list[Path | str]:
     """Where side files of shards in `folder` lie; a split of CLIP_benchmark's layout has them one folder up."""
     return [folder, folder.parent] if (folder / "nshards.txt").is_file() else [folder]
 
 
 def _read_side_files(
-    folders: Sequence[Path], names: tuple[str, ...], read: Callable[[Path], tuple[str, ...]]
+    folders: Sequence[Path | str], names: tuple[str, ...], parse: Callable[[SideFile], tuple[str, ...]]
 ) -> tuple[tuple[str, ...] | None, str | None]:
     files = [file for folder in folders if (file := find_side_file(folder, names)) is not None]
     if not files:
         return None, None
-    contents = {file: read(file) for file in files}
-    first = files[0]
-    other = next((file for file in files if contents[file] != contents[first]), None)
+    contents = [parse(file) for file in files]
+    other = next((file for file, content in zip(files, contents, strict=True) if content != contents[0]), None)
     if other is not None:
-        return None, f"{first} and {other} differ"
-    return contents[first], str(first)
+        return None, f"{files[0].name} and {other.name} differ"
+    return contents[0], files[0].name
 
 
 def _refuse_repeats(pairs: Sequence[tuple[str, str]]) -> None:
     seen: dict[str, str] = {}
     for name, path in pairs:
-        place = os.path.abspath(path)
+        place = _place(path)
         if place in seen:
             raise UsageError("the same shard twice", where=name, next_step="List every shard once.")
         seen[place] = name
 
 
 def _size(path: str) -> int | None:
+    if is_remote(path):
+        return None
     try:
         return os.path.getsize(path)
     except OSError:
         return None
-
-
-def _without_secrets(url: str) -> str:
-    """A URL without its credentials and query."""
-    return re.sub(r"//[^/@]*@", "//", url).split("?", 1)[0]

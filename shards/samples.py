@@ -6,27 +6,24 @@ sample is a row, whatever is wrong with it: its reason stands where its image wo
 
 from __future__ import annotations
 
-import os
-import stat
 from dataclasses import dataclass
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitscore.shards.cache import Cache, is_brought
+from vitscore.shards.files import ShardFile, open_local
 from vitscore.shards.grouping import IMAGE_EXTENSIONS, NO_MEMBER, group_members, split_name
 from vitscore.shards.locate import Shard
 from vitscore.shards.reasons import (
     EMPTY_IMAGE,
     LABEL_UNREADABLE,
-    MISSING,
     NO_IMAGE,
-    NOT_A_TAR,
-    READ_ERROR,
     with_details,
 )
 from vitscore.shards.spans import ByteArray, read_spans
-from vitscore.shards.tar import TarIndex, index_tar
+from vitscore.shards.tar import UNPACKABLE, TarIndex, index_tar
 
 
 class Labeller(Protocol):
@@ -60,16 +57,30 @@ class OpenShard:
         image_key: the only extension that is an image; None takes all of `IMAGE_EXTENSIONS`.
         labels: how label bytes become ids.
         will_read: the rows are read next, so the kernel may fetch the file ahead.
+        file: the shard's file where it was brought here ahead; closed with the shard.
+        cache: where it is brought to else, if it is remote or compressed.
+
+    Raises:
+        SetupError: the cache's folder is full, or cannot be written.
     """
 
-    def __init__(self, shard: Shard, *, image_key: str | None = None, labels: Labeller, will_read: bool = True) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        *,
+        image_key: str | None = None,
+        labels: Labeller,
+        will_read: bool = True,
+        file: ShardFile | None = None,
+        cache: Cache | None = None,
+    ) -> None:
         self.shard = shard
         self.label_rule = labels
         self.image_extensions = (image_key.lstrip(".").lower(),) if image_key else IMAGE_EXTENSIONS
-        self._fd = -1
-        self.index = self._open(will_read=will_read)
+        self._file = file or ((cache or Cache()).bring(shard) if is_brought(shard) else open_local(shard.path))
+        self.index = self._index(cache, will_read=will_read)
         self.fault = self.index.fault
-        self.num_bytes: int | None = self.index.num_bytes if self._fd >= 0 else None
+        self.num_bytes = self._file.num_bytes
         self._groups = group_members(
             self.index.names, image_extensions=self.image_extensions, label_extension=labels.extension
         )
@@ -81,18 +92,18 @@ class OpenShard:
     def num_samples(self) -> int:
         return len(self.keys)
 
-    def _open(self, *, will_read: bool) -> TarIndex:
-        try:
-            # A pipe or a device would block; only files are shards.
-            self._fd = os.open(self.shard.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-                self.close()
-                return TarIndex(fault=with_details(NOT_A_TAR, "not a file"))
-        except (FileNotFoundError, NotADirectoryError):
-            return TarIndex(fault=MISSING)
-        except OSError as error:
-            return TarIndex(fault=with_details(READ_ERROR, error.strerror or str(error)))
-        return index_tar(self._fd, will_read=will_read)
+    def _index(self, cache: Cache | None, *, will_read: bool) -> TarIndex:
+        file = self._file
+        if file.fd < 0:
+            return TarIndex(fault=file.fault)
+        index = index_tar(file.fd, will_read=will_read)
+        if index.compression in UNPACKABLE and not file.is_unpacked:
+            # Compressed under the name of a plain tar.
+            self._file = file = (cache or Cache()).unpack(file, index.compression)
+            index = index_tar(file.fd, will_read=will_read)
+        # What the tar lacks began where its bytes ended.
+        index.fault = file.fault or index.fault
+        return index
 
     def _find_bad_rows(self) -> None:
         groups, index = self._groups, self.index
@@ -116,7 +127,7 @@ class OpenShard:
             "samples had several images; the first by extension was taken": groups.num_many_images,
             "links were skipped": self.index.num_links,
         }
-        return [f"{count} {what}" for what, count in counts.items() if count]
+        return [*self._file.notes, *(f"{count} {what}" for what, count in counts.items() if count)]
 
     def extensions(self, row: int) -> list[str]:
         """The extensions of a row's members, in the tar's order."""
@@ -188,14 +199,12 @@ class OpenShard:
     def _read_members(self, members: list[int]) -> dict[int, ByteArray | str]:
         """The bytes of members by number, or why they cannot be read."""
         offsets, sizes = self.index.offsets, self.index.sizes
-        arrays = read_spans(self._fd, [offsets[m] for m in members], [sizes[m] for m in members])
+        arrays = read_spans(self._file.fd, [offsets[m] for m in members], [sizes[m] for m in members])
         return dict(zip(members, arrays, strict=True))
 
     def close(self) -> None:
         """Close the file. Blocks that were read stay valid."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self

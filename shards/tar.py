@@ -2,7 +2,7 @@
 
 First stage of the flow: shard file in, member names, offsets and sizes out. It never raises for what the file holds:
 an index has the members that could be found and a `fault` for the rest. It groups nothing into samples and reads no
-member; compressed tars are not read either.
+member; a compressed tar has to be unpacked first.
 
 A fault is a reason of the vocabulary with its details. What is a fault and what is not:
 - a member that runs past the end of the file is listed, with a flaw, and the shard has a fault;
@@ -58,6 +58,7 @@ MAX_EXTENDED_HEADER_BYTES = 16 << 20
 FEW_HEADERS = 6
 
 COMPRESSED_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
+UNPACKABLE = ("gzip", "bzip2", "xz", "zstd")
 
 
 @dataclass(slots=True)
@@ -82,6 +83,8 @@ class TarIndex:
     num_links: int = 0
     """Hard and symbolic links, which hold no data and are skipped, as webdataset skips them."""
     num_bytes: int = 0
+    compression: str | None = None
+    """What the file is instead of a tar: a kind of compression."""
 
     @property
     def members(self) -> list[Member]:
@@ -102,6 +105,12 @@ def index_tar(fd: int, *, will_read: bool = False) -> TarIndex:
     except OSError as error:
         index.fault = with_details(READ_ERROR, error.strerror or str(error))
     return index
+
+
+def compression_of(start: bytes) -> str | None:
+    """What a file is compressed with, by its first block; None for a tar whose first name begins like that."""
+    kind = next((name for magic, name in COMPRESSED_MAGIC.items() if start.startswith(magic)), None)
+    return None if len(start) == BLOCK_BYTES and has_valid_checksum(start) else kind
 
 
 class _End(Exception):
@@ -148,9 +157,9 @@ class _Walk:
         if size == 0:
             raise _End(EMPTY_FILE)
         start = os.pread(self.fd, BLOCK_BYTES, 0)
-        compression = next((name for magic, name in COMPRESSED_MAGIC.items() if start.startswith(magic)), "")
-        if compression and not (len(start) == BLOCK_BYTES and has_valid_checksum(start)):
-            raise _End(with_details(NOT_A_TAR, f"{compression} data; unpack it first"))
+        self.index.compression = compression_of(start)
+        if self.index.compression is not None:
+            raise _End(with_details(NOT_A_TAR, f"{self.index.compression} data; unpack it first"))
         if len(start) < BLOCK_BYTES:
             raise _End(with_details(NOT_A_TAR, f"only {size} bytes"))
         if start != ZERO_BLOCK and not has_valid_checksum(start):

@@ -21,6 +21,7 @@ def test_lists_and_paths_are_coerced() -> None:
     ("key", "value", "said"),
     [
         ("batch_size", 0, "--batch-size"),
+        ("cache_size", 0, "--cache-size"),
         ("batch_size", "8", "wrong type"),
         ("device", "tpu", "--device"),
         ("precision", "int8", "expected auto or fp32"),

@@ -130,7 +130,7 @@ def test_demo_is_built_in_and_a_path_with_a_dot_is_not(here: Path) -> None:
         ("empty", "no shards in the folder"),
         ("comments.txt", "no shards in the list"),
         ("s-{1..2.tar", "unbalanced braces"),
-        ("https://me:secret@host/s.tar?key=1", r"not a local shard: https://host/s.tar - "),
+        ("ftp://me:secret@host/s.tar?key=1", r"unknown kind of URL: ftp://host/s.tar - "),
         ("tops", "Its folder test has some: name tops/test"),
     ],
 )

@@ -21,14 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitscore.durable import json_bytes
-from vitscore.errors import LedgerError, UsageError
+from vitscore.errors import LedgerError, SetupError, UsageError
 from vitscore.fold import Folded, confusion_bytes, refold
 from vitscore.folder import require_record
 from vitscore.identity import digest_file
 from vitscore.parts import PART_NAME, Footer, finished_parts, read_footer
+from vitscore.shards.cache import Cache
 from vitscore.shards.labels import LabelRule, load_labels
 from vitscore.shards.locate import Shard, locate
-from vitscore.shards.reasons import LABEL_REASONS, MISSING, reason_kind
+from vitscore.shards.reasons import LABEL_REASONS, MISSING, UNREACHABLE, reason_kind
+from vitscore.shards.redaction import public_spec
 from vitscore.shards.samples import OpenShard
 
 ROWS_AT_ONCE = 4096
@@ -56,15 +58,20 @@ class Checked:
         return lines if self.has_labels else [*lines, "labels were not checked: the file of --labels is not there"]
 
 
-def check_run(folder: Path, *, shards: Sequence[str] = ()) -> Checked:
-    """Prove the ledger of the finished run in `folder`.
+def check_run(
+    folder: Path, *, shards: Sequence[str] = (), allow_pipe: bool = False, cache_dir: Path | None = None
+) -> Checked:
+    """Prove the ledger of the finished run in `folder`; remote shards are fetched anew.
 
     Args:
         folder: the run's.
-        shards: where its shards are now; by default where run.json says.
+        shards: where its shards are now; by default where run.json says, which keeps URLs without secrets.
+        allow_pipe: whether `shards` may be commands.
+        cache_dir: where remote and compressed shards lie while they are read.
 
     Raises:
         UsageError: there is no run, or `shards` names none.
+        SetupError: a shard cannot be reached.
         LedgerError: the first difference, and the shard or file that has it.
     """
     record = require_record(folder)
@@ -74,12 +81,14 @@ def check_run(folder: Path, *, shards: Sequence[str] = ()) -> Checked:
     options = record["options"]
     listed = pq.read_table(folder / "shards.parquet").sort_by("ordinal").to_pylist()
     _check_listing(listed, parts)
-    places = _find_shards(listed, tuple(shards) or tuple(options["shards"]), split=options["split"])
+    named = tuple(shards) or tuple(options["shards"])
+    places = _find_shards(listed, named, split=options["split"], allow_pipe=allow_pipe)
+    cache = Cache(cache_dir)
     rule = _label_rule(record)
     left = options["limit"]
     for row, place in zip(listed, places, strict=True):
         path, footer = parts[row["ordinal"]]
-        left = _check_shard(path, footer, place, rule, image_key=options["image_key"], left=left)
+        left = _check_shard(path, footer, place, rule, cache=cache, image_key=options["image_key"], left=left)
     ledger = folded.document["ledger"]
     return Checked(len(listed), ledger["expected"], ledger["scored"], ledger["bad"], has_labels=rule is not None)
 
@@ -141,13 +150,15 @@ def _check_listing(listed: Sequence[Mapping[str, Any]], parts: Mapping[int, tupl
             raise LedgerError("shard has no part", where=row["name"], next_step="The run's own command goes on.")
 
 
-def _find_shards(listed: Sequence[Mapping[str, Any]], specs: Sequence[str], *, split: str) -> list[Shard]:
+def _find_shards(
+    listed: Sequence[Mapping[str, Any]], specs: Sequence[str], *, split: str, allow_pipe: bool
+) -> list[Shard]:
     """The shards of the run, where they are now: by name, else by base name where it is unique."""
     try:
-        found = locate(specs, split=split).shards
+        found = locate(specs, split=split, allow_pipe=allow_pipe).shards
     except UsageError as error:
         raise UsageError(
-            "shards cannot be found", where=", ".join(specs), got=str(error).rstrip("."),
+            "shards cannot be found", where=", ".join(map(public_spec, specs)), got=str(error).rstrip("."),
             next_step="Name them with --shards.",
         ) from None  # fmt: skip
     by_name = {shard.name: shard for shard in found}
@@ -186,13 +197,25 @@ def _label_rule(record: Mapping[str, Any]) -> LabelRule | None:
 
 
 def _check_shard(
-    path: Path, footer: Footer, place: Shard, rule: LabelRule | None, *, image_key: str | None, left: int | None
+    path: Path,
+    footer: Footer,
+    place: Shard,
+    rule: LabelRule | None,
+    *,
+    cache: Cache,
+    image_key: str | None,
+    left: int | None,
 ) -> int | None:
     """Index a shard again and compare its part; returns how many samples the limit leaves to the next."""
     labels = rule or LabelRule(None)
-    with OpenShard(place, image_key=image_key, labels=labels, will_read=False) as opened:
+    with OpenShard(place, image_key=image_key, labels=labels, will_read=False, cache=cache) as opened:
+        _require_reached(footer, opened)
         if opened.fault != footer.fault:
-            hint = f"Looked for at {place.path}; name the shards with --shards." if opened.fault == MISSING else ""
+            hint = (
+                f"Looked for at {public_spec(place.path)}; name the shards with --shards."
+                if opened.fault == MISSING
+                else ""
+            )
             raise LedgerError(
                 "shard has changed", where=footer.shard, expected=footer.fault or "no fault",
                 got=opened.fault or "no fault", next_step=hint,
@@ -208,6 +231,20 @@ def _check_shard(
         if rule is not None:
             _check_labels(footer, opened, table)
     return None if left is None else left - num_rows
+
+
+def _require_reached(footer: Footer, opened: OpenShard) -> None:
+    """What was not there to be read, then or now, proves nothing."""
+    if reason_kind(opened.fault or "") == UNREACHABLE:
+        raise SetupError(
+            "shard cannot be reached", where=opened.shard.name, got=opened.fault or "",
+            next_step="Name the shards with --shards, with the credentials that they need.",
+        )  # fmt: skip
+    if reason_kind(footer.fault or "") == UNREACHABLE:
+        raise LedgerError(
+            "shard was not reached", where=footer.shard, got=footer.fault or "",
+            next_step="The run's own command scores it now.",
+        )  # fmt: skip
 
 
 def _check_keys(footer: Footer, expected: Sequence[str], found: Sequence[str]) -> None:

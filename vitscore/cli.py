@@ -37,6 +37,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print metrics.json instead o
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")]
 PerClass = Annotated[bool, typer.Option("--per-class", help="Also print precision, recall and F1 of each class.")]
 
+AllowPipe = Annotated[bool, typer.Option("--allow-pipe", help="Run shards of the form pipe:COMMAND.")]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where remote and compressed shards lie while they are read; default: TMPDIR."),
+]
+
 
 def show_version(is_wanted: bool) -> None:
     if is_wanted:
@@ -61,7 +67,7 @@ def run(
         typer.Argument(
             metavar="SHARDS...",
             help="demo, a path, a glob, a brace pattern (s-{000..127}.tar), a folder of tars, a text file of shard "
-            "names, or a data set in CLIP_benchmark's layout.",
+            "names, a data set in CLIP_benchmark's layout, or an http, https, s3, gs or hf URL.",
             show_default=False,
         ),
     ] = None,
@@ -92,6 +98,9 @@ def run(
     label_key: Annotated[str, typer.Option(metavar="cls|json:FIELD", help="Where a sample's label is.")] = "cls",
     image_key: Annotated[str | None, typer.Option(metavar="EXT", help="The image member's extension.")] = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="The split of a CLIP_benchmark data set.")] = "test",
+    allow_pipe: AllowPipe = False,
+    cache_dir: CacheFolder = None,
+    cache_size: Annotated[int, typer.Option(metavar="N", help="How many of them, a rank.")] = 3,
     batch_size: Annotated[
         int | None, typer.Option("-b", "--batch-size", metavar="N", help="Images a forward; default: auto.")
     ] = None,
@@ -230,6 +239,8 @@ def metrics(
             show_default=False,
         ),
     ] = None,
+    allow_pipe: AllowPipe = False,
+    cache_dir: CacheFolder = None,
 ) -> None:
     """Fold a run's parts into its metrics again; needs no model and no image."""
     from vitscore import show
@@ -238,7 +249,7 @@ def metrics(
     from vitscore.folder import require_record
 
     if check:
-        check_ledger(folder, shards or [], as_json=as_json)
+        check_ledger(folder, shards or [], allow_pipe=allow_pipe, cache_dir=cache_dir, as_json=as_json)
         return
     if shards:
         raise UsageError("--shards without --check", where="metrics", next_step="The parts are folded without shards.")
@@ -252,11 +263,11 @@ def metrics(
         show.show_document(folded.document, per_class=per_class, console=show.make_console())
 
 
-def check_ledger(folder: Path, shards: list[str], *, as_json: bool) -> None:
+def check_ledger(folder: Path, shards: list[str], *, allow_pipe: bool, cache_dir: Path | None, as_json: bool) -> None:
     """`metrics --check`: what was proved, or the first difference as an error."""
     from vitscore.check import check_run
 
-    checked = check_run(folder, shards=shards)
+    checked = check_run(folder, shards=shards, allow_pipe=allow_pipe, cache_dir=cache_dir)
     if as_json:
         typer.echo(json.dumps(checked.document, indent=2))
     else:
@@ -318,7 +329,9 @@ def main(arguments: list[str] | None = None) -> int:
             return tell(usage_line(error), 2, is_told=is_main_rank())
         if is_debug:
             raise
-        line = f"a bug: {type(error).__name__}: {' '.join(str(error).split())}. --debug shows where."
+        from vitscore.shards.redaction import scrub
+
+        line = f"a bug: {type(error).__name__}: {' '.join(scrub(str(error)).split())}. --debug shows where."
         return tell(line, 1, is_told=is_main_rank())
 
 

@@ -37,7 +37,9 @@ app = typer.Typer(name="shards", help="Build and inspect shards.", no_args_is_he
 
 Shards = Annotated[
     list[str],
-    typer.Argument(metavar="SHARDS...", help="As for run: demo, paths, globs, folders, lists.", show_default=False),
+    typer.Argument(
+        metavar="SHARDS...", help="As for run: demo, paths, globs, folders, lists, URLs.", show_default=False
+    ),
 ]
 Split = Annotated[str, typer.Option(help="The split of a CLIP_benchmark data set.")]
 Classes = Annotated[
@@ -49,6 +51,11 @@ ImageKey = Annotated[
     typer.Option(metavar="EXT", help="The only extension that is an image; default: all.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AllowPipe = Annotated[bool, typer.Option("--allow-pipe", help="Run shards of the form pipe:COMMAND.")]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Where remote and compressed shards lie while they are read; default: TMPDIR."),
+]
 ShowProgress = Annotated[bool | None, typer.Option("--progress/--no-progress", help="Default: on a terminal only.")]
 
 
@@ -122,8 +129,11 @@ def index(
         typer.Option("-o", "--output", metavar="FILE", help=".parquet or .jsonl; default: JSON lines here."),
     ] = None,
     split: Split = "test",
+    allow_pipe: AllowPipe = False,
+    cache_dir: CacheFolder = None,
 ) -> None:
     """List every member of every shard: shard, member, key, extension, offset, size."""
+    from vitscore.shards.cache import Cache
     from vitscore.shards.listing import index_rows
     from vitscore.shards.locate import locate
 
@@ -132,12 +142,12 @@ def index(
     faults: list[tuple[str, str]] = []
 
     def rows_of(shard: Shard) -> list[dict[str, Any]]:
-        rows, fault = index_rows(shard)
+        rows, fault = index_rows(shard, cache=Cache(cache_dir))
         if fault is not None:
             faults.append((shard.name, fault))
         return [asdict(row) for row in rows]
 
-    corpus = locate(shards, split=split)
+    corpus = locate(shards, split=split, allow_pipe=allow_pipe)
     if output is None:
         write_json_lines(sys.stdout.write, corpus.shards, rows_of)
     else:
@@ -152,17 +162,21 @@ def ls(
     classes: Classes = None,
     label_key: LabelKey = "cls",
     image_key: ImageKey = None,
+    allow_pipe: AllowPipe = False,
+    cache_dir: CacheFolder = None,
     as_json: Json = False,
 ) -> None:
     """Show what shards hold: samples, bytes, formats, classes."""
+    from vitscore.shards.cache import Cache
     from vitscore.shards.labels import LabelRule
     from vitscore.shards.listing import common_folder, summarise_shard
     from vitscore.shards.locate import locate
 
-    corpus = locate(shards, split=split)
+    corpus = locate(shards, split=split, allow_pipe=allow_pipe)
     names = class_names(corpus, classes)
     rule = LabelRule(names, label_key=label_key)
-    summaries = [summarise_shard(shard, labels=rule, image_key=image_key) for shard in corpus.shards]
+    cache = Cache(cache_dir)
+    summaries = [summarise_shard(shard, labels=rule, image_key=image_key, cache=cache) for shard in corpus.shards]
     total = total_of(summaries, names)
     if as_json:
         entries = [summary_entry(summary) for summary in summaries]
@@ -196,17 +210,20 @@ def verify(
         int | None, typer.Option("-j", "--decode-threads", help="Threads that decode; default: the usable CPUs.", min=1)
     ] = None,
     max_pixels: Annotated[int, typer.Option(help="Images that declare more pixels are faults.")] = 178_956_970,
+    allow_pipe: AllowPipe = False,
+    cache_dir: CacheFolder = None,
     as_json: Json = False,
     progress: ShowProgress = None,
 ) -> None:
     """Decode everything and report every fault; exit 3 if there is one."""
+    from vitscore.shards.cache import Cache
     from vitscore.shards.labels import LabelRule, load_labels
     from vitscore.shards.locate import locate
     from vitscore.shards.make import usable_cores
 
     if decoder not in ("auto", "dali", "torchvision"):
         raise UsageError("unknown decoder", where="--decoder", expected="auto, dali or torchvision", got=decoder)
-    corpus = locate(shards, split=split)
+    corpus = locate(shards, split=split, allow_pipe=allow_pipe)
     rule = LabelRule(
         class_names(corpus, classes), label_key=label_key, overrides=load_labels(labels) if labels else None
     )
@@ -229,6 +246,7 @@ def verify(
             image_key=image_key,
             decoder=cast('Literal["auto", "dali", "torchvision"]', decoder),
             max_pixels=max_pixels,
+            cache=Cache(cache_dir),
             on_fault=report,
             on_shard=lambda: advance(1),
         )

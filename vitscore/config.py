@@ -40,6 +40,12 @@ class RunOptions:
     label_key: str = "cls"
     image_key: str | None = None
     split: str = "test"
+    allow_pipe: bool = False
+    """Run `pipe:COMMAND` shards; without it they are refused."""
+    cache_dir: Path | None = None
+    """Where remote and compressed shards lie while they are read; None: the system's folder for temporary files."""
+    cache_size: int = 3
+    """How many of them, a rank."""
     batch_size: int | None = None
     device: str = "auto"
     precision: str = "auto"
@@ -69,6 +75,7 @@ class RunOptions:
         for item in self.save:
             choose("--save", item, SAVEABLE)
         for name, value in (
+            ("--cache-size", self.cache_size),
             ("--batch-size", self.batch_size),
             ("--decode-threads", self.decode_threads),
             ("--top-k", self.top_k),

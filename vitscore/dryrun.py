@@ -6,6 +6,8 @@ from typing import Any
 
 from vitscore.folder import known_bytes
 from vitscore.prepare import Plan
+from vitscore.shards.cache import Cache
+from vitscore.shards.redaction import is_remote
 from vitscore.shards.samples import OpenShard
 
 KEY_BYTES = 24
@@ -15,11 +17,17 @@ PART_BYTES, COLUMN_BYTES = 1_500, 350
 
 
 def estimate_disk(plan: Plan) -> int | None:
-    """Bytes of all parts, None where no shard tells: samples a byte in the first shard, times the row's columns."""
+    """Bytes of all parts, None where no shard tells: samples a byte in the first shard, times the row's columns.
+
+    A remote shard is not fetched for this.
+    """
     sizes = [shard.num_bytes for shard in plan.shards]
     rule = plan.label_rule()
+    cache = Cache(plan.options.cache_dir)
     for shard in plan.shards:
-        with OpenShard(shard, image_key=plan.options.image_key, labels=rule) as opened:
+        if is_remote(shard.path):
+            return None
+        with OpenShard(shard, image_key=plan.options.image_key, labels=rule, cache=cache) as opened:
             if opened.num_samples and opened.num_bytes and None not in sizes:
                 rows = opened.num_samples / opened.num_bytes * sum(size or 0 for size in sizes)
                 if plan.options.limit is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from vitscore.decode import make_decoder
 from vitscore.durable import writing
 from vitscore.errors import DataError, LabelError, TooManyBadError
 from vitscore.forward import Forward, Ranked
+from vitscore.handout import HandOut
 from vitscore.parts import ShardRows
 from vitscore.prepare import Plan
 from vitscore.ranks import Ranks
@@ -123,7 +124,7 @@ class Engine:
         self._last_wrong = ("", "")
         self.tally = Tally(correct={model.name: 0 for model in models})
 
-    def run(self, positions: Iterator[int]) -> Tally:
+    def run(self, positions: HandOut) -> Tally:
         """Score until the hand-out is empty and every part is on disk.
 
         Raises:

@@ -36,6 +36,7 @@ from vitscore.durable import (
 from vitscore.errors import OtherRunError, UsageError
 from vitscore.machine import hardware, versions
 from vitscore.parts import PART_NAME
+from vitscore.shards.redaction import public_spec
 
 if TYPE_CHECKING:
     from vitscore.config import RunOptions
@@ -202,9 +203,10 @@ def clear(folder: RunFolder) -> None:
 
 
 def resume(folder: RunFolder, plan: Plan) -> Plan:
-    """Make good what a lost or interrupted folder lacks, and take the shards' names from the frozen list.
+    """Make good what a lost or interrupted folder lacks, and take the shards' names and sizes from the frozen list.
 
-    The same shards may be spelled otherwise now; in the parts and the ledger they keep their first names. The folders
+    The same shards may be spelled otherwise now; in the parts and the ledger they keep their first names. The sizes
+    decide the order of the hand-out, which has to be the same on every rank. The folders
     are flushed before anything in them counts: who renamed a part may have been killed before flushing its folder.
     """
     with writing(folder.path):
@@ -218,8 +220,13 @@ def resume(folder: RunFolder, plan: Plan) -> Plan:
         except (FileNotFoundError, pa.ArrowInvalid):
             write_bytes_durably(folder.path / "shards.parquet", shards_table(plan))
             return plan
-    names = dict(zip(frozen["ordinal"].to_pylist(), frozen["name"].to_pylist(), strict=True))
-    shards = tuple(replace(shard, name=names.get(shard.ordinal, shard.name)) for shard in plan.shards)
+    rows = {row["ordinal"]: row for row in frozen.to_pylist()}
+    shards = tuple(
+        replace(shard, name=rows[shard.ordinal]["name"], num_bytes=rows[shard.ordinal]["bytes"])
+        if shard.ordinal in rows
+        else shard
+        for shard in plan.shards
+    )
     return replace(plan, shards=shards)
 
 
@@ -252,8 +259,9 @@ def shards_table(plan: Plan) -> bytes:
 
 
 def make_record(plan: Plan, *, session: Mapping[str, Any], num_params: Mapping[str, int]) -> dict[str, Any]:
-    """run.json, as it is before the first part."""
+    """run.json, as it is before the first part; what was named by URL stands there without secrets."""
     options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(plan.options).items()}
+    options["shards"] = [public_spec(spec) for spec in plan.options.shards]
     return {
         "schema": 1,
         "identity_hash": plan.identity_hash,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def corpus_fingerprint(names: Sequence[str], sizes: Iterable[int | None]) -> str:
-    """Shard names below their common root, and sizes; the order counts."""
-    return digest([list(pair) for pair in zip(names, sizes, strict=True)])
+def corpus_fingerprint(names: Sequence[str], sizes: Sequence[int | None], etags: Sequence[str | None]) -> str:
+    """Shard names below their common root, sizes, and ETags where a store gave them; the order counts."""
+    rows = zip(names, sizes, etags, strict=True)
+    return digest([[name, size] if etag is None else [name, size, etag] for name, size, etag in rows])
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -14,11 +14,13 @@ from vitscore import checkpoints, classes, identity, zeroshot
 from vitscore.checkpoints import Checkpoint
 from vitscore.classes import HeadMap
 from vitscore.config import RunOptions
-from vitscore.errors import UsageError
+from vitscore.errors import SetupError, UsageError
 from vitscore.parts import ModelColumns
 from vitscore.settings import Choice, resolve
+from vitscore.shards.cache import Cache
 from vitscore.shards.labels import LabelRule, load_labels
 from vitscore.shards.locate import Corpus, Shard, corpus_names, locate
+from vitscore.shards.reasons import UNREACHABLE, reason_kind
 from vitscore.shards.samples import OpenShard
 
 
@@ -86,13 +88,15 @@ def make_plan(options: RunOptions, *, kept: Mapping[str, Any], with_fingerprints
     Args:
         options: what was asked for.
         kept: automatic choices of an earlier start of this run, by name (empty on the first start).
-        with_fingerprints: hash the checkpoints; only rank 0 needs it.
+        with_fingerprints: hash the checkpoints, and ask servers for the sizes of shards; only rank 0 needs it.
 
     Raises:
         VitscoreError: anything that can be known to be wrong before the first image.
     """
     named = checkpoints.parse_models(options.model)
-    corpus = locate(options.shards, split=options.split)
+    corpus = locate(
+        options.shards, split=options.split, allow_pipe=options.allow_pipe, has_remote_sizes=with_fingerprints
+    )
     found = {name: checkpoints.find(source) for name, source in named.items()}
     for checkpoint in found.values():
         checkpoints.require_loadable(checkpoint)
@@ -160,13 +164,23 @@ def match(name: str, checkpoint: Checkpoint, class_names: tuple[str, ...], label
 def cut_to_limit(
     options: RunOptions, corpus: Corpus, class_names: tuple[str, ...]
 ) -> tuple[tuple[Shard, ...], int | None]:
-    """The first shards that hold `--limit` samples; only these are opened."""
+    """The first shards that hold `--limit` samples; only these are opened.
+
+    Raises:
+        SetupError: one of them cannot be reached, so that it is not known which samples are the first.
+    """
     if options.limit is None:
         return corpus.shards, None
     left = options.limit
     rule = LabelRule(class_names, label_key=options.label_key)
+    cache = Cache(options.cache_dir, size=1)
     for count, shard in enumerate(corpus.shards, start=1):
-        with OpenShard(shard, image_key=options.image_key, labels=rule) as opened:
+        with OpenShard(shard, image_key=options.image_key, labels=rule, cache=cache) as opened:
+            if opened.fault is not None and reason_kind(opened.fault) == UNREACHABLE:
+                raise SetupError(
+                    "shard cannot be reached", where=shard.name, expected="it for --limit", got=opened.fault,
+                    next_step="Try again later.",
+                )  # fmt: skip
             if opened.num_samples >= left:
                 return corpus.shards[:count], left
             left -= opened.num_samples
@@ -186,7 +200,9 @@ def run_identity(
     return {
         "corpus": {
             "shards": len(shards),
-            "fingerprint": identity.corpus_fingerprint(corpus_names(shards), (shard.num_bytes for shard in shards)),
+            "fingerprint": identity.corpus_fingerprint(
+                corpus_names(shards), [shard.num_bytes for shard in shards], [shard.etag for shard in shards]
+            ),
         },
         "models": {
             model.name: {

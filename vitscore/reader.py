@@ -1,6 +1,7 @@
 """Shards to batches: takes shards from the hand-out, reads their samples, fills batches across shard borders.
 
-Runs in a thread of its own, ahead of the decoder by a bounded number of batches. Samples that are bad before they are
+Runs in a thread of its own, ahead of the decoder by a bounded number of batches; shards that have to be fetched or
+unpacked are on their way ahead of it (see shards.cache). Samples that are bad before they are
 decoded (no image, a wrong label) never take a place in a batch: they travel beside it, with their reason.
 """
 
@@ -9,14 +10,19 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from vitscore.handout import HandOut
 from vitscore.parts import Footer, ModelColumns, ShardRows, part_schema
 from vitscore.prepare import Plan
+from vitscore.shards.cache import Cache, fetch_ahead
+from vitscore.shards.failures import Abandoned
+from vitscore.shards.files import ShardFile
+from vitscore.shards.locate import Shard
 from vitscore.shards.samples import OpenShard, SampleBlock
 
 Array = np.ndarray[Any, Any]
@@ -55,7 +61,7 @@ class Reader:
         self,
         plan: Plan,
         *,
-        positions: Iterator[int],
+        positions: HandOut,
         parts_folder: Any,
         columns: Sequence[ModelColumns],
         depth: int,
@@ -76,6 +82,7 @@ class Reader:
         self._identity = plan.identity_hash
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
+        self._cache = Cache(plan.options.cache_dir, size=plan.options.cache_size)
         self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -88,6 +95,7 @@ class Reader:
     def close(self) -> None:
         """Stop the thread, whatever it waits for."""
         self._stopped.set()
+        self._cache.stop()
         while self._thread.is_alive():
             try:
                 self._queue.get(timeout=0.05)
@@ -98,10 +106,10 @@ class Reader:
         try:
             self._fill(self._put)
             self._put(None)
-        except _Stopped:
+        except Abandoned:
             return
         except BaseException as error:
-            with contextlib.suppress(_Stopped):
+            with contextlib.suppress(Abandoned):
                 self._put(error)
 
     def _put(self, item: Batch | BaseException | None) -> None:
@@ -111,30 +119,37 @@ class Reader:
                 return
             except queue.Full:
                 continue
-        raise _Stopped
+        raise Abandoned
 
     def _fill(self, put: Callable[[Batch], None]) -> None:
         size = self._plan["batch_size"]
         rule = self._plan.label_rule()
         batch = Batch()
-        for position in self._positions:
-            shard = self._plan.shards[position]
-            with OpenShard(shard, image_key=self._plan.options.image_key, labels=rule) as opened:
-                num_rows = self._plan.num_rows(position, opened.num_samples)
-                work = self._open_rows(opened, num_rows, position)
-                batch.opened.append(work)
-                for start in range(0, num_rows, size):
-                    block = opened.read(start, min(start + size, num_rows))
-                    batch = self._add(block, start, work, batch, size, put)
-                    # Samples that are bad before they are decoded fill no batch; they must be judged all the same.
-                    if len(batch.bad) >= size:
-                        put(batch)
-                        batch = Batch()
-            if len(batch.opened) >= MOST_OPENED:
-                put(batch)
-                batch = Batch()
+        with contextlib.closing(self._fetched()) as fetched:
+            for position, shard, file in fetched:
+                with OpenShard(
+                    shard, image_key=self._plan.options.image_key, labels=rule, file=file, cache=self._cache
+                ) as opened:
+                    num_rows = self._plan.num_rows(position, opened.num_samples)
+                    work = self._open_rows(opened, num_rows, position)
+                    batch.opened.append(work)
+                    for start in range(0, num_rows, size):
+                        block = opened.read(start, min(start + size, num_rows))
+                        batch = self._add(block, start, work, batch, size, put)
+                        # Samples that are bad before they are decoded fill no batch; they must be judged all the same.
+                        if len(batch.bad) >= size:
+                            put(batch)
+                            batch = Batch()
+                if len(batch.opened) >= MOST_OPENED:
+                    put(batch)
+                    batch = Batch()
         if batch.images or batch.bad or batch.opened:
             put(batch)
+
+    def _fetched(self) -> Generator[tuple[int, Shard, ShardFile | None], None, None]:
+        """The shards of the hand-out, with their files where they had to be brought here."""
+        items = ((position, self._plan.shards[position]) for position in self._positions)
+        return fetch_ahead(items, self._cache, may_draw=self._positions.has_more_for_all)
 
     def _open_rows(self, opened: OpenShard, num_rows: int, position: int) -> ShardRows:
         shard = self._plan.shards[position]
@@ -176,7 +191,3 @@ class Reader:
                 put(batch)
                 batch = Batch()
         return batch
-
-
-class _Stopped(Exception):
-    pass

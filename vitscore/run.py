@@ -13,7 +13,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,13 @@ from vitscore.config import BadLimit, RunOptions
 from vitscore.durable import writing
 from vitscore.errors import DataError, LabelError, LedgerError, SetupError, TooManyBadError, VitscoreError
 from vitscore.folder import RunFolder
+from vitscore.handout import HandOut
 from vitscore.machine import num_usable_cpus, peak_rss_bytes
 from vitscore.parts import finished_parts
 from vitscore.prepare import Plan, make_plan, require_labels_file
 from vitscore.progress import Observer, Reporter
 from vitscore.ranks import POLL_S, Ranks
-from vitscore.shards.reasons import LABEL_REASONS
+from vitscore.shards.reasons import LABEL_REASONS, UNREACHABLE, reason_kind
 
 if TYPE_CHECKING:
     from vitscore.engine import Tally
@@ -149,7 +150,9 @@ def take_part(
     """Score this rank's share; None where nothing was left to score."""
     tally = None
     if models:
-        tally = score(ranks, plan, models, folder, hand_out(ranks, plan, done), num_done=len(done), observer=observer)
+        tally = score(
+            ranks, plan, models, folder, HandOut(ranks, plan.shards, done), num_done=len(done), observer=observer
+        )
         ranks.count(f"scored by {ranks.rank}", tally.images)
         ranks.count("again in fp32", tally.nonfinite)
     ranks.finish()
@@ -173,7 +176,8 @@ def open_run(
     if is_resumed:
         plan = folders.resume(folder, plan)
         parts = finished_parts(folder.parts, plan.identity_hash)
-        done = set(parts)
+        # A shard that could not be reached may be there now.
+        done = {ordinal for ordinal, (_, footer) in parts.items() if reason_kind(footer.fault or "") != UNREACHABLE}
         ranks.count("bad", sum(footer.bad for _, footer in parts.values()))
         ranks.count("seen", sum(footer.expected for _, footer in parts.values()))
         ranks.count("labels tried", sum(footer.expected - footer.bad for _, footer in parts.values()))
@@ -239,25 +243,12 @@ def import_ahead(options: RunOptions) -> None:
             getattr(transformers, checkpoints.find(source).architecture)
 
 
-def hand_out(ranks: Ranks, plan: Plan, done: set[int]) -> Iterator[int]:
-    """Positions in `plan.shards` for this rank: largest first where sizes are known, finished ones skipped.
-
-    All ranks count through the same order, so each position is drawn once; a fast rank draws more.
-    """
-    order = list(range(len(plan.shards)))
-    if all(shard.num_bytes is not None for shard in plan.shards):
-        order.sort(key=lambda position: -(plan.shards[position].num_bytes or 0))
-    while (drawn := ranks.next_position()) < len(order):
-        if plan.shards[order[drawn]].ordinal not in done:
-            yield order[drawn]
-
-
 def score(
     ranks: Ranks,
     plan: Plan,
     models: Sequence[ImageModel],
     folder: RunFolder,
-    positions: Iterator[int],
+    positions: HandOut,
     *,
     num_done: int,
     observer: Observer,
@@ -376,12 +367,10 @@ def find_problem(options: RunOptions, document: dict[str, Any]) -> Exception | N
     if bad_shards and options.on_bad_shard == "fail":
         name, reason = next(iter(bad_shards.items()))
         more = f" and {len(bad_shards) - 1} more" if len(bad_shards) > 1 else ""
-        return DataError(
-            "bad shard",
-            where=name + more,
-            got=reason,
-            next_step="What could be read is scored. Mend it and score anew, or --on-bad-shard skip --overwrite.",
-        )
+        next_step = "What could be read is scored. Mend it and score anew, or --on-bad-shard skip --overwrite."
+        if reason_kind(reason) == UNREACHABLE:
+            next_step = "The rest is scored. The same command tries the unreachable ones again."
+        return DataError("bad shard", where=name + more, got=reason, next_step=next_step)
     try:
         judge_bad(BadLimit.parse(options.max_bad), bad=ledger["bad"], seen=ledger["expected"], at_end=True)
     except TooManyBadError as error:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vitscore.decode import MAX_PIXELS, Decoder, is_dali_available, make_decoder
 from vitscore.preprocess import Geometry
+from vitscore.shards.cache import Cache, fetch_ahead
 from vitscore.shards.labels import LabelRule
 from vitscore.shards.locate import Shard
 from vitscore.shards.samples import OpenShard, SampleBlock
@@ -56,6 +57,7 @@ def verify_shards(
     decoder: Literal["auto", "dali", "torchvision"] = "auto",
     batch_size: int = 64,
     max_pixels: int = MAX_PIXELS,
+    cache: Cache | None = None,
     on_fault: Callable[[Fault], None] = lambda fault: None,
     on_shard: Callable[[], None] = lambda: None,
 ) -> Verified:
@@ -69,6 +71,7 @@ def verify_shards(
         decoder: auto is DALI where it is installed.
         batch_size: images decoded at once.
         max_pixels: an image that declares more is a fault.
+        cache: where remote and compressed shards lie while they are read.
         on_fault: called for each fault, in shard order.
         on_shard: called after each shard.
 
@@ -85,8 +88,9 @@ def verify_shards(
     )
     verified = Verified()
     try:
-        for shard in shards:
-            with OpenShard(shard, labels=labels, image_key=image_key) as opened:
+        cache = cache or Cache()
+        for _, shard, file in fetch_ahead(((None, shard) for shard in shards), cache):
+            with OpenShard(shard, labels=labels, image_key=image_key, file=file, cache=cache) as opened:
                 for fault in _shard_faults(opened, decoding, batch_size):
                     verified.num_bad_samples += 1
                     on_fault(fault)
