@@ -96,8 +96,8 @@ def accuracies(models: Mapping[str, Mapping[str, Any]]) -> str:
     for position, (index, name, model) in enumerate(shown):
         y = 44.0 * position + 34
         low, high = model["confidence_intervals"]["accuracy"]
-        body.append(text(LEFT, y - 14, name, "name"))
-        body.append(text(RIGHT, y - 14, f"{percent(model['accuracy'], 2)}%", "figure", "end"))
+        body.append(text(LEFT, y - 14, name, "name halo"))
+        body.append(text(RIGHT, y - 14, f"{percent(model['accuracy'], 2)}%", "figure halo", "end"))
         body += whisker(scale, low, high, y, index)
         body.append(marker(scale(model["accuracy"]), y, index))
     said = "; ".join(f"{name} {percent(model['accuracy'], 2)}%" for _, name, model in shown)
@@ -111,7 +111,9 @@ def differences(comparisons: Sequence[Mapping[str, Any]], order: Sequence[str]) 
     reach = max(0.002, *(abs(end) for end in ends))
     scale = axis(-reach, reach, start=LEFT + 10, stop=RIGHT - 10, num_ticks=4)
     bottom = 44.0 * len(shown) + 24
-    body = [text(scale(0) - 8, 11, "◂ second ahead", "small", "end"), text(scale(0) + 8, 11, "first ahead ▸", "small")]
+    first, second = (shown[0]["a"], shown[0]["b"]) if len(shown) == 1 else ("first", "second")
+    body = [text(scale(0) - 8, 11, f"◂ {short(second)} ahead", "small", "end")]
+    body.append(text(scale(0) + 8, 11, f"{short(first)} ahead ▸", "small"))
     body += grid(scale, 18, bottom, unit=" points")
     body.append(line(scale(0), 18, scale(0), bottom, "zero"))
     for position, entry in enumerate(shown):
@@ -124,6 +126,11 @@ def differences(comparisons: Sequence[Mapping[str, Any]], order: Sequence[str]) 
         body.append(marker(scale(entry["accuracy_difference"]), y, index))
     said = "; ".join(f"{e['a']} minus {e['b']} {percent(e['accuracy_difference'])} points" for e in shown)
     return svg(bottom + 22, f"Difference of accuracy with 95% intervals: {said}", body)
+
+
+def short(name: str) -> str:
+    """A name that fits beside the zero of a diagram."""
+    return name if len(name) <= 18 else name[:17] + "…"
 
 
 def grid(scale: Axis, top: float, bottom: float, *, unit: str) -> list[str]:
@@ -152,21 +159,19 @@ def reliability(bins: Mapping[str, Sequence[Any]], index: int, name: str) -> str
     across, up = axis(0, 1, start=left, stop=right), axis(0, 1, start=bottom, stop=top)
     body = frame(across, up)
     body.append(line(left, bottom, right, top, "diagonal"))
-    body.append(text(left + 8, top + 14, "more often right than sure", "small halo"))
-    body.append(text(right - 6, bottom - 8, "surer than right", "small halo", "end"))
     rows = zip(bins["samples"], bins["confidence"], bins["accuracy"], strict=True)
     filled = [row for row in rows if row[0]]
     most = max((row[0] for row in filled), default=1)
-    places = " ".join(f"{across(confidence):.1f},{up(accuracy):.1f}" for _, confidence, accuracy in filled)
-    body.append(f'<polyline points="{places}" class="path line{index % NUM_COLOURS}"/>')
     for samples, confidence, accuracy in filled:
         low, high = wilson(round(samples * accuracy), samples) or (accuracy, accuracy)
         said = f"{samples:,} answers, {percent(confidence)}% sure on average, {percent(accuracy)}% right"
         mark = marker(across(confidence), up(accuracy), index, 3 + 4 * math.sqrt(samples / most))
         whiskers = line(
-            across(confidence), up(low), across(confidence), up(high), f"interval line{index % NUM_COLOURS}"
+            across(confidence), up(low), across(confidence), up(high), f"interval thin line{index % NUM_COLOURS}"
         )
         body.append(f"<g><title>{said}</title>{whiskers}{mark}</g>")
+    body.append(text(left + 8, top + 16, "more often right than sure", "small halo"))
+    body.append(text(right - 6, bottom - 8, "surer than right", "small halo", "end"))
     body.append(text((left + right) / 2, bottom + 34, "confidence", "tick", "middle"))
     body.append(
         f'<g transform="translate(11 {(top + bottom) / 2}) rotate(-90)">{text(0, 0, "right", "tick", "middle")}</g>'

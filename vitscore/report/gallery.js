@@ -11,7 +11,7 @@ function picture(sample) {
     frame.append('no picture');
     return frame;
   }
-  const image = make('img', { alt: `image ${sample[0]}, label ${className(sample[LABEL])}`, loading: 'lazy', decoding: 'async' });
+  const image = make('img', { alt: `image ${sample[0]}, label ${className(sample[LABEL])}` });
   image.addEventListener('load', () => image.classList.toggle('tiny', image.naturalWidth <= TINY && image.naturalHeight <= TINY));
   image.src = sample[THUMB];
   frame.append(image);
@@ -43,11 +43,11 @@ function drawPairs() {
 function drawDisagreements() {
   for (const { a, b, only_a: onlyA, only_b: onlyB } of data.disagreements) {
     const places = [order.indexOf(a), order.indexOf(b)];
-    const told = (right, wrong) => (sample) => make('span', {}, `${className(sample[LABEL])}; ${order[wrong]}: ${className(sample[ANSWERS][wrong][0])}, ${percent(sample[ANSWERS][wrong][1], 0)}`);
-    for (const [name, numbers, right, wrong] of [[a, onlyA, ...places], [b, onlyB, ...[...places].reverse()]]) {
+    const told = (wrong) => (sample) => make('span', {}, bold(className(sample[LABEL])), ` not ${className(sample[ANSWERS][wrong][0])} (${percent(sample[ANSWERS][wrong][1], 0)})`);
+    for (const [name, numbers, wrong] of [[a, onlyA, places[1]], [b, onlyB, places[0]]]) {
       if (!numbers.length) continue;
       const title = order.length > 2 ? `Only ${name} is right, and not ${order[wrong]}` : `Only ${name} is right`;
-      $('disagreements').append(make('h3', {}, title), make('p', { class: 'muted' }, 'Where both models are surest.'), shots(numbers, told(right, wrong)));
+      $('disagreements').append(make('h3', {}, title), make('p', { class: 'muted' }, `Where both are surest: the label, and what ${order[wrong]} says instead.`), shots(numbers, told(wrong)));
     }
   }
 }

@@ -65,7 +65,7 @@ function matrix() {
   function draw() {
     const model = prepared();
     const list = ids(model);
-    const width = Math.max(260, Math.min(736, box.clientWidth || 736));
+    const width = Math.max(240, Math.min(760, box.clientWidth || 720));
     switches(model);
     drawn = list.length > LEGIBLE ? dots(model, list, width) : squares(model, list, width);
     const { svg } = drawn;
@@ -89,7 +89,7 @@ function matrix() {
   function squares(model, list, width) {
     const longest = Math.max(...list.map((id) => classes[id].length));
     const gutter = Math.min(Math.max(24, 7 * longest + 10), width * 0.26);
-    const size = Math.min((width - gutter - 4) / list.length, 46);
+    const size = Math.min((width - gutter - 4) / list.length, 60);
     const top = gutter + 18;
     const svg = frame(width, top + size * list.length + 4);
     const room = Math.floor((gutter - 8) / 6.6);

@@ -88,6 +88,7 @@ def render(findings: Findings) -> str:
         policy=f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
         title=escape(title),
         style="\n".join(asset(name) for name in STYLES),
+        kicker=escape(words.kicker(findings)),
         summary=summary(findings),
         contents=contents,
         sections="\n".join(
@@ -136,7 +137,8 @@ def figure_html(name: str, drawn: str, caption: str, *, kind: str = "") -> str:
 
 def summary(findings: Findings) -> str:
     title, aside = words.headline(findings)
-    parts = [f"<h1>{escape(title)}{f' <span>{escape(aside)}</span>' if aside else '.'}</h1>"]
+    below = f' <span class="aside">{escape(aside)}</span>' if aside else "."
+    parts = [f"<h1>{unbroken(title, findings.models)}{below}</h1>"]
     parts.append(f'<p class="deck">{escape(words.deck(findings))}</p>')
     if said := words.warnings(findings):
         items = "".join(f"<li>{escape(note)}</li>" for note in said)
@@ -154,6 +156,13 @@ def summary(findings: Findings) -> str:
             )  # fmt: skip
         parts.append(f'<div class="pair">{inner}</div>')
     return "\n".join(parts)
+
+
+def unbroken(title: str, models: Sequence[str]) -> str:
+    """A headline, escaped, in which no short name of a model is broken at its hyphens."""
+    names = sorted((re.escape(name) for name in models if len(name) <= 20), key=len, reverse=True)
+    pieces = re.split(f"({'|'.join(names)})", title) if names else [title]
+    return "".join(f'<span class="whole">{p}</span>' if i % 2 else escape(p) for i, p in enumerate(pieces))
 
 
 def models_section(findings: Findings) -> str:
@@ -196,15 +205,21 @@ def average_rows(findings: Findings) -> list[Row]:
 def model_row(row: Row, models: Mapping[str, Mapping[str, Any]]) -> str:
     values = [row.value(model) for model in models.values()]
     known = [value for value in values if value is not None]
-    best = (min if row.is_low_best else max)(known) if len(models) > 1 and len(known) > 1 else None
-    is_single = best is not None and known.count(best) == 1
+    shown = [row_text(row, value) for value in values]
+    best = row_text(row, (min if row.is_low_best else max)(known)) if len(known) > 1 else ""
+    is_single = shown.count(best) == 1
     cells = ""
-    for value, model in zip(values, models.values(), strict=True):
-        shown = "–" if value is None else (f"{percent(value, 2)}%" if row.is_percent else f"{value:.4f}")
-        strong = f'<b>{shown}<span class="hidden"> (best)</span></b>' if is_single and value == best else shown
+    for text, model in zip(shown, models.values(), strict=True):
+        strong = f'<b>{text}<span class="hidden"> (best)</span></b>' if is_single and text == best else text
         cells += f"<td>{strong}{interval_html(row, model)}</td>"
     meaning = f"<small>{escape(row.meaning)}</small>" if row.meaning else ""
     return f'<tr><th scope="row">{escape(row.title)}{meaning}</th>{cells}</tr>'
+
+
+def row_text(row: Row, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{percent(value, 2)}%" if row.is_percent else f"{value:.4f}".replace("-", "−")
 
 
 def interval_html(row: Row, model: Mapping[str, Any]) -> str:
@@ -240,15 +255,18 @@ def legend(index: int, name: str) -> str:
 
 def comparison_section(findings: Findings) -> str:
     entries = list(findings.document["comparisons"])
-    said = "".join(f"<li>{escape(sentence(entry, findings))}</li>" for entry in entries)
+    # With one pair its sentence is the headline already.
+    said = "".join(f"<li>{escape(sentence(entry, findings))}</li>" for entry in entries) if len(entries) > 1 else ""
+    first, second = (entries[0]["a"], entries[0]["b"]) if len(entries) == 1 else ("the first", "the second")
     rows = "".join(comparison_row(entry, p) for entry, p in zip(entries, findings.adjusted_p, strict=True))
     corrected = '<th scope="col">p, corrected<small>Holm</small></th>' if len(entries) > 1 else ""
     return (
-        f'<ul class="said">{said}</ul>'
-        '<div class="scroll" tabindex="0" role="region" aria-label="Table of comparisons"><table>'
+        (f'<ul class="said">{said}</ul>' if said else "")
+        + '<div class="scroll" tabindex="0" role="region" aria-label="Table of comparisons"><table>'
         "<caption>How often each model is right where the other is not, on the same images.</caption><thead><tr>"
-        '<th scope="col">models</th><th scope="col">both right</th><th scope="col">only the first</th>'
-        '<th scope="col">only the second</th><th scope="col">neither</th><th scope="col">same answer</th>'
+        '<th scope="col">models</th><th scope="col">both right</th>'
+        f'<th scope="col">only {escape(first)}</th><th scope="col">only {escape(second)}</th>'
+        '<th scope="col">neither</th><th scope="col">same answer</th>'
         '<th scope="col">difference<small>points, 95% interval</small></th>'
         f'<th scope="col">p<small>McNemar, exact</small></th>{corrected}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
@@ -278,7 +296,7 @@ def comparison_row(entry: Mapping[str, Any], adjusted_p: float | None) -> str:
 
 
 def p_text(p: float) -> str:
-    return "&lt; 0.0001" if p < 1e-4 else f"{p:.4f}"
+    return "&lt; 0.0001" if p < 1e-4 else f"{p:.{4 if p < 0.1 else 2}f}"
 
 
 def confidence_section(findings: Findings) -> str:

@@ -25,7 +25,7 @@ def ledger_section(findings: Findings) -> str:
     ledger = findings.document["ledger"]
     counts = [
         ("in the shards", ledger["expected"]), ("scored", ledger["scored"]), ("bad", ledger["bad"]),
-        ("scored, without a label", ledger["unlabelled"]), ("counted twice", ledger["duplicates"]),
+        ("without a label", ledger["unlabelled"]), ("counted twice", ledger["duplicates"]),
     ]  # fmt: skip
     shards = ledger["shards"]
     items = "".join(f"<div><dt>{title}</dt><dd>{number:,}</dd></div>" for title, number in counts)

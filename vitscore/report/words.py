@@ -20,6 +20,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
+def kicker(findings: Findings) -> str:
+    """What this is, of which data, from when."""
+    shards = findings.record.get("options", {}).get("shards") or []
+    sessions = findings.record.get("sessions") or [{}]
+    date = str(sessions[-1].get("ended") or sessions[-1].get("started") or "").partition("T")[0]
+    names = [str(shards[0]).rstrip("/").rpartition("/")[2]] if len(shards) == 1 else []
+    return " · ".join(["vitscore report", *names, *filter(None, [date])])
+
+
 def headline(findings: Findings) -> tuple[str, str]:
     """The one-sentence conclusion, and an aside in brackets, maybe empty."""
     ledger = findings.document["ledger"]
