@@ -26,7 +26,7 @@ from vitscore.report.samples import SAMPLES_A_PAIR, Cell, Chosen, Sample, choose
 from vitscore.report.thumbnails import Thumbnails, find_shards, make_thumbnails
 
 Array: TypeAlias = npt.NDArray[Any]
-PAIRS_SHOWN = 16
+PAIRS_SHOWN = 12
 """Most confused pairs of a model, each with pictures."""
 MISTAKES_PICTURED = 60
 PAIRS_COMPARED = 3
@@ -60,7 +60,7 @@ class Findings:
     chosen: Chosen
     thumbnails: Thumbnails
     adjusted_p: list[float | None]
-    """McNemar's p-values of `comparisons` after Holm's correction; None where there is nothing to test."""
+    """McNemar's p-values of `comparisons` after Holm's correction, which leaves a single one; None without samples."""
 
     @property
     def classes(self) -> list[str]:
@@ -118,6 +118,7 @@ def gather(
         thumbnails = make_thumbnails(
             pictured(chosen, pairs), places,
             image_key=options.get("image_key"), max_pixels=options.get("max_pixels", 178_956_970),
+            may_fetch=bool(shards),
         )  # fmt: skip
     return Findings(document, record, confusions, pairs, chosen, thumbnails, adjusted(document["comparisons"]))
 

@@ -64,7 +64,7 @@ def marker(x: float, y: float, index: int, size: float = 5.0) -> str:
     shape, kind = SHAPES[index % len(SHAPES)], f'class="mark fill{index % NUM_COLOURS}"'
     if shape == "circle":
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:g}" {kind}/>'
-    ways = {
+    ways: list[tuple[float, float]] = {
         "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
         "diamond": [(0, -1.35), (1.35, 0), (0, 1.35), (-1.35, 0)],
         "triangle": [(0, -1.25), (1.2, 0.95), (-1.2, 0.95)],

@@ -4,7 +4,7 @@
 function matrix() {
   const figure = $('matrix');
   if (!figure) return;
-  const LEGIBLE = 32, FOCUS = 24, MOST_BLOCKS = 256;
+  const LEGIBLE = 32, FOCUS = 24, DOT = 3;
   const box = figure.querySelector('.plot-box');
   const K = classes.length;
   const view = { kind: 'all', order: 'given', zoomed: null, row: 0, col: 0 };
@@ -124,9 +124,10 @@ function matrix() {
 
   // Many classes: a dot for a block of cells, on a canvas inside the figure.
   function dots(model, list, width) {
-    const left = 40, top = 24, side = width - left - 2;
-    const block = Math.ceil(list.length / Math.min(MOST_BLOCKS, side / 2));
+    const left = 40, top = 24, room = width - left - 2;
+    const block = Math.ceil(list.length / Math.floor(room / DOT));
     const num = Math.ceil(list.length / block);
+    const side = num * Math.floor(room / num);
     const place = new Map(list.map((id, position) => [id, Math.floor(position / block)]));
     const images = new Float64Array(num * num), rows = new Float64Array(num);
     list.forEach((id) => { rows[place.get(id)] += model.support[id]; });

@@ -1,9 +1,9 @@
-// The table of classes: sorted by a heading, filtered by name, a hundred rows at a time.
+// The table of classes: sorted by a heading, filtered by name, some rows at a time.
 
 function classTable() {
   const table = $('class-table');
   if (!table) return;
-  const STEP = 100;
+  const STEP = classes.length > 100 ? 40 : 100;
   const collator = new Intl.Collator('en', { numeric: true, sensitivity: 'base' });
   const sorting = { column: null, isDown: false };
   let shown = STEP;
@@ -27,10 +27,10 @@ function classTable() {
     return [
       { title: 'class', isText: true, value: (id) => classes[id], show: (id) => classes[id] },
       { title: 'images', value: (id) => model.support[id], show: (id) => number(model.support[id]) },
+      { ...figure('F1', model.f1), hasBar: true },
+      ...others.map((name) => figure(`F1 of ${name}`, data.models[name].f1)),
       figure('precision', model.precision),
       figure('recall', model.recall),
-      { ...figure('F1', model.f1), hasBar: true },
-      ...others.map((name) => figure(order.length > 2 ? `F1, ${name}` : `F1 of ${name}`, data.models[name].f1)),
       {
         title: 'most often taken for', kind: 'name', value: (id) => taken.get(id)?.[1] ?? 0,
         show: (id) => (taken.has(id) ? `${classes[taken.get(id)[0]]} (${number(taken.get(id)[1])})` : ''),

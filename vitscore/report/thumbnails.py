@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,6 +85,11 @@ def find_shards(listed: Sequence[Mapping[str, Any]], specs: Sequence[str], *, sp
     return places
 
 
+def is_elsewhere(shard: Shard) -> bool:
+    """Whether looking into a shard would fetch it: a URL, or a command's output."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", shard.path) is not None and not os.path.exists(shard.path)
+
+
 def base_name(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
 
@@ -94,6 +101,7 @@ def make_thumbnails(
     image_key: str | None,
     max_pixels: int,
     max_bytes: int = MOST_BYTES,
+    may_fetch: bool = False,
 ) -> Thumbnails:
     """Make a picture of each sample, the first ones first where not all fit.
 
@@ -103,6 +111,7 @@ def make_thumbnails(
         image_key: the extension that is the image, as the run had it.
         max_pixels: images that declare more are not decoded.
         max_bytes: of all data URIs together.
+        may_fetch: look into shards that lie elsewhere, too.
     """
     wanted: dict[tuple[int, int], Sample] = {}
     for sample in samples:
@@ -112,6 +121,9 @@ def make_thumbnails(
     drawn: dict[tuple[int, int], str] = {}
     for ordinal in sorted({sample.ordinal for sample in ordered}):
         inside = [sample for sample in ordered if sample.ordinal == ordinal]
+        if ordinal in places and not may_fetch and is_elsewhere(places[ordinal]):
+            made.lost_shards[inside[0].shard] = "not fetched again for pictures"
+            continue
         drawn |= _of_one_shard(inside, places.get(ordinal), made, image_key=image_key, max_pixels=max_pixels)
     num_bytes = 0
     for sample in ordered:

@@ -58,9 +58,8 @@ def leading_pair(findings: Findings) -> Mapping[str, Any] | None:
 
 def spoken(entry: Mapping[str, Any], findings: Findings) -> str:
     """Compare's sentence on a pair; where several pairs are tested, with the corrected p-value."""
-    comparisons = list(findings.document["comparisons"])
-    adjusted_p = findings.adjusted_p[comparisons.index(entry)] if len(comparisons) > 1 else None
-    return conclusion(entry, adjusted_p=adjusted_p)
+    adjusted_p = findings.adjusted_p[list(findings.document["comparisons"]).index(entry)]
+    return conclusion({**entry, "mcnemar_p": adjusted_p})
 
 
 def one_model(findings: Findings) -> tuple[str, str]:
