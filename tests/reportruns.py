@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from conftest import write_tar
 from PIL import Image, ImageDraw
 
 from vitscore.kernels import score_rows
@@ -40,6 +40,15 @@ def jpeg(label: int, seed: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
+
+
+def write_shard(path: Path, samples: Sequence[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, content in samples:
+            info = tarfile.TarInfo(f"{key}.jpg")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
 
 
 @dataclass
@@ -94,8 +103,7 @@ class MadeRun:
         keys = [self.key(ordinal * 1_000_000 + row) for row in range(size)]
         if self.has_shards:
             pictures = [jpeg(int(label) % 50, seed) for label, seed in zip(truth[:200], range(200), strict=False)]
-            samples = [(key, {"jpg": pictures[row % len(pictures)]}) for row, key in enumerate(keys)]
-            write_tar(Path(shard), samples)
+            write_shard(Path(shard), [(key, pictures[row % len(pictures)]) for row, key in enumerate(keys)])
         kinds = ["undecodable image: not an image", "no image: got txt"]
         reasons = [kinds[row % 2] if bad else None for row, bad in enumerate(is_bad)]
         columns: dict[str, Any] = {

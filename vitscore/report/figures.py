@@ -18,6 +18,11 @@ from vitscore.report.samples import Confidence
 WIDTH = 360
 LEFT, RIGHT = 8.0, 352.0
 SHAPES = ("circle", "square", "diamond", "triangle")
+CORNERS: dict[str, list[tuple[float, float]]] = {
+    "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+    "diamond": [(0, -1.35), (1.35, 0), (0, 1.35), (-1.35, 0)],
+    "triangle": [(0, -1.25), (1.2, 0.95), (-1.2, 0.95)],
+}
 NUM_COLOURS = 6
 
 
@@ -64,19 +69,13 @@ def marker(x: float, y: float, index: int, size: float = 5.0) -> str:
     shape, kind = SHAPES[index % len(SHAPES)], f'class="mark fill{index % NUM_COLOURS}"'
     if shape == "circle":
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:g}" {kind}/>'
-    ways: list[tuple[float, float]] = {
-        "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
-        "diamond": [(0, -1.35), (1.35, 0), (0, 1.35), (-1.35, 0)],
-        "triangle": [(0, -1.25), (1.2, 0.95), (-1.2, 0.95)],
-    }[shape]
-    points = " ".join(f"{x + dx * size * 0.9:.1f},{y + dy * size * 0.9:.1f}" for dx, dy in ways)
+    points = " ".join(f"{x + dx * size * 0.9:.1f},{y + dy * size * 0.9:.1f}" for dx, dy in CORNERS[shape])
     return f'<polygon points="{points}" {kind}/>'
 
 
 def percent(value: float, digits: int = 1) -> str:
     """A fraction in percent, with a true minus sign."""
-    shown = f"{100 * value:.{digits}f}"
-    return f"{shown.replace('-', '−') if float(shown) else shown.lstrip('-')}"
+    return f"{100 * value:z.{digits}f}".replace("-", "−")
 
 
 def tick_text(value: float, scale: Axis) -> str:
@@ -96,7 +95,7 @@ def accuracies(models: Mapping[str, Mapping[str, Any]]) -> str:
     for position, (index, name, model) in enumerate(shown):
         y = 44.0 * position + 34
         low, high = model["confidence_intervals"]["accuracy"]
-        body.append(text(LEFT, y - 14, name, "name halo"))
+        body.append(text(LEFT, y - 14, short(name, 34), "name halo"))
         body.append(text(RIGHT, y - 14, f"{percent(model['accuracy'], 2)}%", "figure halo", "end"))
         body += whisker(scale, low, high, y, index)
         body.append(marker(scale(model["accuracy"]), y, index))
@@ -120,7 +119,7 @@ def differences(comparisons: Sequence[Mapping[str, Any]], order: Sequence[str]) 
         y = 44.0 * position + 52
         low, high = entry["accuracy_difference_ci"]
         index = list(order).index(entry["a"] if entry["accuracy_difference"] >= 0 else entry["b"])
-        body.append(text(LEFT, y - 14, f"{entry['a']} − {entry['b']}", "name halo"))
+        body.append(text(LEFT, y - 14, f"{short(entry['a'])} − {short(entry['b'])}", "name halo"))
         body.append(text(RIGHT, y - 14, percent(entry["accuracy_difference"]), "figure halo", "end"))
         body += whisker(scale, low, high, y, index)
         body.append(marker(scale(entry["accuracy_difference"]), y, index))
@@ -128,9 +127,9 @@ def differences(comparisons: Sequence[Mapping[str, Any]], order: Sequence[str]) 
     return svg(bottom + 22, f"Difference of accuracy with 95% intervals: {said}", body)
 
 
-def short(name: str) -> str:
-    """A name that fits beside the zero of a diagram."""
-    return name if len(name) <= 18 else name[:17] + "…"
+def short(name: str, room: int = 18) -> str:
+    """A name that fits into a diagram."""
+    return name if len(name) <= room else name[: room - 1] + "…"
 
 
 def grid(scale: Axis, top: float, bottom: float, *, unit: str) -> list[str]:

@@ -55,6 +55,11 @@ def in_truth(model: Mapping[str, Any]) -> float | None:
     return value
 
 
+def micro_f1(model: Mapping[str, Any]) -> float | None:
+    value: float | None = (model.get("micro") or {}).get("f1-score")
+    return value
+
+
 AVERAGES = [
     Row("Macro F1", "every class counts the same", average("macro avg", "f1-score"), "macro_f1"),
     Row("Macro precision", "of the answers of a class, how many are right", average("macro avg", "precision"),
@@ -62,6 +67,7 @@ AVERAGES = [
     Row("Macro recall", "of the images of a class, how many are found", average("macro avg", "recall"), "macro_recall"),
     Row("Weighted F1", "every image counts the same", average("weighted avg", "f1-score"), "weighted_f1"),
     Row("Weighted precision", "", average("weighted avg", "precision"), "weighted_precision"),
+    Row("Micro F1", "over all answers", micro_f1),
     Row("Balanced accuracy", "mean recall of the classes that occur", figure("balanced_accuracy"), "balanced_accuracy"),
 ]  # fmt: skip
 CHANCE = [
@@ -173,7 +179,8 @@ def models_section(findings: Findings) -> str:
     groups += [("Beyond chance", CHANCE), ("Probabilities", PROBABILITIES)]
     bodies = "".join(
         f'<tbody><tr class="group"><th scope="rowgroup" colspan="{len(models) + 1}">{title}</th></tr>'
-        + "".join(model_row(row, models) for row in rows) + "</tbody>"
+        + "".join(model_row(row, models) for row in rows if is_known(row, models))
+        + "</tbody>"
         for title, rows in groups
     )  # fmt: skip
     return (
@@ -202,6 +209,11 @@ def average_rows(findings: Findings) -> list[Row]:
     return [AVERAGES[0], here, *AVERAGES[1:]]
 
 
+def is_known(row: Row, models: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether any model has this figure."""
+    return any(row.value(model) is not None for model in models.values())
+
+
 def model_row(row: Row, models: Mapping[str, Mapping[str, Any]]) -> str:
     values = [row.value(model) for model in models.values()]
     known = [value for value in values if value is not None]
@@ -219,7 +231,7 @@ def model_row(row: Row, models: Mapping[str, Mapping[str, Any]]) -> str:
 def row_text(row: Row, value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{percent(value, 2)}%" if row.is_percent else f"{value:.4f}".replace("-", "−")
+    return f"{percent(value, 2)}%" if row.is_percent else f"{value:z.4f}".replace("-", "−")
 
 
 def interval_html(row: Row, model: Mapping[str, Any]) -> str:
@@ -228,7 +240,7 @@ def interval_html(row: Row, model: Mapping[str, Any]) -> str:
     found = (intervals.get("topk_accuracy") or {}).get(of_k) if of_k != row.interval else intervals.get(row.interval)
     if not found:
         return ""
-    ends = [percent(end) if row.is_percent else f"{end:.3f}" for end in found]
+    ends = [percent(end) if row.is_percent else f"{end:z.3f}".replace("-", "−") for end in found]
     return f"<small>{ends[0]} to {ends[1]}</small>"
 
 
@@ -275,7 +287,7 @@ def comparison_section(findings: Findings) -> str:
 
 
 def sentence(entry: Mapping[str, Any], findings: Findings) -> str:
-    said = words.spoken(entry, findings).replace(" -", " −")
+    said = words.spoken(entry, findings)
     return f"{said[0].upper() + said[1:] if said.startswith('no ') else said}."
 
 
@@ -317,7 +329,8 @@ def confidence_section(findings: Findings) -> str:
             )  # fmt: skip
         shown += figure_html(
             f"confidence-{name}", figures.confidences(confidence, name),
-            "<b>Confidence</b> of the first answer. Each histogram has its own scale: mistakes are seen however few.",
+            "<b>Confidence</b> of the first answer."
+            + (" Each histogram has its own scale: mistakes are seen however few." if findings.has_metrics else ""),
         )  # fmt: skip
         body += f'<h3>{legend(index, name)}</h3><div class="pair">{shown}</div>'
     return body

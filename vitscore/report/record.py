@@ -66,7 +66,10 @@ def record_section(findings: Findings) -> str:
     """Models, choices with their reasons, options, versions, hardware, starts; and whatever else run.json has."""
     record = findings.record
     body = models_table(record) + choices_table(record)
-    hardware = [(name.replace("_", " "), value_text(name, value)) for name, value in record.get("hardware", {}).items()]
+    hardware = [
+        (name.removesuffix("_bytes").replace("_", " "), value_text(name, value))
+        for name, value in record.get("hardware", {}).items()
+    ]
     versions = [(name, value_text(name, value)) for name, value in record.get("versions", {}).items()]
     body += '<div class="pair">' + "".join(
         table(caption, ("", ""), rows, kind="facts")

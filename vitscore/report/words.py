@@ -6,6 +6,7 @@ models, or what the run allows to be said where there is only one, or nothing to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ def headline(findings: Findings) -> tuple[str, str]:
         return f"No sample has a label: {counted(ledger['scored'], 'image')} predicted, nothing to measure them by", ""
     if (entry := leading_pair(findings)) is None:
         return one_model(findings)
-    sentence = spoken(entry, findings).replace(" -", " −")
+    sentence = spoken(entry, findings)
     # A model's name has no brackets, so the first one opens the figures.
     before, bracket, after = sentence.partition(" (")
     begins = before.startswith("no difference between")
@@ -59,7 +60,9 @@ def leading_pair(findings: Findings) -> Mapping[str, Any] | None:
 def spoken(entry: Mapping[str, Any], findings: Findings) -> str:
     """Compare's sentence on a pair; where several pairs are tested, with the corrected p-value."""
     adjusted_p = findings.adjusted_p[list(findings.document["comparisons"]).index(entry)]
-    return conclusion({**entry, "mcnemar_p": adjusted_p})
+    said = conclusion({**entry, "mcnemar_p": adjusted_p})
+    # A true minus sign before figures; hyphens in names stay.
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", said)
 
 
 def one_model(findings: Findings) -> tuple[str, str]:
