@@ -39,4 +39,5 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 def test_every_flag_the_readme_names_exists(flag: str, vitscore: Callable[..., Any]) -> None:
     others = {"--nproc-per-node"}
     helps = vitscore("run", "--help").out + vitscore("shards", "make", "--help").out
+    helps += vitscore("report", "--help").out
     assert flag in others or flag in helps
