@@ -33,6 +33,7 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: dict[str, str] = {}
         self.words: list[str] = []
+        self.html = text
         self._id: str | None = None
         self.feed(text)
 
@@ -174,6 +175,21 @@ def test_three_models_have_every_pair_with_holms_p(make: Callable[..., MadeRun])
     for pair in ("a and b", "a and c", "b and c"):
         assert pair in page.text
     assert "Holm" in page.text
+    rows = page.html.split('aria-label="Table of comparisons"')[1].split("</table>")[0].split("<tr>")[1:]
+    assert len(rows) == 4 and len({row.count("</t") - row.count("</tr") - row.count("</tb") for row in rows[1:]}) == 1
+
+
+def test_figures_that_a_newer_fold_adds_are_shown(make: Callable[..., MadeRun]) -> None:
+    run = make()
+    folded = refold(run.folder)
+    found = folded.document["models"]["vit"]["report"]
+    groups = {"classes": ["birds"], "report": {"birds": {**found[run.classes[0]], "f1-score": 0.4321, "support": 77.0}}}
+    folded.document["models"]["vit"] |= {"micro": {"f1-score": 0.1234}, "groups": groups}
+    folded.document["comparisons"][0] |= {"macro_f1_difference": 0.0777, "macro_f1_difference_ci": [0.01, 0.1]}
+    record = json.loads((run.folder / "run.json").read_bytes()) | {"parity": {"pixels": {"mean": 0.21}}}
+    text = Page(write_report(run.folder, folded, record).path.read_text()).text
+    for shown in ("12.34%", "43.2%", "birds", "7.8 1.0 to 10.0", "parity", "pixels.mean"):
+        assert shown in text
 
 
 def test_nothing_is_asked_of_a_network(make: Callable[..., MadeRun]) -> None:

@@ -73,9 +73,11 @@ function matrix() {
     svg.addEventListener('pointermove', pointed);
     svg.addEventListener('click', (event) => { pointed(event); opened(); });
     svg.addEventListener('focus', () => look(view.row, view.col));
+    const hadFocus = box.contains(document.activeElement);
     box.replaceChildren(svg);
     $('matrix-readout').textContent = `${drawn.hint} Or focus the map, use the arrow keys, and Enter.`;
     $('matrix-samples').replaceChildren();
+    if (hadFocus) svg.focus({ preventScroll: true });
     const hidden = model.hidden ? ` ${many(model.hidden, 'mistake')} in the rarest cells are left out of the map.` : '';
     $('matrix-note').textContent = drawn.note + hidden;
   }

@@ -1,4 +1,4 @@
-"""The page: findings to HTML. Summary, models, comparison and confidence here; ledger and record in `record.py`.
+"""The page: findings to HTML. Summary, models and confidence here; the rest in `comparison.py` and `record.py`.
 
 Every text that comes from outside (class names, keys, paths, reasons) goes through `escape`, and the data for the
 script through `script_json`. The page asks for nothing from anywhere, and its content policy forbids it to: images are
@@ -21,9 +21,10 @@ from typing import Any
 
 from vitscore import __version__
 from vitscore.report import figures, words
+from vitscore.report.comparison import comparison_section
 from vitscore.report.data import Findings, payload
 from vitscore.report.figures import percent
-from vitscore.report.record import ledger_section, record_section
+from vitscore.report.record import ledger_section, record_section, table
 
 SCRIPTS = ("page.js", "table.js", "matrix.js", "gallery.js")
 STYLES = ("page.css", "figure.css")
@@ -127,6 +128,7 @@ def make_sections(findings: Findings) -> list[tuple[str, str, str]]:
     return [
         ("models", "The models side by side", models_section(findings) if is_measured else ""),
         ("comparison", "Where they differ", comparison_section(findings) if several else ""),
+        ("groups", "Groups of classes", groups_section(findings)),
         ("classes", "Class by class", asset("classes.html") if is_measured else ""),
         ("confusion", "What is taken for what", asset("confusion.html") if is_measured else ""),
         ("confidence", "How sure, and how often right", confidence_section(findings)),
@@ -259,56 +261,27 @@ def cost_rows(findings: Findings) -> str:
     return f"<tbody>{head}{rows}</tbody>" if rows else ""
 
 
+def groups_section(findings: Findings) -> str:
+    """Superclasses, where the run has them: an answer is right where it is of the label's group."""
+    models = findings.document["models"]
+    reports = {name: (model.get("groups") or {}).get("report") for name, model in models.items()}
+    reports = {name: found for name, found in reports.items() if found}
+    if not reports:
+        return ""
+    names = next(models[name]["groups"]["classes"] for name in reports)
+    rows = [
+        (name, f"{next(iter(reports.values()))[name]['support']:,.0f}",
+         *(f"{percent(found[name]['f1-score'])}%" for found in reports.values()))
+        for name in names
+    ]  # fmt: skip
+    caption = "An answer is right where it is of the label’s group."
+    return table(caption, ("group", "images", *(f"F1 of {name}" for name in reports)), rows)
+
+
 def legend(index: int, name: str) -> str:
     """A model's mark and name, as the diagrams show it."""
     mark = f'<svg class="plot key" viewBox="0 0 14 14" aria-hidden="true">{figures.marker(7, 7, index)}</svg>'
     return f"{mark}{escape(name)}"
-
-
-def comparison_section(findings: Findings) -> str:
-    entries = list(findings.document["comparisons"])
-    # With one pair its sentence is the headline already.
-    said = "".join(f"<li>{escape(sentence(entry, findings))}</li>" for entry in entries) if len(entries) > 1 else ""
-    first, second = (entries[0]["a"], entries[0]["b"]) if len(entries) == 1 else ("the first", "the second")
-    rows = "".join(comparison_row(entry, p) for entry, p in zip(entries, findings.adjusted_p, strict=True))
-    corrected = '<th scope="col">p, corrected<small>Holm</small></th>' if len(entries) > 1 else ""
-    return (
-        (f'<ul class="said">{said}</ul>' if said else "")
-        + '<div class="scroll" tabindex="0" role="region" aria-label="Table of comparisons"><table>'
-        "<caption>How often each model is right where the other is not, on the same images.</caption><thead><tr>"
-        '<th scope="col">models</th><th scope="col">both right</th>'
-        f'<th scope="col">only {escape(first)}</th><th scope="col">only {escape(second)}</th>'
-        '<th scope="col">neither</th><th scope="col">same answer</th>'
-        '<th scope="col">difference<small>points, 95% interval</small></th>'
-        f'<th scope="col">p<small>McNemar, exact</small></th>{corrected}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-        '<div id="disagreements"></div>'
-    )
-
-
-def sentence(entry: Mapping[str, Any], findings: Findings) -> str:
-    said = words.spoken(entry, findings)
-    return f"{said[0].upper() + said[1:] if said.startswith('no ') else said}."
-
-
-def comparison_row(entry: Mapping[str, Any], adjusted_p: float | None) -> str:
-    n = entry["samples"]
-    counts = "".join(
-        f"<td>{entry[key]:,}{f'<small>{percent(entry[key] / n)}%</small>' if n else ''}</td>"
-        for key in ("both", "only_a", "only_b", "neither")
-    )
-    ci = entry["accuracy_difference_ci"]
-    gap = "–" if ci is None else percent(entry["accuracy_difference"])
-    gap += f"<small>{percent(ci[0])} to {percent(ci[1])}</small>" if ci else ""
-    agreement = "–" if entry["agreement"] is None else f"{percent(entry['agreement'])}%"
-    p = "–" if entry["mcnemar_p"] is None else p_text(entry["mcnemar_p"])
-    last = "" if adjusted_p is None or adjusted_p == entry["mcnemar_p"] else f"<td>{p_text(adjusted_p)}</td>"
-    name = f"{escape(entry['a'])} and {escape(entry['b'])}"
-    return f'<tr><th scope="row">{name}</th>{counts}<td>{agreement}</td><td>{gap}</td><td>{p}</td>{last}</tr>'
-
-
-def p_text(p: float) -> str:
-    return "&lt; 0.0001" if p < 1e-4 else f"{p:.{4 if p < 0.1 else 2}f}"
 
 
 def confidence_section(findings: Findings) -> str:
