@@ -264,7 +264,7 @@ def cost_rows(findings: Findings) -> str:
 def groups_section(findings: Findings) -> str:
     """Superclasses, where the run has them: an answer is right where it is of the label's group."""
     models = findings.document["models"]
-    reports = {name: (model.get("groups") or {}).get("report") for name, model in models.items()}
+    reports: dict[str, Any] = {name: (model.get("groups") or {}).get("report") for name, model in models.items()}
     reports = {name: found for name, found in reports.items() if found}
     if not reports:
         return ""

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vitscore.kernels.reliability import NUM_BINS
@@ -197,8 +198,8 @@ class _Choosing:
             best.offer(rows, index, score_B[index])
 
     def _add_bad(self, rows: _Rows) -> None:
-        is_bad = np.array(rows.batch["status"].to_pylist()) == "bad"
-        for row in np.flatnonzero(is_bad).tolist():
+        is_bad_B = pc.equal(rows.batch["status"], "bad").to_numpy(zero_copy_only=False)
+        for row in np.flatnonzero(is_bad_B).tolist():
             reason = rows.batch["reason"][row].as_py() or "unknown"
             self.reasons[reason_kind(reason)] += 1
             if self.reasons[reason_kind(reason)] <= BAD_A_REASON:
