@@ -81,10 +81,6 @@ class Findings:
         figures = self.document["models"]
         return sorted(self.models, key=lambda name: -(figures[name]["accuracy"] or 0.0))
 
-    @property
-    def mistake_samples(self) -> list[Sample]:
-        return [mistake.sample for mistake in self.chosen.mistakes]
-
 
 def gather(
     folder: Path,
