@@ -29,7 +29,7 @@ def test_the_flags_of_run_are_these() -> None:
 def test_the_commands_are_these(vitscore: Call) -> None:
     done = vitscore("--help")
     assert done.code == 0
-    for name in ("run", "status", "metrics", "shards", "demo"):
+    for name in ("run", "status", "metrics", "report", "shards", "demo"):
         assert f" {name} " in done.out
 
 

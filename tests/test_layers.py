@@ -54,6 +54,7 @@ def test_only_the_command_line_knows_about_terminals() -> None:
     [
         "import vitscore.metrics, vitscore.compare, vitscore.fold, vitscore.status",
         "import vitscore.show, vitscore.folder, vitscore.api, vitscore.parts, vitscore.machine",
+        "import vitscore.report.page, vitscore.confusion_text",
         "import vitscore.kernels, vitscore.shards.samples, vitscore.shards.locate",
         "import vitscore.cli; assert vitscore.cli.main(['run', '--help']) == 0",
         "import vitscore.cli; assert vitscore.cli.main(['shards', '--help']) == 0",

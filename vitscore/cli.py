@@ -194,7 +194,7 @@ def show_outcome(outcome: Outcome, *, per_class: bool, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(outcome.document, indent=2, ensure_ascii=False))
     else:
-        show.show_document(outcome.document, per_class=per_class, console=console)
+        show.show_document(outcome.document, per_class=per_class, console=console, confusions=outcome.confusions)
         show.show_notes(outcome.notes, console)
         if outcome.images_per_s:
             console.print(f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s)")
@@ -260,7 +260,9 @@ def metrics(
     if as_json:
         typer.echo(json.dumps(folded.document, indent=2, ensure_ascii=False))
     else:
-        show.show_document(folded.document, per_class=per_class, console=show.make_console())
+        show.show_document(
+            folded.document, per_class=per_class, console=show.make_console(), confusions=folded.confusions
+        )
 
 
 def check_ledger(folder: Path, shards: list[str], *, allow_pipe: bool, cache_dir: Path | None, as_json: bool) -> None:
@@ -272,6 +274,43 @@ def check_ledger(folder: Path, shards: list[str], *, allow_pipe: bool, cache_dir
         typer.echo(json.dumps(checked.document, indent=2))
     else:
         typer.echo("\n".join(checked.lines))
+
+
+@app.command(short_help="Write a run's report again: one HTML file.")
+def report(
+    folder: Output,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Default: DIR/report.html.", show_default=False),
+    ] = None,
+    shards: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shards",
+            metavar="SHARDS",
+            help="Where the shards are now, where they have moved; repeat for more.",
+            show_default=False,
+        ),
+    ] = None,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails/--no-thumbnails", help="Show images, out of the shards.")
+    ] = True,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Write a run's report again, from its parts: one HTML file that opens without a network.
+
+    Shards are asked for small pictures only; where they are gone, the report has everything else.
+    """
+    from vitscore.fold import refold
+    from vitscore.folder import require_record
+    from vitscore.report import write_report
+    from vitscore.show import size_text
+
+    record = require_record(folder)
+    written = write_report(folder, refold(folder), record, path=output, shards=shards or (), with_thumbnails=thumbnails)
+    typer.echo(f"written to {written.path}: {size_text(written.num_bytes)}, {written.num_thumbnails} pictures")
+    for note in written.notes:
+        typer.echo(f"note: {note}")
 
 
 @app.command(short_help="How far a run is.")

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ from vitscore.shards.reasons import LABEL_REASONS, UNREACHABLE, reason_kind
 
 if TYPE_CHECKING:
     from vitscore.engine import Tally
+    from vitscore.fold import Folded
+    from vitscore.kernels.counts import Confusion
     from vitscore.models import ImageModel
 
 
@@ -53,6 +55,7 @@ class Outcome:
     images_per_s: float | None
     notes: tuple[str, ...] = ()
     """What a user should know of the shards."""
+    confusions: Mapping[str, Confusion] = field(default_factory=dict)
 
 
 def plan_only(options: RunOptions) -> Plan:
@@ -346,7 +349,27 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
                 },
             )
     notes = tuple(f"{footer.shard}: {note}" for _, footer in parts.values() for note in footer.notes)
-    return Outcome(plan, folder.path, folded.document, find_problem(plan.options, folded.document), rate, notes)
+    notes += report_run(folder, folded)
+    problem = find_problem(plan.options, folded.document)
+    return Outcome(plan, folder.path, folded.document, problem, rate, notes, folded.confusions)
+
+
+def report_run(folder: RunFolder, folded: Folded) -> tuple[str, ...]:
+    """Write report.html; returns a note where that failed, since the results of a run do not hang on its report.
+
+    Raises:
+        SetupError: it cannot be written.
+    """
+    from vitscore.report import write_report
+
+    try:
+        write_report(folder.path, folded, folders.require_record(folder.path))
+    except SetupError:
+        raise
+    except Exception as error:
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return (f"report.html was not made ({found}); `vitscore report {folder.path} --debug` shows where",)
+    return ()
 
 
 def find_problem(options: RunOptions, document: dict[str, Any]) -> Exception | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from vitscore import progress
+    from vitscore.kernels.counts import Confusion
     from vitscore.prepare import Plan
 
 NARROW = 80
@@ -99,8 +101,14 @@ def ledger_line(document: Mapping[str, Any]) -> str:
     return text + f"; {ledger['shards']['done']:,} of {ledger['shards']['expected']:,} shards"
 
 
-def show_document(document: Mapping[str, Any], *, per_class: bool, console: Console) -> None:
-    """The table, the comparisons in words, the ledger."""
+def show_document(
+    document: Mapping[str, Any],
+    *,
+    per_class: bool,
+    console: Console,
+    confusions: Mapping[str, Confusion] | None = None,
+) -> None:
+    """The table, the comparisons in words, small pictures of the confusion matrices, the ledger."""
     has_metrics = any(model["report"] is not None for model in document["models"].values())
     if not document["ledger"]["shards"]["done"]:
         console.print("No part is done yet: there is nothing to measure.")
@@ -110,6 +118,7 @@ def show_document(document: Mapping[str, Any], *, per_class: bool, console: Cons
         console.print(*heading, *map(Text, rows), sep="\n", soft_wrap=True)
         for sentence in conclusions(document):
             console.print(*map(Text, textwrap.wrap(f"{sentence}.", console.width)), sep="\n")
+        show_confusions(confusions or {}, document["classes"], console)
     else:
         console.print("No sample has a label: predictions are in the parts, there is nothing to measure them by.")
     if per_class and has_metrics:
@@ -119,6 +128,16 @@ def show_document(document: Mapping[str, Any], *, per_class: bool, console: Cons
     console.print(Text(ledger_line(document)))
     for shard, reason in document["ledger"]["shards"]["bad"].items():
         console.print(Text(f"bad shard {shard}: {reason}"))
+
+
+def show_confusions(confusions: Mapping[str, Confusion], classes: Sequence[str], console: Console) -> None:
+    """Small pictures of the confusion matrices, set off by empty lines."""
+    from vitscore.confusion_text import confusion_pictures
+
+    is_unicode = console.encoding.lower().startswith("utf")
+    lines = confusion_pictures(confusions, classes, width=console.width, is_unicode=is_unicode)
+    if lines:
+        console.print(*map(Text, [*lines, ""]), sep="\n", soft_wrap=True)
 
 
 def show_notes(notes: Sequence[str], console: Console) -> None:
@@ -138,9 +157,11 @@ def conclusions(document: Mapping[str, Any]) -> Iterable[str]:
             yield conclusion(comparison)
 
 
-def show_written(folder: Any, document: Mapping[str, Any], console: Console) -> None:
+def show_written(folder: Path, document: Mapping[str, Any], console: Console) -> None:
     """Where everything is."""
     names = ["metrics.json", *(f"confusion_{name}.npz" for name in document["models"]), "parts/", "run.json"]
+    if (folder / "report.html").exists():
+        names.insert(0, "report.html")
     console.print(Text(f"written to {folder}: {', '.join(names)}"), soft_wrap=True)
 
 

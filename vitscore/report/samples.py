@@ -1,0 +1,258 @@
+"""Which samples are worth a look: one pass over the parts, keeping the few that the report shows.
+
+Between the parts and the report. Three questions are asked of every row: is it one of the most confused pairs, are the
+models sure of another answer than the label, do two models disagree, both sure. What is kept is bounded, so memory
+does not grow with the run; ties go to the earlier row, so the same parts give the same choice. Opens no shard and
+decodes no image. Axes: B rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vitscore.kernels.reliability import NUM_BINS
+from vitscore.parts import Footer
+from vitscore.shards.reasons import reason_kind
+
+ROWS_AT_ONCE = 65_536
+SAMPLES_A_PAIR = 6
+MOST_MISTAKES = 500
+MOST_DISAGREEMENTS = 8
+BAD_A_REASON = 20
+
+Array: TypeAlias = npt.NDArray[Any]
+Cell: TypeAlias = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model says of a sample; `pred` is -1 where it gave no answer."""
+
+    pred: int
+    prob: float | None
+    label_prob: float | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a part."""
+
+    ordinal: int
+    row: int
+    shard: str
+    key: str
+    label: int
+    answers: Mapping[str, Answer]
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.ordinal, self.row
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A sample whose label the models contradict: their answer, and their mean confidence in it."""
+
+    sample: Sample
+    answer: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class BadSample:
+    shard: str
+    key: str
+    reason: str
+
+
+@dataclass
+class Confidence:
+    """Answers of one model by confidence, in equal bins over [0, 1]."""
+
+    right: Array = field(default_factory=lambda: np.zeros(NUM_BINS, np.int64))
+    wrong: Array = field(default_factory=lambda: np.zeros(NUM_BINS, np.int64))
+    unlabelled: Array = field(default_factory=lambda: np.zeros(NUM_BINS, np.int64))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What one pass over the parts has kept."""
+
+    confused: dict[str, dict[Cell, list[Sample]]]
+    """By model and cell of its confusion matrix, the surest first."""
+    mistakes: list[Mistake]
+    disagreements: dict[tuple[str, str], tuple[list[Sample], list[Sample]]]
+    """By pair of models: only the first is right, only the second is."""
+    confidence: dict[str, Confidence]
+    bad: list[BadSample]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A batch of a part as arrays; `start` is its first row's number in the shard."""
+
+    footer: Footer
+    start: int
+    batch: pa.RecordBatch
+    label_B: Array
+    pred_B: Mapping[str, Array]
+    prob_B: Mapping[str, Array]
+
+    def sample(self, row: int) -> Sample:
+        answers = {}
+        for name, pred_B in self.pred_B.items():
+            logprob = self.batch[f"{name}.label_logprob"][row].as_py()
+            prob, label_prob = float(self.prob_B[name][row]), None if logprob is None else float(np.exp(logprob))
+            answers[name] = Answer(int(pred_B[row]), prob if pred_B[row] >= 0 else None, label_prob)
+        key, label = self.batch["key"][row].as_py(), int(self.label_B[row])
+        return Sample(self.footer.ordinal, self.start + row, self.footer.shard, key, label, answers)
+
+
+class _Best:
+    """The samples of the highest scores, the earlier first among equals."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.kept: list[tuple[float, tuple[int, int], Sample]] = []
+
+    def offer(self, rows: _Rows, index: Array, score: Array) -> None:
+        for position in np.lexsort((index, -score))[: self.most].tolist():
+            value = float(score[position])
+            if len(self.kept) == self.most and value <= -self.kept[-1][0]:
+                break
+            sample = rows.sample(int(index[position]))
+            self.kept = sorted([*self.kept, (-value, sample.place, sample)], key=lambda entry: entry[:2])[: self.most]
+
+    @property
+    def samples(self) -> list[Sample]:
+        return [sample for _, _, sample in self.kept]
+
+
+class _Choosing:
+    def __init__(self, confused: Mapping[str, Sequence[Cell]], pairs: Sequence[tuple[str, str]]) -> None:
+        self.models = list(confused)
+        self.confused = {name: {cell: _Best(SAMPLES_A_PAIR) for cell in cells} for name, cells in confused.items()}
+        self.pairs = {pair: (_Best(MOST_DISAGREEMENTS), _Best(MOST_DISAGREEMENTS)) for pair in pairs}
+        self.mistakes = _Best(MOST_MISTAKES)
+        self.confidence = {name: Confidence() for name in confused}
+        self.bad: list[BadSample] = []
+        self.reasons: Counter[str] = Counter()
+
+    def add_part(self, path: Path, footer: Footer) -> None:
+        figures = ("pred", "prob", "label_logprob")
+        columns = ["key", "label", "status", "reason", *(f"{name}.{f}" for name in self.models for f in figures)]
+        start = 0
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+                pred_B = {name: batch[f"{name}.pred"].fill_null(-1).to_numpy() for name in self.models}
+                prob_B = {name: batch[f"{name}.prob"].fill_null(0.0).to_numpy() for name in self.models}
+                self.add_rows(_Rows(footer, start, batch, batch["label"].to_numpy(), pred_B, prob_B))
+                start += len(batch)
+
+    def add_rows(self, rows: _Rows) -> None:
+        for name in self.models:
+            self._add_confused(name, rows)
+            self._add_confidence(name, rows)
+        self._add_mistakes(rows)
+        for a, b in self.pairs:
+            self._add_disagreements(a, b, rows)
+        self._add_bad(rows)
+
+    def _add_confused(self, name: str, rows: _Rows) -> None:
+        pred_B, label_B = rows.pred_B[name], rows.label_B
+        wrong = np.flatnonzero((label_B >= 0) & (pred_B >= 0) & (pred_B != label_B))
+        labels, preds = label_B[wrong], pred_B[wrong]
+        for (label, pred), best in self.confused[name].items():
+            index = wrong[(labels == label) & (preds == pred)]
+            best.offer(rows, index, rows.prob_B[name][index])
+
+    def _add_confidence(self, name: str, rows: _Rows) -> None:
+        pred_B, label_B, found = rows.pred_B[name], rows.label_B, self.confidence[name]
+        bin_B = np.clip((rows.prob_B[name].astype(np.float64) * NUM_BINS).astype(int), 0, NUM_BINS - 1)
+        has_answer, has_label = pred_B >= 0, label_B >= 0
+        groups = ((found.right, pred_B == label_B), (found.wrong, has_label & (pred_B != label_B)))
+        for counts_M, is_in_B in (*groups, (found.unlabelled, ~has_label)):
+            counts_M += np.bincount(bin_B[has_answer & is_in_B], minlength=NUM_BINS)
+
+    def _add_mistakes(self, rows: _Rows) -> None:
+        answer_B, score_B = contradictions(rows.label_B, rows.pred_B, rows.prob_B)
+        index = np.flatnonzero(answer_B >= 0)
+        self.mistakes.offer(rows, index, score_B[index])
+
+    def _add_disagreements(self, a: str, b: str, rows: _Rows) -> None:
+        label_B, a_B, b_B = rows.label_B, rows.pred_B[a], rows.pred_B[b]
+        score_B = np.minimum(rows.prob_B[a], rows.prob_B[b])
+        is_open_B = (label_B >= 0) & (a_B >= 0) & (b_B >= 0) & (a_B != b_B)
+        for best, right_B in zip(self.pairs[a, b], (a_B, b_B), strict=True):
+            index = np.flatnonzero(is_open_B & (right_B == label_B))
+            best.offer(rows, index, score_B[index])
+
+    def _add_bad(self, rows: _Rows) -> None:
+        is_bad_B = pc.equal(rows.batch["status"], "bad").to_numpy(zero_copy_only=False)
+        for row in np.flatnonzero(is_bad_B).tolist():
+            reason = rows.batch["reason"][row].as_py() or "unknown"
+            self.reasons[reason_kind(reason)] += 1
+            if self.reasons[reason_kind(reason)] <= BAD_A_REASON:
+                self.bad.append(BadSample(rows.footer.shard, rows.batch["key"][row].as_py(), reason))
+
+    def result(self) -> Chosen:
+        mistakes = []
+        for score, _, sample in self.mistakes.kept:
+            preds = {name: np.array([answer.pred]) for name, answer in sample.answers.items()}
+            probs = {name: np.array([answer.prob or 0.0]) for name, answer in sample.answers.items()}
+            answer_B, _ = contradictions(np.array([sample.label]), preds, probs)
+            mistakes.append(Mistake(sample, int(answer_B[0]), -score))
+        return Chosen(
+            {name: {cell: best.samples for cell, best in cells.items()} for name, cells in self.confused.items()},
+            mistakes,
+            {pair: (first.samples, second.samples) for pair, (first, second) in self.pairs.items()},
+            self.confidence,
+            self.bad,
+        )
+
+
+def contradictions(label_B: Array, pred_B: Mapping[str, Array], prob_B: Mapping[str, Array]) -> tuple[Array, Array]:
+    """The answer that speaks loudest against each label, and the models' mean confidence in it.
+
+    A model that gives another answer adds nothing, so an answer on which all models agree comes before one of a
+    single model that is as sure.
+
+    Returns:
+        The answer's class, -1 where no model contradicts the label; and its score in [0, 1].
+    """
+    answer_B, score_B = np.full(len(label_B), -1), np.zeros(len(label_B))
+    for candidate_B in pred_B.values():
+        voices = [np.where(pred_B[name] == candidate_B, prob_B[name], 0.0) for name in pred_B]
+        mean_B = np.sum(voices, axis=0) / len(voices)
+        is_better_B = (label_B >= 0) & (candidate_B >= 0) & (candidate_B != label_B) & (mean_B > score_B)
+        answer_B[is_better_B], score_B[is_better_B] = candidate_B[is_better_B], mean_B[is_better_B]
+    return answer_B, score_B
+
+
+def choose_samples(
+    parts: Mapping[int, tuple[Path, Footer]],
+    *,
+    confused: Mapping[str, Sequence[Cell]],
+    pairs: Sequence[tuple[str, str]],
+) -> Chosen:
+    """Read the parts once and keep the samples that are worth a look.
+
+    Args:
+        parts: path and footer by ordinal.
+        confused: for each model, the cells of its confusion matrix (truth, prediction) to find samples of.
+        pairs: the models whose disagreements are wanted.
+    """
+    choosing = _Choosing(confused, pairs)
+    for path, footer in parts.values():
+        choosing.add_part(path, footer)
+    return choosing.result()

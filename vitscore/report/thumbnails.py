@@ -1,0 +1,184 @@
+"""Small pictures of chosen samples, out of their shards, as data URIs.
+
+The report's only look at images. Nothing here can fail a report: a shard that is gone, has changed or cannot be read
+costs the pictures of its samples and is named. Pictures are bounded in number and bytes by whoever asks. Pillow alone
+decodes; neither torch nor DALI is needed.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vitscore.errors import VitscoreError
+from vitscore.report.samples import Sample
+from vitscore.shards.labels import LabelRule
+from vitscore.shards.locate import Shard, locate
+from vitscore.shards.samples import OpenShard
+
+SIDE = 144
+"""Longest side in pixels: sharp at 72 CSS pixels on a dense screen, about 4 kB."""
+SMALL = 48
+"""Up to here an image is kept as it is, without loss."""
+MOST_BYTES = 2_600_000
+"""All data URIs together."""
+
+
+@dataclass
+class Thumbnails:
+    """Data URIs by the place of their sample, and what could not be had."""
+
+    images: dict[tuple[int, int], str] = field(default_factory=dict)
+    wanted: int = 0
+    lost_shards: dict[str, str] = field(default_factory=dict)
+    """Shards that could not be read, each with its reason."""
+    num_unreadable: int = 0
+    """Samples whose image is not there or cannot be decoded, in shards that can be read."""
+    is_full: bool = False
+    """Whether some were left out to keep the report small."""
+
+    @property
+    def notes(self) -> list[str]:
+        """In words: what is missing and why."""
+        notes = []
+        if self.lost_shards:
+            name, reason = next(iter(self.lost_shards.items()))
+            more = f", and {len(self.lost_shards) - 1:,} more" if len(self.lost_shards) > 1 else ""
+            notes.append(f"Shards could not be read again, so their images are not shown: {name} ({reason}){more}.")
+        if self.num_unreadable:
+            notes.append(f"{self.num_unreadable:,} images could not be decoded and are not shown.")
+        if self.is_full:
+            notes.append("Some images are left out to keep this file small.")
+        return notes
+
+
+def find_shards(listed: Sequence[Mapping[str, Any]], specs: Sequence[str], *, split: str) -> dict[int, Shard]:
+    """The run's shards where they are now, by ordinal: by name, else by base name where that is unique.
+
+    Args:
+        listed: rows of shards.parquet: `ordinal`, `name`.
+        specs: where the shards are, as for a run.
+        split: the part of a data set in CLIP_benchmark's layout.
+    """
+    try:
+        found = locate(specs, split=split).shards
+    except VitscoreError:
+        return {}
+    by_name = {shard.name: shard for shard in found}
+    by_base: dict[str, list[Shard]] = {}
+    for shard in found:
+        by_base.setdefault(base_name(shard.name), []).append(shard)
+    places = {}
+    for row in listed:
+        shards = [by_name[row["name"]]] if row["name"] in by_name else by_base.get(base_name(row["name"]), [])
+        if len(shards) == 1:
+            places[int(row["ordinal"])] = shards[0]
+    return places
+
+
+def is_elsewhere(shard: Shard) -> bool:
+    """Whether looking into a shard would fetch it: a URL, or a command's output."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", shard.path) is not None and not os.path.exists(shard.path)
+
+
+def base_name(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]
+
+
+def make_thumbnails(
+    samples: Iterable[Sample],
+    places: Mapping[int, Shard],
+    *,
+    image_key: str | None,
+    max_pixels: int,
+    max_bytes: int = MOST_BYTES,
+    may_fetch: bool = False,
+) -> Thumbnails:
+    """Make a picture of each sample, the first ones first where not all fit.
+
+    Args:
+        samples: in order of importance; repeated ones count once.
+        places: the shards by ordinal.
+        image_key: the extension that is the image, as the run had it.
+        max_pixels: images that declare more are not decoded.
+        max_bytes: of all data URIs together.
+        may_fetch: look into shards that lie elsewhere, too.
+    """
+    wanted: dict[tuple[int, int], Sample] = {}
+    for sample in samples:
+        wanted.setdefault(sample.place, sample)
+    ordered = list(wanted.values())
+    made = Thumbnails(wanted=len(ordered))
+    drawn: dict[tuple[int, int], str] = {}
+    for ordinal in sorted({sample.ordinal for sample in ordered}):
+        inside = [sample for sample in ordered if sample.ordinal == ordinal]
+        if ordinal in places and not may_fetch and is_elsewhere(places[ordinal]):
+            made.lost_shards[inside[0].shard] = "not fetched again for pictures"
+            continue
+        drawn |= _of_one_shard(inside, places.get(ordinal), made, image_key=image_key, max_pixels=max_pixels)
+    num_bytes = 0
+    for sample in ordered:
+        uri = drawn.get(sample.place)
+        if uri is not None and num_bytes + len(uri) <= max_bytes:
+            made.images[sample.place] = uri
+            num_bytes += len(uri)
+    made.is_full = len(made.images) < len(drawn)
+    return made
+
+
+def _of_one_shard(
+    samples: Sequence[Sample], place: Shard | None, made: Thumbnails, *, image_key: str | None, max_pixels: int
+) -> dict[tuple[int, int], str]:
+    name = samples[0].shard
+    if place is None:
+        made.lost_shards[name] = "not found"
+        return {}
+    drawn = {}
+    try:
+        with OpenShard(place, image_key=image_key, labels=LabelRule(None), will_read=False) as opened:
+            if opened.fault is not None and not opened.num_samples:
+                made.lost_shards[name] = opened.fault
+                return {}
+            for sample in samples:
+                if sample.row >= opened.num_samples or opened.keys[sample.row] != sample.key:
+                    made.lost_shards[name] = "has changed"
+                    break
+                (image,) = opened.read(sample.row, sample.row + 1).images
+                uri = None if image is None else draw(np.asarray(image).tobytes(), max_pixels=max_pixels)
+                if uri is None:
+                    made.num_unreadable += 1
+                else:
+                    drawn[sample.place] = uri
+    except (OSError, VitscoreError) as error:
+        made.lost_shards[name] = str(error)
+    return drawn
+
+
+def draw(encoded: bytes, *, max_pixels: int, side: int = SIDE) -> str | None:
+    """A small WebP of an encoded image as a data URI; None where it cannot be decoded or is too large to try."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(encoded)) as image:
+                if image.width * image.height > max_pixels:
+                    return None
+                image.draft("RGB", (side, side))
+                turned = ImageOps.exif_transpose(image)
+                has_alpha = "A" in turned.getbands() or "transparency" in turned.info
+                small = turned.convert("RGBA" if has_alpha else "RGB")
+                small.thumbnail((side, side), reducing_gap=2.0)
+                buffer = io.BytesIO()
+                small.save(buffer, "WEBP", quality=62, lossless=max(small.size) <= SMALL, method=4)
+    # Pillow's decoders raise whatever they like on damaged images.
+    except Exception:
+        return None
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
