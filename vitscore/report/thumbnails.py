@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from vitscore.errors import VitscoreError
 from vitscore.report.samples import Sample
 from vitscore.shards.labels import LabelRule
 from vitscore.shards.locate import Shard, locate
+from vitscore.shards.redaction import is_remote
 from vitscore.shards.samples import OpenShard
 
 SIDE = 144
@@ -70,7 +69,7 @@ def find_shards(listed: Sequence[Mapping[str, Any]], specs: Sequence[str], *, sp
         split: the part of a data set in CLIP_benchmark's layout.
     """
     try:
-        found = locate(specs, split=split).shards
+        found = locate(specs, split=split, has_remote_sizes=False).shards
     except VitscoreError:
         return {}
     by_name = {shard.name: shard for shard in found}
@@ -83,11 +82,6 @@ def find_shards(listed: Sequence[Mapping[str, Any]], specs: Sequence[str], *, sp
         if len(shards) == 1:
             places[int(row["ordinal"])] = shards[0]
     return places
-
-
-def is_elsewhere(shard: Shard) -> bool:
-    """Whether looking into a shard would fetch it: a URL, or a command's output."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", shard.path) is not None and not os.path.exists(shard.path)
 
 
 def base_name(name: str) -> str:
@@ -121,7 +115,7 @@ def make_thumbnails(
     drawn: dict[tuple[int, int], str] = {}
     for ordinal in sorted({sample.ordinal for sample in ordered}):
         inside = [sample for sample in ordered if sample.ordinal == ordinal]
-        if ordinal in places and not may_fetch and is_elsewhere(places[ordinal]):
+        if ordinal in places and not may_fetch and is_remote(places[ordinal].path):
             made.lost_shards[inside[0].shard] = "not fetched again for pictures"
             continue
         drawn |= _of_one_shard(inside, places.get(ordinal), made, image_key=image_key, max_pixels=max_pixels)
