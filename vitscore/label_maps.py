@@ -38,7 +38,7 @@ def parse_label_maps(texts: Sequence[str], models: Mapping[str, HasKind]) -> dic
     maps: dict[str, LabelMap] = {}
     for_all: LabelMap | None = None
     for text in texts:
-        name, source = _split(text)
+        name, source = split_label_map(text)
         label_map: LabelMap = BY_POSITION if source == BY_POSITION else read_label_map(source)
         if name in maps or (not name and for_all is not None):
             raise UsageError("two label maps for one model", where=f"--label-map {text}")
@@ -57,7 +57,8 @@ def parse_label_maps(texts: Sequence[str], models: Mapping[str, HasKind]) -> dic
     return maps
 
 
-def _split(text: str) -> tuple[str, str]:
+def split_label_map(text: str) -> tuple[str, str]:
+    """`NAME=FILE` in two; the name is empty where there is none."""
     match = re.fullmatch(r"([A-Za-z0-9._-]+)=(.*)", text, re.DOTALL)
     return (match[1], match[2]) if match else ("", text)
 
@@ -119,8 +120,8 @@ def match_by_map(
     plain, heads = plain_names(classes), list(head_names or [""] * num_outputs)
     targets: dict[int, int] = {}
     for head, target in label_map.items():
-        head_id = _look_up(head, heads, [], where=where, kind="head class")
-        class_id = _look_up(target, plain, classes, where=where, kind="data set class")
+        head_id = look_up(head, heads, [], where=where, kind="head class")
+        class_id = look_up(target, plain, classes, where=where, kind="data set class")
         if targets.setdefault(head_id, class_id) != class_id:
             raise ClassError("head class with two targets", where=f"{where}[{head}]", expected="one data set class")
     columns: defaultdict[int, list[int]] = defaultdict(list)
@@ -147,7 +148,7 @@ def match_by_map(
     return tuple(tuple(sorted(columns[index])) for index in range(len(classes))), summary
 
 
-def _look_up(name: str | int, names: Sequence[str], shown: Sequence[str], *, where: str, kind: str) -> int:
+def look_up(name: str | int, names: Sequence[str], shown: Sequence[str], *, where: str, kind: str) -> int:
     """The id that a name, a display name, a folded name or an id in digits stands for."""
     text = str(name)
     for found in (
