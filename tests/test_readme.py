@@ -38,5 +38,6 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 @pytest.mark.parametrize("flag", sorted(set(re.findall(r"--[a-z][a-z-]+", README))))
 def test_every_flag_the_readme_names_exists(flag: str, vitscore: Callable[..., Any]) -> None:
     others = {"--nproc-per-node"}
-    helps = vitscore("run", "--help").out + vitscore("shards", "make", "--help").out
+    commands = (("run",), ("shards", "make"), ("metrics",), ("compare",))
+    helps = "".join(vitscore(*command, "--help").out for command in commands)
     assert flag in others or flag in helps

@@ -180,12 +180,15 @@ def execute(
 def show_outcome(outcome: Outcome, *, per_class: bool, as_json: bool) -> None:
     """The result on standard output, then the problem that decides the exit code, if any."""
     from vitscore import show
+    from vitscore.figure_text import figure_notes
 
     console = show.make_console()
     if as_json:
         typer.echo(json.dumps(outcome.document, indent=2, ensure_ascii=False))
     else:
         show.show_document(outcome.document, per_class=per_class, console=console)
+        for line in figure_notes(outcome.document):
+            typer.echo(line)
         show.show_notes(outcome.notes, console)
         if outcome.images_per_s:
             console.print(f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s)")
@@ -212,57 +215,6 @@ def demo(
     execute(make_options(values), is_dry=False, per_class=per_class)
 
 
-@app.command(short_help="Fold a run's parts into its metrics again.")
-def metrics(
-    folder: Output,
-    per_class: PerClass = False,
-    as_json: Json = False,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Write nothing: prove that every sample of the shards is in one part, once."),
-    ] = False,
-    shards: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--shards",
-            metavar="SHARDS",
-            help="With --check: where the shards are now, where they have moved; repeat for more.",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Fold a run's parts into its metrics again; needs no model and no image."""
-    from vitscore import show
-    from vitscore.durable import writing
-    from vitscore.fold import refold, write_metrics
-    from vitscore.folder import require_record
-
-    if check:
-        check_ledger(folder, shards or [], as_json=as_json)
-        return
-    if shards:
-        raise UsageError("--shards without --check", where="metrics", next_step="The parts are folded without shards.")
-    require_record(folder)
-    folded = refold(folder)
-    with writing(folder):
-        write_metrics(folder, folded)
-    if as_json:
-        typer.echo(json.dumps(folded.document, indent=2, ensure_ascii=False))
-    else:
-        show.show_document(folded.document, per_class=per_class, console=show.make_console())
-
-
-def check_ledger(folder: Path, shards: list[str], *, as_json: bool) -> None:
-    """`metrics --check`: what was proved, or the first difference as an error."""
-    from vitscore.check import check_run
-
-    checked = check_run(folder, shards=shards)
-    if as_json:
-        typer.echo(json.dumps(checked.document, indent=2))
-    else:
-        typer.echo("\n".join(checked.lines))
-
-
 @app.command(short_help="How far a run is.")
 def status(
     folder: Output, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False
@@ -280,13 +232,15 @@ def status(
         typer.echo(line)
 
 
-def mount_shards() -> None:
+def mount_others() -> None:
+    from vitscore.cli_results import register
     from vitscore.cli_shards import app as shards_app
 
+    register(app)
     app.add_typer(shards_app, name="shards", help="Build and inspect shards.")
 
 
-mount_shards()
+mount_others()
 
 
 def is_main_rank() -> bool:

@@ -164,7 +164,7 @@ def overall(comparisons: Sequence[Mapping[str, Any]]) -> str:
     if len(comparisons) == 1 or not all(entry["samples"] for entry in comparisons):
         return conclusion(comparisons[0])
     wins = {entry[side]: 0 for entry in comparisons for side in ("a", "b")}
-    right = {name: 0 for name in wins}
+    right = dict.fromkeys(wins, 0)
     for entry in comparisons:
         wins[entry["a" if entry["accuracy_difference"] > 0 else "b"]] += is_shown(entry)
         right[entry["a"]] = entry["both"] + entry["only_a"]

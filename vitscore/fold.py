@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from vitscore.compare import Pair, compare_pairs
 from vitscore.durable import write_bytes_durably, write_json_durably
 from vitscore.errors import LedgerError, UsageError
-from vitscore.kernels.counts import Confusion, SparseConfusion
 from vitscore.groups import Groups
+from vitscore.kernels.counts import Confusion, SparseConfusion
 from vitscore.metrics import TOP_K, ModelCounts, model_metrics, report_names
 from vitscore.parts import Footer, finished_parts, read_footer
 from vitscore.recount import Recount

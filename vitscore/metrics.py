@@ -192,7 +192,7 @@ def model_metrics(
         "topk_accuracy": {str(k): hits / n if n else None for k, hits in counts.topk_hits.items()},
         **{name: figures[name] for name in ("balanced_accuracy", "mcc", "cohen_kappa")},
         **_probability_figures(counts),
-        **_averages_of(*(total_K[shown] for total_K in totals), [classes[index] for index in shown]),
+        **_averages_of(*(total_K[shown] for total_K in totals), classes=[classes[index] for index in shown.tolist()]),
         "confidence_intervals": _intervals(cells, counts.num_classes, only=only, topk=topk_ci),
         "reliability": _reliability(counts),
     }
@@ -212,7 +212,7 @@ def group_metrics(cells: Cells, groups: Groups) -> dict[str, Any]:
         "classes": list(groups.names),
         "num_classes_in_truth": int((totals[1] > 0).sum()),
         **{name: figures[name] for name in ("accuracy", "balanced_accuracy", "mcc", "cohen_kappa")},
-        **_averages_of(*totals, groups.names),
+        **_averages_of(*totals, classes=groups.names),
         "confidence_intervals": _intervals(grouped, num_groups),
     }
 
@@ -228,7 +228,7 @@ def totals_of(cells: Cells, num_classes: int) -> tuple[Array, Array, Array]:
     )
 
 
-def _averages_of(right_K: Array, support_K: Array, predicted_K: Array, classes: Sequence[str]) -> dict[str, Any]:
+def _averages_of(right_K: Array, support_K: Array, predicted_K: Array, *, classes: Sequence[str]) -> dict[str, Any]:
     """The report, and two averages that it has no place for: over the truth's classes alone, and over all answers."""
     n, num_right, answered = (float(total_K.sum()) for total_K in (support_K, right_K, predicted_K))
     if not n:

@@ -80,7 +80,9 @@ class Recount:
             LabelError: no sample has one of the given keys.
         """
         if self.keys is not None and not self.num_rows:
-            raise LabelError("no sample left", where="--keys", expected="keys of the parts", got=f"{len(self.keys)} others")
+            raise LabelError(
+                "no sample left", where="--keys", expected="keys of the parts", got=f"{len(self.keys)} others"
+            )
         if self.label_keys is not None and not self.num_labels_given:
             got = f"{len(self.label_keys)} other keys"
             raise LabelError("no sample has one of these keys", where="--labels", expected="keys of the parts", got=got)

@@ -7,7 +7,7 @@ Axes: B rows, T the k of top-k, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,7 +45,8 @@ class ModelRows:
     def take(self, chosen_B: Array) -> ModelRows:
         """The rows that a mask or their numbers choose."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: None if value is None else value[chosen_B] for name, value in values.items()})
+        taken: dict[str, Any] = {name: None if value is None else value[chosen_B] for name, value in values.items()}
+        return ModelRows(**taken)
 
 
 @dataclass(frozen=True)

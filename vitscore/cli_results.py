@@ -1,0 +1,147 @@
+"""The commands that look at what runs left behind: `metrics`, `compare`, `export`; and `doctor`.
+
+Part of the command line; cli.py mounts them. Nothing here imports torch but `doctor`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitscore.errors import UsageError
+
+Output = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Give `app` these commands."""
+    app.command(short_help="Fold a run's parts into its metrics again.")(metrics)
+    app.command(short_help="Compare models of one run or of several.")(compare)
+
+
+def metrics(
+    folder: Output,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV or Parquet (key, label): corrected labels.")
+    ] = None,
+    label_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE",
+            help="JSON from the class that was predicted to the class that is meant; others stay.",
+        ),
+    ] = None,
+    top_k: Annotated[str | None, typer.Option(metavar="K[,K...]", help="Top-k accuracies to report.")] = None,
+    only_classes: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|NAME,...", help="Only samples of these classes, averages over these classes."),
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Only these samples: keys, one a line, or a column `key`.")
+    ] = None,
+    groups: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON of superclasses, from group to its classes.")
+    ] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Also print precision, recall and F1 of each class.")
+    ] = False,
+    as_json: Json = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Write nothing: prove that every sample of the shards is in one part, once."),
+    ] = False,
+    shards: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shards",
+            metavar="SHARDS",
+            help="With --check: where the shards are now, where they have moved; repeat for more.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Fold a run's parts into its metrics again; needs no model, no image and no torch.
+
+    With --labels, --label-map, --top-k, --only-classes, --keys or --groups: what the metrics would be, printed and not
+    written.
+    """
+    from vitscore import show
+    from vitscore.durable import writing
+    from vitscore.figure_text import figure_notes
+    from vitscore.fold import refold, write_metrics
+    from vitscore.folder import require_record
+    from vitscore.recount import make_recount
+
+    asked: dict[str, Any] = {
+        "labels": labels, "label_maps": label_map or (), "top_k": top_k, "only_classes": only_classes, "keys": keys,
+        "groups": groups,
+    }  # fmt: skip
+    if check:
+        if any(asked.values()):
+            raise UsageError("--check recounts nothing", where="metrics", next_step="Leave the other options out.")
+        check_ledger(folder, shards or [], as_json=as_json)
+        return
+    if shards:
+        raise UsageError("--shards without --check", where="metrics", next_step="The parts are folded without shards.")
+    recount = make_recount(require_record(folder), **asked)
+    folded = refold(folder, recount=recount)
+    if recount is None:
+        with writing(folder):
+            write_metrics(folder, folded)
+    if as_json:
+        tell_json(folded.document)
+    else:
+        show.show_document(folded.document, per_class=per_class, console=show.make_console())
+        tell_lines(figure_notes(folded.document))
+
+
+def check_ledger(folder: Path, shards: list[str], *, as_json: bool) -> None:
+    """`metrics --check`: what was proved, or the first difference as an error."""
+    from vitscore.check import check_run
+
+    checked = check_run(folder, shards=shards)
+    if as_json:
+        tell_json(checked.document)
+    else:
+        tell_lines(checked.lines)
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="DIR[:NAME]...", help="Runs, or single models of them.", show_default=False)
+    ],
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV or Parquet (key, label) that wins over the runs'.")
+    ] = None,
+    top: Annotated[int, typer.Option(metavar="N", min=0, help="Disagreements to list for each pair.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Compare models of one run, or of several, on the samples that they all have.
+
+    Runs are joined on the shard's base name and the key, else on the key. Tests are exact and corrected for the number
+    of pairs (Holm); intervals are for paired samples. Nothing is written.
+    """
+    from vitscore import show
+    from vitscore.compare_runs import compare_runs
+    from vitscore.compare_text import comparison_lines
+
+    document = compare_runs(runs, labels=labels, top=top)
+    if as_json:
+        tell_json(document)
+        return
+    if document["samples"]:
+        tell_lines(show.models_table(document))
+    tell_lines(comparison_lines(document, rows_shown=top))
+
+
+def tell_json(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def tell_lines(lines: list[str]) -> None:
+    for line in lines:
+        typer.echo(line)
