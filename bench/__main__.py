@@ -13,7 +13,7 @@ import platform
 import sys
 from pathlib import Path
 
-NAMES = ("whole", "memory")
+NAMES = ("whole", "memory", "million", "coverage")
 
 
 def main(names: list[str]) -> int:

@@ -89,6 +89,9 @@ def run(
         typer.Option(metavar="[NAME=]FILE|by-position", help="How a head's classes become the data set's."),
     ] = None,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV or Parquet (key, label) that wins.")] = None,
+    groups: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON of superclasses, from group to its classes; scored too.")
+    ] = None,
     label_key: Annotated[str, typer.Option(metavar="cls|json:FIELD", help="Where a sample's label is.")] = "cls",
     image_key: Annotated[str | None, typer.Option(metavar="EXT", help="The image member's extension.")] = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="The split of a CLIP_benchmark data set.")] = "test",

@@ -20,7 +20,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from vitscore.classnames import fold
 from vitscore.compare import Pair, compare_pairs, conclusion, holm, mcnemar_p, overall
@@ -30,7 +29,7 @@ from vitscore.join import join
 from vitscore.metrics import ModelCounts, model_metrics, report_names
 from vitscore.paired import class_differences
 from vitscore.parts import finished_parts
-from vitscore.recount import read_corrections
+from vitscore.recount import corrected, read_corrections
 from vitscore.rows import ModelRows, read_rows
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -242,10 +241,7 @@ def common_labels(runs: Sequence[RunRows], rows: Sequence[Array], labels: Path |
     given_J = np.zeros(len(labels_J), bool)
     keys = runs[0].keys.take(pa.array(rows[0]))
     if labels is not None:
-        label_keys, ids = read_corrections(labels, classes)
-        places = pc.index_in(keys, value_set=label_keys)
-        given_J = places.is_valid().to_numpy(zero_copy_only=False)
-        labels_J[given_J] = ids[places.drop_null().to_numpy()]
+        labels_J, given_J = corrected(keys, labels_J, read_corrections(labels, classes))
     for run, row_J in zip(runs[1:], rows[1:], strict=True):
         their_J = run.labels_N[row_J]
         differs_J = (labels_J >= 0) & (their_J >= 0) & (labels_J != their_J) & ~given_J

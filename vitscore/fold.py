@@ -201,6 +201,7 @@ class _Folding:
             "comparisons": compare_pairs(self.pairs),
         }
         if self.recount:
+            self.recount.check()
             document["recount"] = self.recount.told()
         return Folded(document, {name: counts.confusion.compute() for name, counts in self.counts.items()})
 

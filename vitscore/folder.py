@@ -262,6 +262,7 @@ def make_record(plan: Plan, *, session: Mapping[str, Any], num_params: Mapping[s
         "choices": {name: asdict(choice) for name, choice in plan.settings.items()},
         "classes": list(plan.classes),
         "classes_source": plan.classes_source,
+        "groups": plan.groups.to_record() if plan.groups else None,
         "templates": list(plan.templates),
         "models": {
             model.name: {

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from vitscore.classnames import plain_names
 from vitscore.errors import ClassError, UsageError
-from vitscore.label_maps import look_up
+from vitscore.label_maps import NameIndex
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -56,11 +56,11 @@ def read_groups(path: str | Path, classes: Sequence[str]) -> Groups:
         raise UsageError("cannot read groups", where=str(path), got=type(error).__name__) from error
     except ValueError as error:
         raise ClassError("bad groups", where=str(path), expected="JSON", got=str(error)) from error
-    plain, where = plain_names(classes), str(path)
+    known, where = NameIndex(plain_names(classes), classes), str(path)
     names: dict[str, int] = {}
     group_of: dict[int, int] = {}
     for name, member in _members(content, where):
-        class_id = look_up(member, plain, classes, where=where, kind="data set class")
+        class_id = known.look_up(member, where=where, kind="data set class")
         group_id = names.setdefault(name, len(names))
         if group_of.setdefault(class_id, group_id) != group_id:
             raise ClassError("class in two groups", where=f"{where}[{member}]", expected="one group")

@@ -202,9 +202,10 @@ def model_metrics(
 def group_metrics(cells: Cells, groups: Groups) -> dict[str, Any]:
     """The figures of superclasses: an answer is right where it is of the truth's group."""
     rows, cols, counts = cells
-    group_of = np.append(groups.of_class, len(groups.names))
-    grouped = (group_of[rows], group_of[cols], counts)
     num_groups = len(groups.names)
+    group_of = np.append(groups.of_class, num_groups)
+    found, places = np.unique(group_of[rows] * (num_groups + 1) + group_of[cols], return_inverse=True)
+    grouped = (*np.divmod(found, num_groups + 1), np.bincount(places, weights=counts).astype(np.int64))
     totals = totals_of(grouped, num_groups)
     figures = class_figures(*totals)
     return {

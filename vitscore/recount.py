@@ -18,14 +18,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vitscore.classnames import plain_names
 from vitscore.errors import ClassError, LabelError, UsageError
 from vitscore.groups import Groups, read_groups
 from vitscore.kernels.rows import score_rows
-from vitscore.label_maps import BY_POSITION, look_up, read_label_map, split_label_map
+from vitscore.label_maps import BY_POSITION, NameIndex, read_label_map, split_label_map
 from vitscore.rows import FIGURES, ModelRows, Rows
 from vitscore.shards.labels import LabelRule, load_labels
 
@@ -38,10 +37,9 @@ class Recount:
 
     num_classes: int
     has_logits: bool = False
-    label_keys: pa.Array | None = None
-    label_ids: Array | None = None
-    """The corrected label of each of `label_keys`."""
-    keys: pa.Array | None = None
+    labels: dict[str, int] | None = None
+    """Corrected labels, by key."""
+    keys: frozenset[str] | None = None
     maps: dict[str, Array] = field(default_factory=dict)
     """By model: for each class that it predicted the class that it stands for."""
     top_k: tuple[int, ...] | None = None
@@ -60,9 +58,9 @@ class Recount:
     def told(self) -> dict[str, Any]:
         """What was changed, for `recount` of the document."""
         told: dict[str, Any] = {"samples": self.num_rows, "from_logits": self.has_logits}
-        if self.label_keys is not None:
+        if self.labels is not None:
             told["labels"] = {
-                "given": len(self.label_keys), "found": self.num_labels_given, "changed": self.num_labels_changed,
+                "given": len(self.labels), "found": self.num_labels_given, "changed": self.num_labels_changed,
                 "of_bad_samples": self.num_labels_of_bad,
             }  # fmt: skip
         if self.keys is not None:
@@ -83,17 +81,17 @@ class Recount:
             raise LabelError(
                 "no sample left", where="--keys", expected="keys of the parts", got=f"{len(self.keys)} others"
             )
-        if self.label_keys is not None and not self.num_labels_given:
-            got = f"{len(self.label_keys)} other keys"
+        if self.labels is not None and not self.num_labels_given:
+            got = f"{len(self.labels)} other keys"
             raise LabelError("no sample has one of these keys", where="--labels", expected="keys of the parts", got=got)
 
     def apply(self, rows: Rows) -> Rows:
         """The rows as they are to be counted."""
         if self.keys is not None:
-            rows = rows.take(pc.is_in(rows.keys, value_set=self.keys).to_numpy(zero_copy_only=False))
+            rows = rows.take(np.array([key in self.keys for key in rows.keys.to_pylist()], bool))
         old_labels_B = rows.labels_B
-        if self.label_keys is not None:
-            rows = self._relabel(rows)
+        if self.labels is not None:
+            rows = self._relabel(rows, self.labels)
         if self.only is not None:
             is_wanted_B = np.isin(rows.labels_B, self.only)
             rows, old_labels_B = rows.take(is_wanted_B), old_labels_B[is_wanted_B]
@@ -101,12 +99,8 @@ class Recount:
         changed = {name: self._model(name, model, rows, old_labels_B) for name, model in rows.models.items()}
         return replace(rows, models=changed)
 
-    def _relabel(self, rows: Rows) -> Rows:
-        assert self.label_ids is not None
-        places = pc.index_in(rows.keys, value_set=self.label_keys)
-        is_given_B = places.is_valid().to_numpy(zero_copy_only=False)
-        labels_B = rows.labels_B.copy()
-        labels_B[is_given_B] = self.label_ids[places.drop_null().to_numpy()]
+    def _relabel(self, rows: Rows, labels: Mapping[str, int]) -> Rows:
+        labels_B, is_given_B = corrected(rows.keys, rows.labels_B, labels)
         self.num_labels_given += int(is_given_B.sum())
         self.num_labels_changed += int((labels_B != rows.labels_B).sum())
         self.num_labels_of_bad += int((is_given_B & rows.is_bad_B).sum())
@@ -135,7 +129,8 @@ class Recount:
         is_empty_K = np.zeros(self.num_classes, bool)
         if class_map is not None:
             logits_BK, is_empty_K = join_logits(logits_BK, class_map)
-        k = max(*(self.top_k or ()), model.topk.shape[1] if model.topk is not None else 1)
+        kept_k = model.topk.shape[1] if model.topk is not None else 1
+        k = max(kept_k, *(self.top_k or (1,)))
         scores = score_rows(logits_BK, labels_B[answered_B], k)
         logprob_B = np.where(is_empty_K[labels_B[answered_B]], np.nan, scores.label_logprob)
 
@@ -148,6 +143,15 @@ class Recount:
             pred=spread(scores.pred, -1), prob=spread(scores.prob, np.nan), topk=spread(scores.topk, -1),
             label_logprob=spread(logprob_B.astype(np.float32), np.nan), sum_sq_prob=spread(scores.sum_sq_prob, np.nan),
         )  # fmt: skip
+
+
+def corrected(keys: pa.Array, labels_B: Array, labels: Mapping[str, int]) -> tuple[Array, Array]:
+    """Labels with those that are given by key, and which rows these are."""
+    given = [labels.get(key) for key in keys.to_pylist()]
+    is_given_B = np.array([label is not None for label in given], bool)
+    labels_B = labels_B.copy()
+    labels_B[is_given_B] = [label for label in given if label is not None]
+    return labels_B, is_given_B
 
 
 def _mapped(class_map: Array, ids: Array) -> Array:
@@ -217,7 +221,7 @@ def make_recount(
     # Logits are long: they are read only where something depends on them.
     made.has_logits = has_logits and bool(labels or label_maps or top_k)
     if labels is not None:
-        made.label_keys, made.label_ids = read_corrections(labels, classes)
+        made.labels = read_corrections(labels, classes)
     if keys is not None:
         made.keys = read_keys(keys)
     for text in label_maps:
@@ -232,23 +236,22 @@ def make_recount(
     return made
 
 
-def read_corrections(path: Path, classes: Sequence[str]) -> tuple[pa.Array, Array]:
-    """Keys and class ids from a file of labels.
+def read_corrections(path: Path, classes: Sequence[str]) -> dict[str, int]:
+    """Class ids by key, from a file of labels.
 
     Raises:
         LabelError: a label is not a class.
     """
     rule = LabelRule(plain_names(classes))
-    given = load_labels(path)
-    ids = np.empty(len(given), np.int32)
-    for row, (key, value) in enumerate(given.items()):
-        ids[row], reason = rule.from_value(value)
+    ids = {}
+    for key, value in load_labels(path).items():
+        ids[key], reason = rule.from_value(value)
         if reason is not None:
             raise LabelError("wrong label", where=f"{path}[{key}]", expected="a class", got=reason)
-    return pa.array(list(given), pa.string()), ids
+    return ids
 
 
-def read_keys(path: Path) -> pa.Array:
+def read_keys(path: Path) -> frozenset[str]:
     """Keys, one a line, or the column `key` of a CSV or Parquet file.
 
     Raises:
@@ -266,7 +269,7 @@ def read_keys(path: Path) -> pa.Array:
         raise UsageError("cannot read keys", where=str(path), expected=wanted, got=type(error).__name__) from None
     if not keys:
         raise UsageError("no keys", where=str(path), expected="keys, one a line, or a column `key`")
-    return pa.array(list(dict.fromkeys(map(str, keys))), pa.string())
+    return frozenset(map(str, keys))
 
 
 def read_class_map(
@@ -289,11 +292,11 @@ def read_class_map(
     targets = [name] if name else list(models)
     if any(target in known for target in targets):
         raise UsageError("two label maps for one model", where=f"--label-map {text}")
-    plain = plain_names(classes)
+    known_classes = NameIndex(plain_names(classes), classes)
     class_map = np.arange(len(classes), dtype=np.int64)
     for predicted, meant in read_label_map(source).items():
-        row = look_up(predicted, plain, classes, where=source, kind="data set class")
-        class_map[row] = look_up(meant, plain, classes, where=source, kind="data set class")
+        row = known_classes.look_up(predicted, where=source, kind="data set class")
+        class_map[row] = known_classes.look_up(meant, where=source, kind="data set class")
     return dict.fromkeys(targets, class_map)
 
 
@@ -330,5 +333,5 @@ def read_only(text: str, classes: Sequence[str]) -> Array:
     names = [name.strip() for name in names if name.strip()]
     if not names:
         raise ClassError("no classes", where=f"--only-classes {text}", expected="names or ids")
-    plain, where = plain_names(classes), "--only-classes"
-    return np.unique([look_up(name, plain, classes, where=where, kind="data set class") for name in names])
+    index = NameIndex(plain_names(classes), classes)
+    return np.unique([index.look_up(name, where="--only-classes", kind="data set class") for name in names])
