@@ -16,6 +16,7 @@ from transformers import EvalPrediction
 
 from vitscore import intervals
 from vitscore.errors import LabelError, UsageError
+from vitscore.figure_text import figure_notes
 from vitscore.intervals import wilson
 from vitscore.kernels import score_rows
 from vitscore.metrics import ModelCounts, class_figures, compute_metrics, model_metrics, report_names
@@ -95,6 +96,47 @@ def test_figures_are_scikit_learns_on_anything(case: tuple[int, list[tuple[int, 
     num_classes, rows = case
     labels, preds = np.array(rows).T
     assert_like_scikit_learn(labels, preds, num_classes)
+
+
+@pytest.mark.parametrize("num, num_classes", [(500, 2), (500, 12), (40, 12)])
+def test_figures_are_torchmetrics(num: int, num_classes: int) -> None:
+    torch = pytest.importorskip("torch")
+    from torchmetrics import classification as tm
+
+    rng = np.random.default_rng(num)
+    labels, logits = rng.integers(0, num_classes, num), rng.normal(size=(num, num_classes)).astype(np.float32)
+    logits[np.arange(num), labels] += 1.5
+    metrics = model_metrics(scored_counts(logits, labels), names(num_classes))
+    prob, target = torch.softmax(torch.tensor(logits), 1), torch.tensor(labels)
+    wanted = {
+        "accuracy": tm.MulticlassAccuracy(num_classes, average="micro"),
+        "mcc": tm.MulticlassMatthewsCorrCoef(num_classes),
+        "cohen_kappa": tm.MulticlassCohenKappa(num_classes),
+        "balanced_accuracy": tm.MulticlassAccuracy(num_classes, average="macro"),
+        "ece": tm.MulticlassCalibrationError(num_classes, n_bins=15, norm="l1"),
+    }
+    for name, metric in wanted.items():
+        assert metrics[name] == pytest.approx(float(metric(prob, target)), abs=2e-6), name
+    if num_classes > 5:
+        top5 = tm.MulticlassAccuracy(num_classes, average="micro", top_k=5)
+        assert metrics["topk_accuracy"]["5"] == pytest.approx(float(top5(prob, target)), abs=2e-6)
+    for average, row in (("macro", metrics["macro_in_truth"]), ("micro", metrics["micro"])):
+        for figure, metric in (("precision", tm.MulticlassPrecision), ("recall", tm.MulticlassRecall)):
+            value = float(metric(num_classes, average=average)(prob, target))
+            assert row[figure] == pytest.approx(value, abs=2e-6), (average, figure)
+
+
+@pytest.mark.parametrize("num_wrong", [0, 50])
+def test_micro_averages_are_scikit_learns(num_wrong: int) -> None:
+    """An answer outside the classes is in no column, so it costs recall and not precision."""
+    labels, preds = draw(300, 5)
+    counts = ModelCounts(5)
+    counts.update(labels[num_wrong:], preds[num_wrong:])
+    counts.count_wrong(labels[:num_wrong])
+    preds[:num_wrong] = -1
+    found = model_metrics(counts, names(5))["micro"]
+    wanted = sk.precision_recall_fscore_support(labels, preds, labels=range(5), average="micro", zero_division=0)
+    assert list(found.values()) == pytest.approx(wanted[:3], abs=1e-12)
 
 
 def test_a_wrong_answer_outside_the_classes_is_in_support_and_in_no_column() -> None:
@@ -204,6 +246,17 @@ def test_the_macro_average_over_the_truths_classes_stands_beside_the_whole() -> 
     wanted = sk.f1_score(labels, preds, labels=present, average="macro", zero_division=0)
     assert metrics["macro_in_truth"]["f1-score"] == pytest.approx(wanted, abs=1e-12)
     assert metrics["num_classes_in_truth"] == len(present)
+
+
+def test_classes_that_the_truth_lacks_are_said() -> None:
+    metrics = metrics_of(*draw(100, 12, kind="absent"), 12)
+    document = {"classes": names(12), "models": {"vit": metrics}}
+    (line,) = figure_notes(document)
+    macro = metrics["macro_in_truth"]
+    shown = f"{100 * macro['precision']:.1f} {100 * macro['recall']:.1f} {100 * macro['f1-score']:.1f}"
+    assert line == f"vit: 4 of 12 classes are in the truth; macro P R F1 over these: {shown}"
+    document["models"]["vit"] = metrics_of(*draw(100, 12), 12)
+    assert figure_notes(document) == []
 
 
 def test_repeated_and_reserved_names_get_their_id() -> None:

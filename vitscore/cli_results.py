@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitscore.errors import UsageError
+from vitscore.errors import SetupError, UsageError
 
 Output = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     """Give `app` these commands."""
     app.command(short_help="Fold a run's parts into its metrics again.")(metrics)
     app.command(short_help="Compare models of one run or of several.")(compare)
+    app.command(short_help="What this machine can do, and what to install.")(doctor)
 
 
 def metrics(
@@ -136,6 +137,24 @@ def compare(
     if document["samples"]:
         tell_lines(show.models_table(document))
     tell_lines(comparison_lines(document, rows_shown=top))
+
+
+def doctor(as_json: Json = False) -> None:
+    """What this machine can do, what is missing, and the command that installs it.
+
+    Exit 0 where runs will work (with or without a GPU), 4 where a package is missing or a GPU cannot be used.
+    """
+    from vitscore.doctor import document_of, examine, lines_of, problems
+
+    findings = examine()
+    if as_json:
+        tell_json(document_of(findings))
+    else:
+        tell_lines(lines_of(findings))
+    if wrong := problems(findings):
+        raise SetupError(
+            "set-up is not complete", where=wrong[0].name, got=wrong[0].found, next_step=f"{wrong[0].fix}."
+        )
 
 
 def tell_json(document: Any) -> None:
