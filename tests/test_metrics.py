@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -296,6 +297,30 @@ def test_compute_metrics_serves_the_trainer() -> None:
     wanted = sk.precision_recall_fscore_support(labels, preds, labels=range(6), average="macro", zero_division=0)
     assert list(figures.values())[1:] == pytest.approx(wanted[:3], abs=1e-12)
     assert figures["accuracy"] == pytest.approx((labels == preds).mean())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compute_metrics_in_a_real_trainer(tmp_path: Path) -> None:
+    import torch
+    from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4,
+        num_channels=1, num_labels=3,
+    )  # fmt: skip
+    images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 3
+    rows = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
+    arguments = TrainingArguments(str(tmp_path), per_device_eval_batch_size=7, report_to=[], use_cpu=True)
+    model = ViTForImageClassification(config)
+    trainer = Trainer(model, arguments, eval_dataset=rows, compute_metrics=compute_metrics)
+    found = trainer.evaluate()
+    preds = model.eval()(pixel_values=images).logits.argmax(1).numpy()
+    wanted = sk.precision_recall_fscore_support(
+        labels.numpy(), preds, labels=range(3), average="macro", zero_division=0
+    )
+    assert found["eval_accuracy"] == pytest.approx((preds == labels.numpy()).mean())
+    assert [found[f"eval_{name}"] for name in ("precision", "recall", "f1")] == pytest.approx(wanted[:3], abs=1e-12)
 
 
 def test_metrics_need_no_torch() -> None:

@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     """Give `app` these commands."""
     app.command(short_help="Fold a run's parts into its metrics again.")(metrics)
     app.command(short_help="Compare models of one run or of several.")(compare)
+    app.command(short_help="Write a run in the form of another tool.")(export)
     app.command(short_help="What this machine can do, and what to install.")(doctor)
 
 
@@ -137,6 +138,36 @@ def compare(
     if document["samples"]:
         tell_lines(show.models_table(document))
     tell_lines(comparison_lines(document, rows_shown=top))
+
+
+def export(
+    folder: Output,
+    form: Annotated[
+        str,
+        typer.Option("-f", "--format", metavar="clip-benchmark|timm|cleanlab", help="The form.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write.", show_default=False)
+    ],
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", metavar="NAME", help="One model; timm's form takes all by default.")
+    ] = None,
+    dataset: Annotated[
+        str, typer.Option(metavar="NAME", help="The data set's name for CLIP_benchmark; default: the folder's.")
+    ] = "",
+    approximate: Annotated[
+        bool,
+        typer.Option("--approximate", help="cleanlab without saved logits: spread what the top k leave evenly."),
+    ] = False,
+) -> None:
+    """Write a run in the form of another tool.
+
+    clip-benchmark: the JSON of one evaluation. timm: a results CSV, a row a model. cleanlab: an .npz with pred_probs,
+    labels, keys and classes, exact where the run had --save logits.
+    """
+    from vitscore.export import export as write
+
+    tell_lines(write(folder, form, output, model=model, dataset=dataset, approximate=approximate))
 
 
 def doctor(as_json: Json = False) -> None:
