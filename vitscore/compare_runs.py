@@ -73,7 +73,7 @@ def compare_runs(sources: Sequence[str], *, labels: Path | None = None, top: int
     classes = match_classes(runs)
     joined = join([(run.shards, run.keys) for run in runs])
     num_joined = len(joined.rows[0])
-    if not num_joined:
+    if not num_joined and len(runs) > 1:
         raise LabelError(
             "no common sample", where=" and ".join(run.source for run in runs),
             got=f"{_example(runs[0])} in one, {_example(runs[1])} in another",

@@ -70,7 +70,7 @@ def one_model(record: Mapping[str, Any], name: str | None) -> str:
     models = list(record["models"])
     if name is None and len(models) == 1:
         return str(models[0])
-    if name not in models:
+    if name is None or name not in models:
         raise UsageError("which model", where="--model", expected=" or ".join(models), got=name or "none")
     return name
 
