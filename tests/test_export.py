@@ -64,8 +64,17 @@ def test_timms_csv_has_its_columns_best_model_first(vitscore: Call, tmp_path: Pa
     wanted = "model,top1,top1_err,top5,top5_err,param_count,img_size,crop_pct,interpolation".split(",")
     assert list(rows[0]) == wanted
     assert sorted(row["model"] for row in rows) == ["clip", "vit"]
+    assert rows[0]["img_size"] == rows[0]["interpolation"] == ""  # made-up models have no input size
     assert float(rows[0]["top1"]) >= float(rows[1]["top1"])
     assert float(rows[0]["top1"]) + float(rows[0]["top1_err"]) == pytest.approx(100)
+
+
+def test_timms_csv_of_a_real_run_knows_size_and_filter(vitscore: Call, tmp_path: Path) -> None:
+    assert vitscore("run", "demo", "-m", "demo-vit", "-o", tmp_path / "run", "--limit", "20").code == 0
+    assert vitscore("export", tmp_path / "run", "-f", "timm", "-o", tmp_path / "results.csv").code == 0
+    with open(tmp_path / "results.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["img_size"], row["interpolation"], row["param_count"]) == ("32", "bilinear", "0.32")
 
 
 def test_cleanlab_finds_the_wrong_label_in_the_matrix(vitscore: Call, tmp_path: Path) -> None:

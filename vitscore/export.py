@@ -130,7 +130,7 @@ def write_timm(output: Path, metrics: Mapping[str, Any], record: Mapping[str, An
                 "top5": top5,
                 "top5_err": _error(top5),
                 "param_count": f"{parameters / 1e6:.2f}" if parameters else "",
-                "img_size": recorded.get("image_size") or "",
+                "img_size": (recorded.get("image_size") or [""])[0],
                 "crop_pct": "",
                 "interpolation": recorded.get("interpolation") or "",
             }
