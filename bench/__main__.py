@@ -13,7 +13,7 @@ import platform
 import sys
 from pathlib import Path
 
-NAMES = ("whole", "memory", "million", "coverage")
+NAMES = ("whole", "memory", "million", "coverage", "counting")
 
 
 def main(names: list[str]) -> int:

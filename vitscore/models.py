@@ -9,7 +9,6 @@ engine pads them), so compiled models compile once. Ranking and probabilities ar
 from __future__ import annotations
 
 import contextlib
-import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -133,7 +132,7 @@ class ImageModel:
         return other
 
     def cost(self) -> dict[str, Any]:
-        """What run.json keeps of a model's size: parameters, GFLOP an image (two a multiply-add), input size and filter.
+        """What run.json keeps of a model's size: parameters, GFLOP an image (two a multiply-add), input and filter.
 
         GFLOP come from torch's own counter over a forward without numbers; null where the model needs numbers to go on.
         """
