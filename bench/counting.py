@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,8 @@ def measure_counting(num_classes: int, rows: int) -> dict[str, dict[str, float]]
         bulk = rows if name != "scikit-learn" else min(rows, SKLEARN_ROWS)
         in_batches = 1_000 if name == "vitscore" else 40
         found[name] = {
-            "bulk": rate(bulk, lambda count=count, bulk=bulk: count(labels[:bulk], preds[:bulk])),
-            "batches": rate(
-                in_batches * BATCH, lambda count=count, n=in_batches: count_batches(count, labels, preds, n)
-            ),
+            "bulk": rate(bulk, partial(count, labels[:bulk], preds[:bulk])),
+            "batches": rate(in_batches * BATCH, partial(count_batches, count, labels, preds, in_batches)),
         }
     return found
 
