@@ -1,7 +1,8 @@
 """numba kernels on arrays: logits to predictions, predictions to counts. No I/O, no model.
 
 `score_rows` ranks logits, `add_counts` and `ConfusionCounts` count predictions, `add_reliability` bins confidence.
-Each has a plain NumPy twin in `vitscore.kernels.reference`. Names load on first use.
+`DeviceConfusionCounts` and `DeviceRows` are their twins on a GPU. Each has a plain NumPy twin in
+`vitscore.kernels.reference`. Names load on first use.
 """
 
 from __future__ import annotations
@@ -11,13 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitscore.kernels.counts import ConfusionCounts, SparseConfusion, add_counts
+    from vitscore.kernels.cuda import DeviceConfusionCounts, DeviceRows
     from vitscore.kernels.reliability import add_reliability
     from vitscore.kernels.rows import RowScores, score_rows
 
-__all__ = ["ConfusionCounts", "RowScores", "SparseConfusion", "add_counts", "add_reliability", "score_rows"]
+__all__ = [
+    "ConfusionCounts",
+    "DeviceConfusionCounts",
+    "DeviceRows",
+    "RowScores",
+    "SparseConfusion",
+    "add_counts",
+    "add_reliability",
+    "score_rows",
+]
 
 _HOME = {
     "ConfusionCounts": "counts",
+    "DeviceConfusionCounts": "cuda",
+    "DeviceRows": "cuda",
     "SparseConfusion": "counts",
     "add_counts": "counts",
     "add_reliability": "reliability",

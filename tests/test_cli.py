@@ -8,8 +8,8 @@ import pytest
 
 Call = Callable[..., Any]
 RUN_FLAGS = """
---model --output --config --classes --templates --label-map --labels --label-key --image-key --split --batch-size
---device --precision --compile --no-compile --decoder --decode-threads --max-pixels --top-k --on-bad-sample
+--model --output --config --classes --templates --label-map --labels --groups --label-key --image-key --split
+--batch-size --device --precision --compile --no-compile --decoder --decode-threads --max-pixels --top-k --on-bad-sample
 --on-bad-shard --max-bad --save --limit --overwrite --dry-run --per-class --json --progress --no-progress --debug
 --allow-pipe --cache-dir --cache-size -m -o -b -j
 """.split()

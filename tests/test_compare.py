@@ -43,7 +43,7 @@ def test_merged_counts_add_up() -> None:
 def test_an_entry_has_the_contracts_order() -> None:
     assert list(entry(both=3, only_a=1)) == [
         "a", "b", "samples", "both", "only_a", "only_b", "neither", "agreement", "accuracy_difference",
-        "accuracy_difference_ci", "mcnemar_p",
+        "accuracy_difference_ci", "mcnemar_p", "mcnemar_p_holm", "macro_f1_difference", "macro_f1_difference_ci",
     ]  # fmt: skip
 
 
@@ -156,7 +156,8 @@ def test_a_difference_that_cannot_be_shown_is_not_claimed() -> None:
 def test_correction_for_several_pairs_can_take_a_claim_back() -> None:
     found = entry(both=440, only_a=25, only_b=10, neither=25)
     assert "is ahead" in conclusion(found)
-    assert "no difference" in conclusion(found, adjusted_p=0.06)
+    text = conclusion({**found, "mcnemar_p_holm": 0.06})
+    assert "no difference" in text and "p = 0.06 after Holm's correction" in text
 
 
 def test_equal_models_promise_nothing() -> None:

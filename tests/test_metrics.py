@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from transformers import EvalPrediction
 
 from vitscore import intervals
 from vitscore.errors import LabelError, UsageError
+from vitscore.figure_text import figure_notes
 from vitscore.intervals import wilson
 from vitscore.kernels import score_rows
 from vitscore.metrics import ModelCounts, class_figures, compute_metrics, model_metrics, report_names
@@ -95,6 +97,47 @@ def test_figures_are_scikit_learns_on_anything(case: tuple[int, list[tuple[int, 
     num_classes, rows = case
     labels, preds = np.array(rows).T
     assert_like_scikit_learn(labels, preds, num_classes)
+
+
+@pytest.mark.parametrize("num, num_classes", [(500, 2), (500, 12), (40, 12)])
+def test_figures_are_torchmetrics(num: int, num_classes: int) -> None:
+    torch = pytest.importorskip("torch")
+    from torchmetrics import classification as tm
+
+    rng = np.random.default_rng(num)
+    labels, logits = rng.integers(0, num_classes, num), rng.normal(size=(num, num_classes)).astype(np.float32)
+    logits[np.arange(num), labels] += 1.5
+    metrics = model_metrics(scored_counts(logits, labels), names(num_classes))
+    prob, target = torch.softmax(torch.tensor(logits), 1), torch.tensor(labels)
+    wanted = {
+        "accuracy": tm.MulticlassAccuracy(num_classes, average="micro"),
+        "mcc": tm.MulticlassMatthewsCorrCoef(num_classes),
+        "cohen_kappa": tm.MulticlassCohenKappa(num_classes),
+        "balanced_accuracy": tm.MulticlassAccuracy(num_classes, average="macro"),
+        "ece": tm.MulticlassCalibrationError(num_classes, n_bins=15, norm="l1"),
+    }
+    for name, metric in wanted.items():
+        assert metrics[name] == pytest.approx(float(metric(prob, target)), abs=2e-6), name
+    if num_classes > 5:
+        top5 = tm.MulticlassAccuracy(num_classes, average="micro", top_k=5)
+        assert metrics["topk_accuracy"]["5"] == pytest.approx(float(top5(prob, target)), abs=2e-6)
+    for average, row in (("macro", metrics["macro_in_truth"]), ("micro", metrics["micro"])):
+        for figure, metric in (("precision", tm.MulticlassPrecision), ("recall", tm.MulticlassRecall)):
+            value = float(metric(num_classes, average=average)(prob, target))
+            assert row[figure] == pytest.approx(value, abs=2e-6), (average, figure)
+
+
+@pytest.mark.parametrize("num_wrong", [0, 50])
+def test_micro_averages_are_scikit_learns(num_wrong: int) -> None:
+    """An answer outside the classes is in no column, so it costs recall and not precision."""
+    labels, preds = draw(300, 5)
+    counts = ModelCounts(5)
+    counts.update(labels[num_wrong:], preds[num_wrong:])
+    counts.count_wrong(labels[:num_wrong])
+    preds[:num_wrong] = -1
+    found = model_metrics(counts, names(5))["micro"]
+    wanted = sk.precision_recall_fscore_support(labels, preds, labels=range(5), average="micro", zero_division=0)
+    assert list(found.values()) == pytest.approx(wanted[:3], abs=1e-12)
 
 
 def test_a_wrong_answer_outside_the_classes_is_in_support_and_in_no_column() -> None:
@@ -206,6 +249,17 @@ def test_the_macro_average_over_the_truths_classes_stands_beside_the_whole() -> 
     assert metrics["num_classes_in_truth"] == len(present)
 
 
+def test_classes_that_the_truth_lacks_are_said() -> None:
+    metrics = metrics_of(*draw(100, 12, kind="absent"), 12)
+    document = {"classes": names(12), "models": {"vit": metrics}}
+    (line,) = figure_notes(document)
+    macro = metrics["macro_in_truth"]
+    shown = f"{100 * macro['precision']:.1f} {100 * macro['recall']:.1f} {100 * macro['f1-score']:.1f}"
+    assert line == f"vit: 4 of 12 classes are in the truth; macro P R F1 over these: {shown}"
+    document["models"]["vit"] = metrics_of(*draw(100, 12), 12)
+    assert figure_notes(document) == []
+
+
 def test_repeated_and_reserved_names_get_their_id() -> None:
     assert report_names(["crane", "cat", "crane"]) == ["crane [0]", "cat", "crane [2]"]
     assert report_names(["accuracy", "cat"]) == ["accuracy [0]", "cat"]
@@ -243,6 +297,30 @@ def test_compute_metrics_serves_the_trainer() -> None:
     wanted = sk.precision_recall_fscore_support(labels, preds, labels=range(6), average="macro", zero_division=0)
     assert list(figures.values())[1:] == pytest.approx(wanted[:3], abs=1e-12)
     assert figures["accuracy"] == pytest.approx((labels == preds).mean())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compute_metrics_in_a_real_trainer(tmp_path: Path) -> None:
+    import torch
+    from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4,
+        num_channels=1, num_labels=3,
+    )  # fmt: skip
+    images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 3
+    rows = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
+    arguments = TrainingArguments(str(tmp_path), per_device_eval_batch_size=7, report_to=[], use_cpu=True)
+    model = ViTForImageClassification(config)
+    trainer = Trainer(model, arguments, eval_dataset=rows, compute_metrics=compute_metrics)
+    found = trainer.evaluate()
+    preds = model.eval()(pixel_values=images).logits.argmax(1).numpy()
+    wanted = sk.precision_recall_fscore_support(
+        labels.numpy(), preds, labels=range(3), average="macro", zero_division=0
+    )
+    assert found["eval_accuracy"] == pytest.approx((preds == labels.numpy()).mean())
+    assert [found[f"eval_{name}"] for name in ("precision", "recall", "f1")] == pytest.approx(wanted[:3], abs=1e-12)
 
 
 def test_metrics_need_no_torch() -> None:

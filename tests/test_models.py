@@ -318,3 +318,25 @@ def test_a_replica_answers_the_same_from_another_thread(kind: str, request: pyte
             assert torch.equal(found.embedding, wanted.embedding)
     shared = {parameter.data_ptr() for parameter in model.net.parameters()}
     assert {parameter.data_ptr() for parameter in replica.net.parameters()} == shared
+
+
+def test_gflop_are_those_of_the_layers(vit: Path, clip: Path) -> None:
+    """Matrix products by hand: patches, per layer four projections, two of the MLP and attention itself, head."""
+
+    def by_hand(config: Any, outputs: int) -> int:
+        patches = (config.image_size // config.patch_size) ** 2
+        tokens, width, inner = patches + 1, config.hidden_size, config.intermediate_size
+        layer = 4 * tokens * width**2 + 2 * tokens * width * inner + 2 * tokens**2 * width
+        patch = patches * width * 3 * config.patch_size**2
+        return 2 * (patch + config.num_hidden_layers * layer + outputs)
+
+    classifier, zero_shot = load(vit), load(clip)
+    config = AutoModelForImageClassification.from_pretrained(vit).config
+    assert classifier.cost()["gflop_per_image"] == pytest.approx(
+        by_hand(config, config.hidden_size * len(config.id2label)) / 1e9, abs=1e-6
+    )
+    config = CLIPModel.from_pretrained(clip).config
+    outputs = config.projection_dim * (config.vision_config.hidden_size + zero_shot.num_classes)
+    wanted = by_hand(config.vision_config, outputs) / 1e9
+    assert zero_shot.cost()["gflop_per_image"] == pytest.approx(wanted, abs=1e-6)
+    assert zero_shot.cost()["parameters"] == zero_shot.num_params

@@ -1,5 +1,6 @@
 """The README shows what the commands print."""
 
+import ast
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,38 @@ def test_the_demo_prints_what_the_readme_shows(tmp_path: Path, vitscore: Callabl
     for line in shown:
         if "images/s" not in line and "written to" not in line:
             assert line in printed
+
+
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `demo-run` in it, as the examples expect."""
+    from vitscore import score
+
+    folder = tmp_path_factory.mktemp("readme")
+    score("demo", ["demo-vit", "demo-clip"], folder / "demo-run")
+    return folder
+
+
+EXAMPLES = re.findall(r"<!-- parts -->\n```python\n(.*?)```", README, re.S)
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.split()[1])
+def test_the_parts_can_be_read_as_the_readme_shows(
+    code: str, demo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(demo_folder)
+    *body, last = ast.parse(code).body
+    assert isinstance(last, ast.Expr)
+    names: dict[str, Any] = {}
+    exec(compile(ast.Module(body, []), "README.md", "exec"), names)
+    # DuckDB's relation is asked for its rows; `.show()` prints them and returns nothing.
+    source = ast.unparse(last).removesuffix(".show()")
+    found = eval(source, names)
+    assert len(found.fetchall() if hasattr(found, "fetchall") else found) > 1
+
+
+def test_there_is_an_example_for_each_of_three_tools() -> None:
+    assert [code.split()[1] for code in EXAMPLES] == ["duckdb", "pandas", "polars"]
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitscore import __version__
+from vitscore.cli_options import AllowPipe, CacheFolder, PerClass
 from vitscore.errors import UsageError, VitscoreError
 from vitscore.stopping import Stopped, stopping_on_signals
 
@@ -32,16 +33,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Output = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print metrics.json instead of a table.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")]
-PerClass = Annotated[bool, typer.Option("--per-class", help="Also print precision, recall and F1 of each class.")]
-
-AllowPipe = Annotated[bool, typer.Option("--allow-pipe", help="Run shards of the form pipe:COMMAND.")]
-CacheFolder = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Where remote and compressed shards lie while they are read; default: TMPDIR."),
-]
 
 
 def show_version(is_wanted: bool) -> None:
@@ -95,6 +88,9 @@ def run(
         typer.Option(metavar="[NAME=]FILE|by-position", help="How a head's classes become the data set's."),
     ] = None,
     labels: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV or Parquet (key, label) that wins.")] = None,
+    groups: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON of superclasses, from group to its classes; scored too.")
+    ] = None,
     label_key: Annotated[str, typer.Option(metavar="cls|json:FIELD", help="Where a sample's label is.")] = "cls",
     image_key: Annotated[str | None, typer.Option(metavar="EXT", help="The image member's extension.")] = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="The split of a CLIP_benchmark data set.")] = "test",
@@ -189,12 +185,15 @@ def execute(
 def show_outcome(outcome: Outcome, *, per_class: bool, as_json: bool) -> None:
     """The result on standard output, then the problem that decides the exit code, if any."""
     from vitscore import show
+    from vitscore.figure_text import figure_notes
 
     console = show.make_console()
     if as_json:
         typer.echo(json.dumps(outcome.document, indent=2, ensure_ascii=False))
     else:
         show.show_document(outcome.document, per_class=per_class, console=console, confusions=outcome.confusions)
+        for line in figure_notes(outcome.document):
+            typer.echo(line)
         show.show_notes(outcome.notes, console)
         if outcome.images_per_s:
             console.print(f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s)")
@@ -221,122 +220,15 @@ def demo(
     execute(make_options(values), is_dry=False, per_class=per_class)
 
 
-@app.command(short_help="Fold a run's parts into its metrics again.")
-def metrics(
-    folder: Output,
-    per_class: PerClass = False,
-    as_json: Json = False,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Write nothing: prove that every sample of the shards is in one part, once."),
-    ] = False,
-    shards: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--shards",
-            metavar="SHARDS",
-            help="With --check: where the shards are now, where they have moved; repeat for more.",
-            show_default=False,
-        ),
-    ] = None,
-    allow_pipe: AllowPipe = False,
-    cache_dir: CacheFolder = None,
-) -> None:
-    """Fold a run's parts into its metrics again; needs no model and no image."""
-    from vitscore import show
-    from vitscore.durable import writing
-    from vitscore.fold import refold, write_metrics
-    from vitscore.folder import require_record
-
-    if check:
-        check_ledger(folder, shards or [], allow_pipe=allow_pipe, cache_dir=cache_dir, as_json=as_json)
-        return
-    if shards:
-        raise UsageError("--shards without --check", where="metrics", next_step="The parts are folded without shards.")
-    require_record(folder)
-    folded = refold(folder)
-    with writing(folder):
-        write_metrics(folder, folded)
-    if as_json:
-        typer.echo(json.dumps(folded.document, indent=2, ensure_ascii=False))
-    else:
-        show.show_document(
-            folded.document, per_class=per_class, console=show.make_console(), confusions=folded.confusions
-        )
-
-
-def check_ledger(folder: Path, shards: list[str], *, allow_pipe: bool, cache_dir: Path | None, as_json: bool) -> None:
-    """`metrics --check`: what was proved, or the first difference as an error."""
-    from vitscore.check import check_run
-
-    checked = check_run(folder, shards=shards, allow_pipe=allow_pipe, cache_dir=cache_dir)
-    if as_json:
-        typer.echo(json.dumps(checked.document, indent=2))
-    else:
-        typer.echo("\n".join(checked.lines))
-
-
-@app.command(short_help="Write a run's report again: one HTML file.")
-def report(
-    folder: Output,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Default: DIR/report.html.", show_default=False),
-    ] = None,
-    shards: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--shards",
-            metavar="SHARDS",
-            help="Where the shards are now, where they have moved; repeat for more.",
-            show_default=False,
-        ),
-    ] = None,
-    thumbnails: Annotated[
-        bool, typer.Option("--thumbnails/--no-thumbnails", help="Show images, out of the shards.")
-    ] = True,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """Write a run's report again, from its parts: one HTML file that opens without a network.
-
-    Shards are asked for small pictures only; where they are gone, the report has everything else.
-    """
-    from vitscore.fold import refold
-    from vitscore.folder import require_record
-    from vitscore.report import write_report
-    from vitscore.show import size_text
-
-    record = require_record(folder)
-    written = write_report(folder, refold(folder), record, path=output, shards=shards or (), with_thumbnails=thumbnails)
-    typer.echo(f"written to {written.path}: {size_text(written.num_bytes)}, {written.num_thumbnails} pictures")
-    for note in written.notes:
-        typer.echo(f"note: {note}")
-
-
-@app.command(short_help="How far a run is.")
-def status(
-    folder: Output, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False
-) -> None:
-    """How far a run is, while it runs or after: shards and samples done, bad, the rate, and what is left."""
-    from dataclasses import asdict
-
-    from vitscore.status import read_status, status_lines
-
-    found = read_status(folder)
-    if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
-        return
-    for line in status_lines(found):
-        typer.echo(line)
-
-
-def mount_shards() -> None:
+def mount_others() -> None:
+    from vitscore.cli_results import register
     from vitscore.cli_shards import app as shards_app
 
+    register(app)
     app.add_typer(shards_app, name="shards", help="Build and inspect shards.")
 
 
-mount_shards()
+mount_others()
 
 
 def is_main_rank() -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from vitscore.cli_options import AllowPipe, CacheFolder
 from vitscore.errors import DataError, ShardError, UsageError
 from vitscore.shards_text import (
     column_lines,
@@ -51,11 +52,6 @@ ImageKey = Annotated[
     typer.Option(metavar="EXT", help="The only extension that is an image; default: all.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-AllowPipe = Annotated[bool, typer.Option("--allow-pipe", help="Run shards of the form pipe:COMMAND.")]
-CacheFolder = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Where remote and compressed shards lie while they are read; default: TMPDIR."),
-]
 ShowProgress = Annotated[bool | None, typer.Option("--progress/--no-progress", help="Default: on a terminal only.")]
 
 

@@ -2,7 +2,8 @@
 
 Gets counts from the fold over the parts; gives one entry of `comparisons` in metrics.json and one plain sentence.
 The difference of accuracies has Tango's score interval for paired proportions (T. Tango, Statistics in Medicine 17,
-1998), which stays sound with few disagreements or none; the test is McNemar's, exact. Knows no file, no tensor.
+1998), which stays sound with few disagreements or none; the test is McNemar's, exact, with Holm's correction over all
+pairs; paired.py has the difference of macro F1. Knows no file, no tensor.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from vitscore.intervals import LEVEL, Z
 from vitscore.kernels.arrays import as_ids, check_same_length
+from vitscore.paired import PairedCells, macro_f1_difference
 
 POWER = 0.8
 """How surely the number of images that "would be needed" shows a difference of the size that was seen."""
@@ -64,9 +66,44 @@ class PairCounts:
         self.agreed += other.agreed
 
 
-def compare(a: str, b: str, counts: PairCounts) -> dict[str, Any]:
-    """One entry of `comparisons`, in the contract's order; figures are None without common samples."""
+class Pair:
+    """What is counted of two models on the same samples."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.counts = PairCounts()
+        self.cells = PairedCells(num_classes)
+
+    def update(self, labels_B: Any, preds_a_B: Any, preds_b_B: Any) -> None:
+        """Count a batch; a row where an id is -1 is left out, an id of K is an answer outside the classes."""
+        self.counts.update(labels_B, preds_a_B, preds_b_B)
+        self.cells.update(labels_B, preds_a_B, preds_b_B)
+
+    def count_wrong(self, labels_B: Any) -> None:
+        """Count labelled samples that no model could answer, and that count as wrong answers of both."""
+        self.counts.count_wrong(labels_B)
+        self.cells.count_wrong(labels_B)
+
+
+def compare_pairs(pairs: Mapping[tuple[str, str], Pair]) -> list[dict[str, Any]]:
+    """`comparisons` of metrics.json: an entry for every pair of models, corrected for their number."""
+    entries = [compare(a, b, pair.counts, cells=pair.cells) for (a, b), pair in pairs.items()]
+    tested = [entry for entry in entries if entry["mcnemar_p"] is not None]
+    for entry, p in zip(tested, holm([entry["mcnemar_p"] for entry in tested]), strict=True):
+        entry["mcnemar_p_holm"] = p
+    return entries
+
+
+def compare(a: str, b: str, counts: PairCounts, *, cells: PairedCells | None = None) -> dict[str, Any]:
+    """One entry of `comparisons`, in the contract's order; figures are None without common samples.
+
+    Args:
+        a: a model's name; differences are a minus b.
+        b: another's.
+        counts: who is right.
+        cells: the same samples, for macro F1; without it there is no difference of macro F1.
+    """
     n = counts.samples
+    macro_f1 = macro_f1_difference(cells.compute(), cells.num_classes) if cells is not None else None
     return {
         "a": a,
         "b": b,
@@ -79,34 +116,66 @@ def compare(a: str, b: str, counts: PairCounts) -> dict[str, Any]:
         "accuracy_difference": (counts.only_a - counts.only_b) / n if n else None,
         "accuracy_difference_ci": paired_interval(counts.only_a, counts.only_b, n) if n else None,
         "mcnemar_p": mcnemar_p(counts.only_a, counts.only_b) if n else None,
+        "mcnemar_p_holm": None,
+        "macro_f1_difference": macro_f1[0] if macro_f1 else None,
+        "macro_f1_difference_ci": macro_f1[1] if macro_f1 else None,
     }
 
 
-def conclusion(comparison: Mapping[str, Any], *, adjusted_p: float | None = None) -> str:
-    """One sentence that the numbers support.
-
-    Args:
-        comparison: an entry of `comparisons`.
-        adjusted_p: its p-value after Holm's correction, where several pairs were compared.
-    """
+def conclusion(comparison: Mapping[str, Any]) -> str:
+    """One sentence that the numbers support; `comparison` is an entry of `comparisons`."""
     n, difference = comparison["samples"], comparison["accuracy_difference"]
     a, b = comparison["a"], comparison["b"]
     if not n:
         return f"{a} and {b} cannot be compared: no image has a label and both predictions"
     images = f"{n:,} image{'s' if n > 1 else ''}"
     low, high = comparison["accuracy_difference_ci"]
-    p = comparison["mcnemar_p"] if adjusted_p is None else adjusted_p
-    if (low > 0 or high < 0) and p < 1 - LEVEL:
+    p = deciding_p(comparison)
+    if is_shown(comparison):
         first, second = (a, b) if difference > 0 else (b, a)
         ends = sorted((abs(low), abs(high)))
         gap = f"{_points(abs(difference))} points, {LEVEL:.0%} interval {_points(ends[0])} to {_points(ends[1])}"
         return f"{first} is ahead of {second} by {gap}, on {images}"
     these = "this image" if n == 1 else f"these {images}"
     text = f"no difference between {a} and {b} can be shown on {these}"
-    test = f", but the exact test gives p = {p:.2g}" if low > 0 or high < 0 else ""
+    corrected = "" if p == comparison["mcnemar_p"] else " after Holm's correction"
+    test = f", but the exact test gives p = {p:.2g}{corrected}" if low > 0 or high < 0 else ""
     text += f" ({_points(difference)} points, {LEVEL:.0%} interval {_points(low)} to {_points(high)}{test})"
     needed = images_needed(comparison["only_a"], comparison["only_b"], n)
     return f"{text}: about {needed:,} would be needed" if needed is not None and needed > n else text
+
+
+def deciding_p(comparison: Mapping[str, Any]) -> float:
+    """The p-value that decides: Holm's where several pairs were compared."""
+    corrected = comparison.get("mcnemar_p_holm")
+    return float(comparison["mcnemar_p"] if corrected is None else corrected)
+
+
+def is_shown(comparison: Mapping[str, Any]) -> bool:
+    """Whether interval and test both say that one model is ahead."""
+    if not comparison["samples"]:
+        return False
+    low, high = comparison["accuracy_difference_ci"]
+    return (low > 0 or high < 0) and deciding_p(comparison) < 1 - LEVEL
+
+
+def overall(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence over all pairs: which model is best, and of which others that cannot be said."""
+    if len(comparisons) == 1 or not all(entry["samples"] for entry in comparisons):
+        return conclusion(comparisons[0])
+    wins = {entry[side]: 0 for entry in comparisons for side in ("a", "b")}
+    right = dict.fromkeys(wins, 0)
+    for entry in comparisons:
+        wins[entry["a" if entry["accuracy_difference"] > 0 else "b"]] += is_shown(entry)
+        right[entry["a"]] = entry["both"] + entry["only_a"]
+        right[entry["b"]] = entry["both"] + entry["only_b"]
+    best = max(right, key=lambda name: (right[name], wins[name]))
+    images = f"on {comparisons[0]['samples']:,} images"
+    open_pairs = [entry for entry in comparisons if best in (entry["a"], entry["b"]) and not is_shown(entry)]
+    if not open_pairs:
+        return f"{best} is ahead of all {len(wins) - 1} others, {images}"
+    rivals = [entry["b"] if entry["a"] == best else entry["a"] for entry in open_pairs]
+    return f"{best} has the highest accuracy, but no difference to {' or '.join(rivals)} can be shown {images}"
 
 
 def _points(fraction: float) -> str:

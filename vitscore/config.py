@@ -37,6 +37,8 @@ class RunOptions:
     """`[NAME=]FILE` or `[NAME=]by-position`."""
     labels: Path | None = None
     """CSV or Parquet (key, label) that overrides the labels in the shards."""
+    groups: Path | None = None
+    """JSON of superclasses that are scored too."""
     label_key: str = "cls"
     image_key: str | None = None
     split: str = "test"

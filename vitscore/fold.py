@@ -23,18 +23,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vitscore.compare import PairCounts, compare
+from vitscore.compare import Pair, compare_pairs
 from vitscore.durable import write_bytes_durably, write_json_durably
 from vitscore.errors import LedgerError, UsageError
+from vitscore.groups import Groups
 from vitscore.kernels.counts import Confusion, SparseConfusion
-from vitscore.metrics import ModelCounts, model_metrics, report_names
+from vitscore.metrics import TOP_K, ModelCounts, model_metrics, report_names
 from vitscore.parts import Footer, finished_parts, read_footer
+from vitscore.recount import Recount
+from vitscore.rows import ModelRows, Rows, read_rows
 from vitscore.shards.reasons import reason_kind
 
-ROWS_AT_ONCE = 65_536
-_LEDGER_COLUMNS = ("key", "shard", "label", "status", "reason")
 _AGAIN = "Remove its part and run again: the shard is scored anew."
-_FIGURES = ("pred", "prob", "topk", "label_logprob", "sum_sq_prob")
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -49,8 +49,8 @@ class Folded:
     """By model: rows truth, columns prediction."""
 
 
-def refold(folder: Path) -> Folded:
-    """Fold the parts of the run in `folder`.
+def refold(folder: Path, *, recount: Recount | None = None) -> Folded:
+    """Fold the parts of the run in `folder`; with `recount`, what they come to if something were otherwise.
 
     Raises:
         UsageError: there is no run.
@@ -69,25 +69,30 @@ def refold(folder: Path) -> Folded:
     except (OSError, ValueError) as error:
         raise UsageError("the run's record cannot be read", where=str(folder), got=str(error)) from None
     parts = finished_parts(folder / "parts", record["identity_hash"])
-    return fold([(ordinal, path) for ordinal, (path, _) in parts.items()], shards, record)
+    return fold([(ordinal, path) for ordinal, (path, _) in parts.items()], shards, record, recount=recount)
 
 
-def fold(parts: Iterable[tuple[int, Path]], shards: pa.Table, record: Mapping[str, Any]) -> Folded:
+def fold(
+    parts: Iterable[tuple[int, Path]],
+    shards: pa.Table,
+    record: Mapping[str, Any],
+    *,
+    recount: Recount | None = None,
+) -> Folded:
     """Fold parts into the document of metrics.json and the confusion matrices.
 
     Args:
         parts: ordinal and path of each, by rising ordinal.
         shards: the frozen list: `ordinal`, `name`.
-        record: run.json: `classes`, `models` (their order is kept), `options.on_bad_sample`.
+        record: run.json: `classes`, `models` (their order is kept), `options.on_bad_sample`, `groups`.
+        recount: what to count otherwise; the ledger stays the run's.
 
     Raises:
         LedgerError: a shard is not in the list, is there twice, or its samples do not add up.
     """
     _refuse_repeated_shards(shards)
     names = dict(zip(shards["ordinal"].to_pylist(), shards["name"].to_pylist(), strict=True))
-    folding = _Folding(
-        record["classes"], list(record["models"]), record.get("options", {}).get("on_bad_sample", "skip")
-    )
+    folding = _Folding(record, recount)
     seen: dict[int, Path] = {}
     for ordinal, path in parts:
         footer = read_footer(path)
@@ -127,28 +132,33 @@ def confusion_bytes(confusion: Confusion) -> bytes:
 class _Folding:
     """The running state: counts of each model and pair, and the ledger."""
 
-    def __init__(self, classes: Sequence[str], models: Sequence[str], on_bad_sample: str) -> None:
-        self.classes = report_names(classes)
-        self.counts = {name: ModelCounts(len(classes)) for name in models}
-        self.pairs = {pair: PairCounts() for pair in combinations(models, 2)}
-        self.is_bad_wrong = on_bad_sample == "wrong"
+    def __init__(self, record: Mapping[str, Any], recount: Recount | None) -> None:
+        self.recount = recount
+        self.classes = report_names(record["classes"])
+        num_classes, models = len(self.classes), list(record["models"])
+        top_k = recount.top_k if recount and recount.top_k else TOP_K
+        self.counts = {name: ModelCounts(num_classes, top_k=top_k) for name in models}
+        self.pairs = {pair: Pair(num_classes) for pair in combinations(models, 2)}
+        self.is_bad_wrong = record.get("options", {}).get("on_bad_sample", "skip") == "wrong"
+        self.groups = Groups.from_record(record)
+        if recount and recount.groups:
+            self.groups = recount.groups
         self.expected = self.scored = self.bad = self.unlabelled = self.num_parts = 0
         self.reasons: Counter[str] = Counter()
         self.bad_shards: dict[str, str] = {}
 
     def add_part(self, path: Path, footer: Footer) -> None:
-        columns = [*_LEDGER_COLUMNS, *(f"{name}.{figure}" for name in self.counts for figure in _FIGURES)]
         scored, bad, keys = 0, 0, []
-        try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
-                    num_ok, num_bad = self._add_rows(batch)
-                    scored, bad = scored + num_ok, bad + num_bad
-                    _check_shard(footer, batch)
-                    keys.append(batch["key"])
-        except (OSError, KeyError, pa.ArrowException) as error:
-            again = "Remove it and run again: the shard is scored anew."
-            raise LedgerError("part cannot be read", where=str(path), got=str(error), next_step=again) from None
+        figures = {"figures": self.recount.figures} if self.recount else {}
+        for rows in read_rows(path, list(self.counts), **figures):
+            num_bad = int(rows.is_bad_B.sum())
+            scored, bad = scored + len(rows) - num_bad, bad + num_bad
+            _check_shard(footer, rows)
+            keys.append(rows.keys)
+            self.unlabelled += int((rows.labels_B[~rows.is_bad_B] == -1).sum())
+            for reason in rows.reasons.filter(pa.array(rows.is_bad_B)).to_pylist():
+                self.reasons[reason_kind(reason or "unknown")] += 1
+            self._count(self.recount.apply(rows) if self.recount else rows)
         _check_part(footer, scored, bad, keys)
         self.num_parts += 1
         self.expected += footer.expected
@@ -157,24 +167,17 @@ class _Folding:
         if footer.fault is not None:
             self.bad_shards[footer.shard] = footer.fault
 
-    def _add_rows(self, batch: pa.RecordBatch) -> tuple[int, int]:
-        labels_B = batch["label"].to_numpy()
-        is_ok, is_bad = pc.equal(batch["status"], "ok"), pc.equal(batch["status"], "bad")
-        ok_B, bad_B = is_ok.to_numpy(zero_copy_only=False), is_bad.to_numpy(zero_copy_only=False)
-        self.unlabelled += int((labels_B[ok_B] == -1).sum())
-        for reason in batch["reason"].filter(is_bad).to_pylist():
-            self.reasons[reason_kind(reason or "unknown")] += 1
-        preds: dict[str, Array] = {}
+    def _count(self, rows: Rows) -> None:
+        ok_B, bad_labels = ~rows.is_bad_B, rows.labels_B[rows.is_bad_B]
+        labels = rows.labels_B[ok_B]
         for name, counts in self.counts.items():
-            figures = {figure: batch[f"{name}.{figure}"].filter(is_ok) for figure in _FIGURES}
-            preds[name] = _add_predictions(counts, labels_B[ok_B], figures)
+            add_predictions(counts, labels, rows.models[name].take(ok_B))
             if self.is_bad_wrong:
-                counts.count_wrong(labels_B[bad_B])
+                counts.count_wrong(bad_labels)
         for (a, b), pair in self.pairs.items():
-            pair.update(labels_B[ok_B], preds[a], preds[b])
+            pair.update(labels, rows.models[a].pred[ok_B], rows.models[b].pred[ok_B])
             if self.is_bad_wrong:
-                pair.count_wrong(labels_B[bad_B])
-        return int(ok_B.sum()), int(bad_B.sum())
+                pair.count_wrong(bad_labels)
 
     def result(self, *, num_shards: int) -> Folded:
         ledger = {
@@ -186,33 +189,29 @@ class _Folding:
             "reasons": dict(sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))),
             "shards": {"expected": num_shards, "done": self.num_parts, "bad": self.bad_shards},
         }
+        only = self.recount.only if self.recount else None
         document = {
             "schema": 1,
-            "classes": self.classes,
+            "classes": self.classes if only is None else [self.classes[index] for index in only],
             "ledger": ledger,
-            "models": {name: model_metrics(counts, self.classes) for name, counts in self.counts.items()},
-            "comparisons": [compare(a, b, counts) for (a, b), counts in self.pairs.items()],
+            "models": {
+                name: model_metrics(counts, self.classes, only=only, groups=self.groups)
+                for name, counts in self.counts.items()
+            },
+            "comparisons": compare_pairs(self.pairs),
         }
+        if self.recount:
+            self.recount.check()
+            document["recount"] = self.recount.told()
         return Folded(document, {name: counts.confusion.compute() for name, counts in self.counts.items()})
 
 
-def _add_predictions(counts: ModelCounts, labels_B: Array, figures: Mapping[str, pa.Array]) -> Array:
-    """Count one model's rows; returns its predictions, -1 where it has none."""
-    preds_B: Array = figures["pred"].fill_null(-1).to_numpy()
-    answered_B = preds_B >= 0
-    counts.update(labels_B[~answered_B], preds_B[~answered_B])
-    topk = figures["topk"].filter(pa.array(answered_B))
-    num_answered = int(answered_B.sum())
-    if num_answered:
-        probabilities = (
-            figures[name].fill_null(np.nan).to_numpy() for name in ("prob", "label_logprob", "sum_sq_prob")
-        )
-        prob_B, label_logprob_B, sum_sq_prob_B = (values_B[answered_B] for values_B in probabilities)
-        counts.update(
-            labels_B[answered_B], preds_B[answered_B], topk_BT=topk.flatten().to_numpy().reshape(num_answered, -1),
-            prob_B=prob_B, label_logprob_B=label_logprob_B, sum_sq_prob_B=sum_sq_prob_B,
-        )  # fmt: skip
-    return preds_B
+def add_predictions(counts: ModelCounts, labels_B: Array, rows: ModelRows) -> None:
+    """Count one model's rows, answered or not."""
+    counts.update(
+        labels_B, rows.pred, topk_BT=rows.topk, prob_B=rows.prob, label_logprob_B=rows.label_logprob,
+        sum_sq_prob_B=rows.sum_sq_prob,
+    )  # fmt: skip
 
 
 def _refuse_repeated_shards(shards: pa.Table) -> None:
@@ -226,12 +225,12 @@ def _refuse_repeated_shards(shards: pa.Table) -> None:
             )
 
 
-def _check_shard(footer: Footer, batch: pa.RecordBatch) -> None:
+def _check_shard(footer: Footer, rows: Rows) -> None:
     """Every row is of the part's own shard: a sample of another one would be counted there too."""
-    is_own = pc.fill_null(pc.equal(batch["shard"], footer.shard), False)
-    if not pc.all(is_own).as_py() and len(batch):
+    is_own = pc.fill_null(pc.equal(rows.shards, footer.shard), False)
+    if len(rows) and not pc.all(is_own).as_py():
         position = pc.index(is_own, False).as_py()
-        got = f"{batch['key'][position].as_py()} of {batch['shard'][position].as_py()}"
+        got = f"{rows.keys[position].as_py()} of {rows.shards[position].as_py()}"
         raise LedgerError(
             "sample of another shard", where=footer.shard, expected="its own samples", got=got, next_step=_AGAIN
         )

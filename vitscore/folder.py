@@ -230,7 +230,7 @@ def resume(folder: RunFolder, plan: Plan) -> Plan:
     return replace(plan, shards=shards)
 
 
-def start(folder: RunFolder, plan: Plan, *, session: Mapping[str, Any], num_params: Mapping[str, int]) -> None:
+def start(folder: RunFolder, plan: Plan, *, session: Mapping[str, Any], costs: Mapping[str, Mapping[str, Any]]) -> None:
     """Create the folder, freeze the list of shards, and write the record; run.json comes last.
 
     Raises:
@@ -239,7 +239,7 @@ def start(folder: RunFolder, plan: Plan, *, session: Mapping[str, Any], num_para
     with writing(folder.path):
         make_folder_durably(folder.path)
         make_folder_durably(folder.parts)
-        record = make_record(plan, session=session, num_params=num_params)
+        record = make_record(plan, session=session, costs=costs)
         write_bytes_durably(folder.path / "shards.parquet", shards_table(plan))
         write_json_durably(folder.record_path, record)
 
@@ -258,7 +258,7 @@ def shards_table(plan: Plan) -> bytes:
     return buffer.getvalue()
 
 
-def make_record(plan: Plan, *, session: Mapping[str, Any], num_params: Mapping[str, int]) -> dict[str, Any]:
+def make_record(plan: Plan, *, session: Mapping[str, Any], costs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """run.json, as it is before the first part; what was named by URL stands there without secrets."""
     options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(plan.options).items()}
     options["shards"] = [public_spec(spec) for spec in plan.options.shards]
@@ -270,13 +270,14 @@ def make_record(plan: Plan, *, session: Mapping[str, Any], num_params: Mapping[s
         "choices": {name: asdict(choice) for name, choice in plan.settings.items()},
         "classes": list(plan.classes),
         "classes_source": plan.classes_source,
+        "groups": plan.groups.to_record() if plan.groups else None,
         "templates": list(plan.templates),
         "models": {
             model.name: {
                 "checkpoint": model.checkpoint.source,
                 "kind": model.checkpoint.kind,
                 "fingerprint": model.fingerprint,
-                "parameters": num_params.get(model.name),
+                **costs.get(model.name, {}),
                 "matching": model.head.summary if model.head else "zero-shot: one text embedding a class",
                 "columns": [list(ids) for ids in model.head.columns] if model.head else None,
             }

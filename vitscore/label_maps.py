@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -38,7 +38,7 @@ def parse_label_maps(texts: Sequence[str], models: Mapping[str, HasKind]) -> dic
     maps: dict[str, LabelMap] = {}
     for_all: LabelMap | None = None
     for text in texts:
-        name, source = _split(text)
+        name, source = split_label_map(text)
         label_map: LabelMap = BY_POSITION if source == BY_POSITION else read_label_map(source)
         if name in maps or (not name and for_all is not None):
             raise UsageError("two label maps for one model", where=f"--label-map {text}")
@@ -57,7 +57,8 @@ def parse_label_maps(texts: Sequence[str], models: Mapping[str, HasKind]) -> dic
     return maps
 
 
-def _split(text: str) -> tuple[str, str]:
+def split_label_map(text: str) -> tuple[str, str]:
+    """`NAME=FILE` in two; the name is empty where there is none."""
     match = re.fullmatch(r"([A-Za-z0-9._-]+)=(.*)", text, re.DOTALL)
     return (match[1], match[2]) if match else ("", text)
 
@@ -117,10 +118,11 @@ def match_by_map(
         ClassError: a name that neither side has, a head class with two targets, or a class without a head class.
     """
     plain, heads = plain_names(classes), list(head_names or [""] * num_outputs)
+    known_heads, known_classes = NameIndex(heads), NameIndex(plain, classes)
     targets: dict[int, int] = {}
     for head, target in label_map.items():
-        head_id = _look_up(head, heads, [], where=where, kind="head class")
-        class_id = _look_up(target, plain, classes, where=where, kind="data set class")
+        head_id = known_heads.look_up(head, where=where, kind="head class")
+        class_id = known_classes.look_up(target, where=where, kind="data set class")
         if targets.setdefault(head_id, class_id) != class_id:
             raise ClassError("head class with two targets", where=f"{where}[{head}]", expected="one data set class")
     columns: defaultdict[int, list[int]] = defaultdict(list)
@@ -147,27 +149,48 @@ def match_by_map(
     return tuple(tuple(sorted(columns[index])) for index in range(len(classes))), summary
 
 
-def _look_up(name: str | int, names: Sequence[str], shown: Sequence[str], *, where: str, kind: str) -> int:
-    """The id that a name, a display name, a folded name or an id in digits stands for."""
-    text = str(name)
-    for found in (
-        [index for index, known in enumerate(names) if known == text],
-        [index for index, known in enumerate(shown) if known == text],
-        [index for index, known in enumerate(names) if known and fold(known) == fold(text)],
-    ):
-        if not isinstance(name, int) and found:
-            if len(found) > 1:
-                raise ClassError(
-                    f"ambiguous {kind}", where=f"{where}[{text}]", got=f"ids {found}", next_step="Name its id."
-                )
-            return found[0]
-    # A head without names still has transformers' own, LABEL_0 on.
-    digits = text.removeprefix("LABEL_") if not any(names) else text
-    if digits.isdecimal() and int(digits) < len(names):
-        return int(digits)
-    raise ClassError(
-        f"unknown {kind}",
-        where=where,
-        expected=f"a name, or an id in 0..{len(names) - 1}",
-        got=name_with_nearest([text], [known for known in names if known]),
-    )
+class NameIndex:
+    """Class ids by what people write: a name, a display name, a folded name, or an id in digits.
+
+    Args:
+        names: the classes' names; empty ones for a head without names.
+        shown: how they are displayed, where that differs.
+    """
+
+    def __init__(self, names: Sequence[str], shown: Sequence[str] = ()) -> None:
+        self._names = names
+        self._has_names = any(names)
+        self._by_name, self._by_display, self._by_fold = _ids_of(names), _ids_of(shown), _ids_of(map(fold, names))
+
+    def look_up(self, name: str | int, *, where: str, kind: str) -> int:
+        """The id that `name` stands for.
+
+        Raises:
+            ClassError: there is none, or more than one.
+        """
+        text = str(name)
+        for ids in (self._by_name.get(text), self._by_display.get(text), self._by_fold.get(fold(text))):
+            if not isinstance(name, int) and ids:
+                if len(ids) > 1:
+                    raise ClassError(
+                        f"ambiguous {kind}", where=f"{where}[{text}]", got=f"ids {ids}", next_step="Name its id."
+                    )
+                return ids[0]
+        # A head without names still has transformers' own, LABEL_0 on.
+        digits = text if self._has_names else text.removeprefix("LABEL_")
+        if digits.isdecimal() and int(digits) < len(self._names):
+            return int(digits)
+        raise ClassError(
+            f"unknown {kind}",
+            where=where,
+            expected=f"a name, or an id in 0..{len(self._names) - 1}",
+            got=name_with_nearest([text], [known for known in self._names if known]),
+        )
+
+
+def _ids_of(names: Iterable[str]) -> dict[str, list[int]]:
+    ids: defaultdict[str, list[int]] = defaultdict(list)
+    for index, name in enumerate(names):
+        if name:
+            ids[name].append(index)
+    return dict(ids)

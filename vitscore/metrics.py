@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from vitscore.errors import LabelError, UsageError
+from vitscore.groups import Groups
 from vitscore.intervals import LEVEL, bootstrap, wilson
 from vitscore.kernels.arrays import as_array, as_ids, check_same_length
 from vitscore.kernels.counts import ConfusionCounts
 from vitscore.kernels.reliability import NUM_BINS, add_in_order, add_reliability
 
 Array: TypeAlias = npt.NDArray[Any]
+Cells: TypeAlias = tuple[Array, Array, Array]
 TOP_K = (1, 5)
 _AVERAGES = ("accuracy", "macro avg", "weighted avg")
 _BOUNDS = {
@@ -49,6 +52,8 @@ class ModelCounts:
         self.topk_hits = {k: 0 for k in top_k if k <= num_classes}
         self.num_unlabelled = 0
         self.num_probabilities = 0
+        self.num_unknown = 0
+        """Samples of these whose label's probability is not known: then there is no NLL and no Brier score."""
         self.logprob_sum = 0.0
         self.brier_sum = 0.0
         self.bin_counts_M = np.zeros(NUM_BINS, np.int64)
@@ -121,10 +126,10 @@ class ModelCounts:
             self.topk_hits[k] += int(is_hit_BT[:, :k].any(axis=1).sum())
 
     def _count_probabilities(self, is_right_B: Array, prob_B: Array, logprob_B: Array, sum_sq_B: Array) -> None:
-        is_known_B = ~np.isnan(logprob_B)
-        is_right_B, prob_B, sum_sq_B = is_right_B[is_known_B], prob_B[is_known_B], sum_sq_B[is_known_B]
-        logprob_B = logprob_B[is_known_B].astype(np.float64)
         self.num_probabilities += len(prob_B)
+        is_known_B = ~np.isnan(logprob_B)
+        self.num_unknown += int((~is_known_B).sum())
+        logprob_B, sum_sq_B = logprob_B[is_known_B].astype(np.float64), sum_sq_B[is_known_B]
         self.logprob_sum = add_in_order(self.logprob_sum, logprob_B)
         self.brier_sum = add_in_order(self.brier_sum, sum_sq_B.astype(np.float64) - 2 * np.exp(logprob_B) + 1)
         add_reliability(self.bin_counts_M, self.bin_confidence_M, self.bin_correct_M, prob_B, is_right_B)
@@ -136,6 +141,7 @@ class ModelCounts:
         self.topk_hits = {k: hits + other.topk_hits[k] for k, hits in self.topk_hits.items() if k in other.topk_hits}
         self.num_unlabelled += other.num_unlabelled
         self.num_probabilities += other.num_probabilities
+        self.num_unknown += other.num_unknown
         self.logprob_sum += other.logprob_sum
         self.brier_sum += other.brier_sum
         self.bin_counts_M += other.bin_counts_M
@@ -147,30 +153,96 @@ class ModelCounts:
         right_K, support_K, predicted_K = self.confusion.totals()
         return right_K, support_K + self.unanswered_K, predicted_K
 
+    def cells(self) -> Cells:
+        """Truth, answer and count of every cell that occurs; an answer outside the classes is column K."""
+        rows, cols, counts, _ = self.confusion.pairs()
+        missed = np.flatnonzero(self.unanswered_K)
+        outside = np.full(len(missed), self.num_classes)
+        return (
+            np.concatenate([rows, missed]),
+            np.concatenate([cols, outside]),
+            np.concatenate([counts, self.unanswered_K[missed]]),
+        )
 
-def model_metrics(counts: ModelCounts, classes: Sequence[str]) -> dict[str, Any]:
-    """One model's entry in metrics.json, in the contract's order."""
+
+def model_metrics(
+    counts: ModelCounts, classes: Sequence[str], *, only: Array | None = None, groups: Groups | None = None
+) -> dict[str, Any]:
+    """One model's entry in metrics.json, in the contract's order.
+
+    Args:
+        counts: what was counted.
+        classes: K names.
+        only: ids of the classes that are reported, as scikit-learn's `labels=`; all samples must be of them.
+        groups: also score these superclasses.
+    """
     if len(classes) != counts.num_classes:
         got = f"{len(classes)} names"
         raise UsageError("class names do not fit the counts", expected=f"{counts.num_classes} names", got=got)
-    totals = tuple(total_K.astype(np.float64) for total_K in counts.totals())
-    right_K, support_K, predicted_K = totals
-    figures = class_figures(right_K, support_K, predicted_K)
-    present_K = support_K > 0
+    cells = counts.cells()
+    totals = totals_of(cells, counts.num_classes)
+    figures = class_figures(*totals, only=only)
+    shown = np.arange(counts.num_classes) if only is None else only
     n = counts.num_samples
-    return {
+    topk_ci = {str(k): wilson(hits, n) for k, hits in counts.topk_hits.items()}
+    entry = {
         "samples": n,
-        "num_classes_in_truth": int(present_K.sum()),
+        "num_classes_in_truth": int((totals[1] > 0).sum()),
         "accuracy": figures["accuracy"],
         "topk_accuracy": {str(k): hits / n if n else None for k, hits in counts.topk_hits.items()},
-        "balanced_accuracy": figures["balanced_accuracy"],
-        "mcc": figures["mcc"],
-        "cohen_kappa": figures["cohen_kappa"],
+        **{name: figures[name] for name in ("balanced_accuracy", "mcc", "cohen_kappa")},
         **_probability_figures(counts),
-        "report": classification_report(right_K, support_K, predicted_K, classes) if n else None,
-        "macro_in_truth": _averages(right_K, support_K, predicted_K, present_K / present_K.sum()) if n else None,
-        "confidence_intervals": _intervals(counts),
+        **_averages_of(*(total_K[shown] for total_K in totals), classes=[classes[index] for index in shown.tolist()]),
+        "confidence_intervals": _intervals(cells, counts.num_classes, only=only, topk=topk_ci),
         "reliability": _reliability(counts),
+    }
+    return entry if groups is None else {**entry, "groups": group_metrics(cells, groups)}
+
+
+def group_metrics(cells: Cells, groups: Groups) -> dict[str, Any]:
+    """The figures of superclasses: an answer is right where it is of the truth's group."""
+    rows, cols, counts = cells
+    num_groups = len(groups.names)
+    group_of = np.append(groups.of_class, num_groups)
+    found, places = np.unique(group_of[rows] * (num_groups + 1) + group_of[cols], return_inverse=True)
+    grouped = (*np.divmod(found, num_groups + 1), np.bincount(places, weights=counts).astype(np.int64))
+    totals = totals_of(grouped, num_groups)
+    figures = class_figures(*totals)
+    return {
+        "samples": int(counts.sum()),
+        "classes": list(groups.names),
+        "num_classes_in_truth": int((totals[1] > 0).sum()),
+        **{name: figures[name] for name in ("accuracy", "balanced_accuracy", "mcc", "cohen_kappa")},
+        **_averages_of(*totals, classes=groups.names),
+        "confidence_intervals": _intervals(grouped, num_groups),
+    }
+
+
+def totals_of(cells: Cells, num_classes: int) -> tuple[Array, Array, Array]:
+    """For each class, as float64: right answers, support, predictions."""
+    rows, cols, counts = cells
+    is_right = rows == cols
+    return (
+        np.bincount(rows[is_right], weights=counts[is_right], minlength=num_classes),
+        np.bincount(rows, weights=counts, minlength=num_classes),
+        np.bincount(cols, weights=counts, minlength=num_classes + 1)[:num_classes],
+    )
+
+
+def _averages_of(right_K: Array, support_K: Array, predicted_K: Array, *, classes: Sequence[str]) -> dict[str, Any]:
+    """The report, and two averages that it has no place for: over the truth's classes alone, and over all answers."""
+    n, num_right, answered = (float(total_K.sum()) for total_K in (support_K, right_K, predicted_K))
+    if not n:
+        return {"report": None, "macro_in_truth": None, "micro": None}
+    present_K = support_K > 0
+    return {
+        "report": classification_report(right_K, support_K, predicted_K, classes),
+        "macro_in_truth": _averages(right_K, support_K, predicted_K, present_K / present_K.sum()),
+        "micro": {
+            "precision": _ratio(num_right, answered) or 0.0,
+            "recall": num_right / n,
+            "f1-score": 2 * num_right / (n + answered),
+        },
     }
 
 
@@ -199,19 +271,23 @@ def report_names(classes: Sequence[str]) -> list[str]:
     return report_names(names) if len(set(names)) < len(names) else names
 
 
-def class_figures(right_K: Array, support_K: Array, predicted_K: Array) -> dict[str, float | None]:
-    """Every figure that totals per class determine; None where it is not defined."""
+def class_figures(
+    right_K: Array, support_K: Array, predicted_K: Array, *, only: Array | None = None
+) -> dict[str, float | None]:
+    """Every figure that totals per class determine, averaged over the classes `only`; None where it is not defined."""
     n = float(support_K.sum())
-    precision_K, recall_K, f1_K = _per_class(right_K, support_K, predicted_K)
-    num_classes, num_present = len(support_K), int((support_K > 0).sum())
+    figures = _per_class(right_K, support_K, predicted_K)
+    precision_K, recall_K, f1_K = figures if only is None else tuple(figure_K[only] for figure_K in figures)
+    weights_K = support_K if only is None else support_K[only]
+    num_classes, num_present = len(weights_K), int((weights_K > 0).sum())
     has_samples = n > 0
     return {
         "accuracy": _ratio(float(right_K.sum()), n),
         "macro_precision": math.fsum(precision_K) / num_classes if has_samples else None,
         "macro_recall": math.fsum(recall_K) / num_classes if has_samples else None,
         "macro_f1": math.fsum(f1_K) / num_classes if has_samples else None,
-        "weighted_precision": _ratio(math.fsum(precision_K * support_K), n),
-        "weighted_f1": _ratio(math.fsum(f1_K * support_K), n),
+        "weighted_precision": _ratio(math.fsum(precision_K * weights_K), n),
+        "weighted_f1": _ratio(math.fsum(f1_K * weights_K), n),
         "balanced_accuracy": _ratio(math.fsum(recall_K), float(num_present)),
         **_agreement(right_K, support_K, predicted_K),
     }
@@ -249,10 +325,11 @@ def _averages(right_K: Array, support_K: Array, predicted_K: Array, weights_K: A
 def _probability_figures(counts: ModelCounts) -> dict[str, float | None]:
     """Over the samples that have probabilities: negative log-likelihood, Brier score (0 to 2), calibration error."""
     n = counts.num_probabilities
+    num_known = 0 if counts.num_unknown else n
     gaps_M = np.abs(counts.bin_correct_M - counts.bin_confidence_M)
     return {
-        "nll": _ratio(-counts.logprob_sum, n),
-        "brier": _ratio(counts.brier_sum, n),
+        "nll": _ratio(-counts.logprob_sum, num_known),
+        "brier": _ratio(counts.brier_sum, num_known),
         "ece": _ratio(math.fsum(gaps_M), n),
     }
 
@@ -267,21 +344,17 @@ def _reliability(counts: ModelCounts) -> dict[str, list[Any]]:
     }
 
 
-def _intervals(counts: ModelCounts) -> dict[str, Any]:
-    n = counts.num_samples
-    num_right = int(counts.totals()[0].sum())
-    intervals: dict[str, Any] = {
-        "level": LEVEL,
-        "accuracy": wilson(num_right, n),
-        "topk_accuracy": {str(k): wilson(hits, n) for k, hits in counts.topk_hits.items()},
-    }
+def _intervals(
+    cells: Cells, num_classes: int, *, only: Array | None = None, topk: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    rows, cols, counts = cells
+    n = int(counts.sum())
+    intervals: dict[str, Any] = {"level": LEVEL, "accuracy": wilson(int(counts[rows == cols].sum()), n)}
+    if topk is not None:
+        intervals["topk_accuracy"] = topk
     if not n:
         return intervals | dict.fromkeys(_BOUNDS)
-    rows, cols, cells, _ = counts.confusion.pairs()
-    missed = np.flatnonzero(counts.unanswered_K)
-    rows, cols = np.concatenate([rows, missed]), np.concatenate([cols, np.full(len(missed), counts.num_classes)])
-    cells = np.concatenate([cells, counts.unanswered_K[missed]])
-    return intervals | bootstrap((rows, cols, cells), counts.num_classes, class_figures, bounds=_BOUNDS)
+    return intervals | bootstrap(cells, num_classes, partial(class_figures, only=only), bounds=_BOUNDS)
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -131,15 +131,36 @@ class ImageModel:
         other._forward = other.net
         return other
 
+    def cost(self) -> dict[str, Any]:
+        """What run.json keeps of a model's size: parameters, GFLOP an image (two a multiply-add), input and filter.
+
+        GFLOP come from torch's own counter over a forward without numbers; null where the model needs numbers to go on.
+        """
+        from torch.utils.flop_counter import FlopCounterMode
+
+        weights = [*self.net.parameters(), *self.net.buffers()]
+        hollow = copy.deepcopy(self.net, {id(tensor): hollow_twin(tensor) for tensor in weights})
+        gflop = None
+        with contextlib.suppress(Exception), FlopCounterMode(display=False) as counter, torch.inference_mode():
+            hollow(self._black_images(1).to("meta"))
+            gflop = round(counter.get_total_flops() / 1e9, 6)
+        geometry = self.geometry
+        return {
+            "parameters": self.num_params,
+            "gflop_per_image": gflop,
+            "image_size": [geometry.height, geometry.width],
+            "interpolation": getattr(geometry, "interpolation", None),
+        }
+
+    def _black_images(self, batch_size: int) -> torch.Tensor:
+        size = (self.geometry.height, self.geometry.width)
+        if isinstance(self.spec, Spec):
+            return torch.zeros((batch_size, *size, 3), dtype=torch.uint8)
+        return torch.zeros((batch_size, 3, *size))
+
     def warm_up(self, batch_size: int) -> None:
         """One batch of black images: compiles, and lets the libraries choose their kernels."""
-        geometry = self.geometry
-        size = (geometry.height, geometry.width)
-        if isinstance(self.spec, Spec):
-            pixels = torch.zeros((batch_size, *size, 3), dtype=torch.uint8)
-        else:
-            pixels = torch.zeros((batch_size, 3, *size))
-        self(pixels)
+        self(self._black_images(batch_size))
         if self._device.startswith("cuda"):
             torch.cuda.synchronize()
 
@@ -153,6 +174,12 @@ class ImageModel:
             assert self._text_weights_KD is not None
             net = CosineNet(loaded, normalizer, dtype=dtype, text_weights_KD=self._text_weights_KD)
         return net.to(self._device).eval().requires_grad_(False)
+
+
+def hollow_twin(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's shape and type without its numbers."""
+    twin = torch.empty_like(tensor, device="meta")
+    return torch.nn.Parameter(twin, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else twin
 
 
 def load_model(

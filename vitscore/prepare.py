@@ -15,6 +15,7 @@ from vitscore.checkpoints import Checkpoint
 from vitscore.classes import HeadMap
 from vitscore.config import RunOptions
 from vitscore.errors import SetupError, UsageError
+from vitscore.groups import Groups, read_groups
 from vitscore.parts import ModelColumns
 from vitscore.settings import Choice, resolve
 from vitscore.shards.cache import Cache
@@ -51,6 +52,7 @@ class Plan:
     identity: Mapping[str, Any]
     overrides: Mapping[str, str | int] | None = field(default=None, repr=False)
     """Labels by key, from `--labels`."""
+    groups: Groups | None = None
 
     @property
     def identity_hash(self) -> str:
@@ -120,6 +122,7 @@ def make_plan(options: RunOptions, *, kept: Mapping[str, Any], with_fingerprints
         kept=kept,
     )
     shards, last_rows = cut_to_limit(options, corpus, class_names)
+    groups = read_groups(options.groups, class_names) if options.groups else None
     return Plan(
         options=options,
         shards=shards,
@@ -130,7 +133,8 @@ def make_plan(options: RunOptions, *, kept: Mapping[str, Any], with_fingerprints
         models=models,
         settings=settings,
         overrides=load_labels(options.labels) if options.labels else None,
-        identity=run_identity(options, shards, class_names, templates, models, settings),
+        groups=groups,
+        identity=run_identity(options, shards, class_names, templates, models, settings, groups),
     )
 
 
@@ -194,6 +198,7 @@ def run_identity(
     templates: tuple[str, ...],
     models: tuple[PlannedModel, ...],
     settings: Mapping[str, Choice],
+    groups: Groups | None,
 ) -> dict[str, Any]:
     """All that must be equal on a resume; DESIGN's rule Identity."""
     has_zero_shot = any(model.checkpoint.kind == "zero-shot" for model in models)
@@ -215,6 +220,7 @@ def run_identity(
         "classes": identity.digest(list(class_names)),
         "templates": identity.digest(list(templates)) if has_zero_shot else None,
         "labels": identity.digest_file(options.labels) if options.labels else None,
+        "groups": identity.digest(groups.to_record()) if groups else None,
         **{name: choice.value for name, choice in settings.items()},
         "label_key": options.label_key,
         "image_key": options.image_key,
@@ -228,7 +234,10 @@ def run_identity(
 
 def require_labels_file(options: RunOptions) -> None:
     """Raise UsageError where a file named by an option is missing."""
-    files = {"--classes": options.classes, "--templates": options.templates, "--labels": options.labels}
+    files = {
+        "--classes": options.classes, "--templates": options.templates, "--labels": options.labels,
+        "--groups": options.groups,
+    }  # fmt: skip
     for flag, path in files.items():
         if path is not None and not path.is_file():
             raise UsageError("file not found", where=f"{flag} {path}", next_step="Check the path.")

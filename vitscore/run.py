@@ -187,8 +187,8 @@ def open_run(
     models = load_models(plan, ranks) if len(done) < len(plan.shards) else []
     if not is_resumed:
         folders.clear(folder)
-        num_params = {model.name: model.num_params for model in models}
-        folders.start(folder, plan, session=session, num_params=num_params)
+        costs = {model.name: model.cost() for model in models}
+        folders.start(folder, plan, session=session, costs=costs)
     elif models:
         folders.begin_session(folder, session)
     told = session["id"] if models or not is_resumed else None

@@ -1,0 +1,106 @@
+"""The CUDA kernels against their NumPy twins, on whatever device numba has; run by test_kernels_cuda.py.
+
+A program of its own, since numba decides at import whether the device is simulated.
+"""
+
+import sys
+
+import numpy as np
+
+from vitscore.errors import LabelError, UsageError
+from vitscore.kernels.cuda import SLOTS, DeviceConfusionCounts, DeviceRows, cuda
+from vitscore.kernels.reference import count_reference, score_rows_reference
+
+
+def to_device(array: np.ndarray) -> object:
+    return cuda.to_device(np.ascontiguousarray(array))
+
+
+def check_counts(num_classes: int, num_rows: int, dtype: type) -> None:
+    rng = np.random.default_rng(num_classes)
+    counts = DeviceConfusionCounts(num_classes)
+    expected = np.zeros((num_classes, num_classes), np.int64) if num_classes <= 4096 else {}
+    for _ in range(2):
+        labels = rng.integers(-1, num_classes, num_rows).astype(dtype)
+        preds = rng.integers(0, num_classes, num_rows).astype(dtype)
+        preds[labels == -1] = -7  # not looked at
+        counts.update(to_device(preds), to_device(labels))
+        if num_classes <= 4096:
+            expected += count_reference(labels, preds, num_classes)
+        else:
+            for pair in zip(labels.tolist(), preds.tolist(), strict=True):
+                if pair[0] >= 0:
+                    expected[pair] = expected.get(pair, 0) + 1
+    found = counts.compute()
+    if num_classes <= 4096:
+        assert (found == expected).all()
+    else:
+        pairs = zip(found.rows.tolist(), found.cols.tolist(), strict=True)
+        assert dict(zip(pairs, found.counts.tolist(), strict=True)) == expected
+        assert found.rows.tolist() == sorted(found.rows.tolist())
+
+
+def check_bad_ids() -> None:
+    """A batch with a bad id is not counted, the ones before and after are, and `compute` raises."""
+    for labels, preds in (([0, 3], [0, 0]), ([0, -2], [0, 0]), ([0, 1], [0, 3]), ([0, 1], [0, -1])):
+        counts = DeviceConfusionCounts(3)
+        for batch in (([1], [2]), (labels, preds), ([2], [2])):
+            counts.update(to_device(np.array(batch[1], np.int64)), to_device(np.array(batch[0], np.int64)))
+        try:
+            counts.compute()
+        except LabelError:
+            kept = counts._counts.copy_to_host()
+            assert kept[1, 2] == kept[2, 2] == 1 and kept.sum() == 2
+            counts.reset()
+            assert counts.compute().sum() == 0
+        else:
+            raise AssertionError("a bad id was taken")
+
+
+def check_full_table() -> None:
+    counts = DeviceConfusionCounts(10**6)
+    ids = np.arange(SLOTS + 1, dtype=np.int64)
+    counts.update(to_device(ids), to_device(ids))
+    try:
+        counts.compute()
+    except UsageError as error:
+        assert "too many pairs" in str(error)
+    else:
+        raise AssertionError("a full table was not told")
+
+
+def check_rows(logits: np.ndarray, labels: np.ndarray, k: int) -> None:
+    num_rows, num_classes = logits.shape
+    rows = DeviceRows(num_rows + 2, num_classes, k=k)
+    scores = rows.score(to_device(logits), to_device(labels))
+    wanted = score_rows_reference(logits, labels, k)
+    ids, probs, figures, is_finite = (array.copy_to_host() for array in scores)
+    assert (ids[:num_rows] == wanted.topk).all()
+    names = ("label_logprob", "sum_sq_prob", "log_sum_exp", "margin", "entropy")
+    np.testing.assert_allclose(probs[:num_rows], wanted.topk_prob, rtol=3e-6, atol=3e-6)
+    for name, found in zip(names, figures[:, :num_rows], strict=True):
+        np.testing.assert_allclose(found, getattr(wanted, name), rtol=3e-6, atol=3e-6, err_msg=name)
+    assert (is_finite[:num_rows].astype(bool) == wanted.is_finite).all()
+
+
+def main(is_thorough: bool) -> None:
+    for num_classes, num_rows in ((1, 5), (3, 40), (10, 33), (5000, 30)):
+        for dtype in (np.int32, np.int64):
+            check_counts(num_classes, num_rows, dtype)
+    check_bad_ids()
+    if not is_thorough:
+        check_full_table()
+    rng = np.random.default_rng(0)
+    for num_classes in (1, 2, 7, 21, *((1000, 21841) if is_thorough else ())):
+        for k in (1, 3, 30):
+            logits = (rng.normal(size=(3, num_classes)) * 5).astype(np.float32)
+            check_rows(logits, rng.integers(-1, num_classes, 3).astype(np.int32), min(k, num_classes))
+    # Ties go to the lowest id, signed zeros are equal, rows that are not finite have no answer.
+    odd = np.array(
+        [[1, 1, 1, 1], [0, -0.0, 0, -1], [np.nan, 1, 2, 3], [1, np.inf, 2, 3], [-1e38, 1e38, 0, 0]], np.float32
+    )
+    check_rows(odd, np.array([2, 1, 0, 1, 0], np.int64), 3)
+
+
+if __name__ == "__main__":
+    main(is_thorough="thorough" in sys.argv[1:])
