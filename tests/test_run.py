@@ -78,6 +78,7 @@ def test_metrics_fold_again_from_the_parts_to_the_same_bytes(demo_run: Path, vit
 def test_nothing_but_the_contract_is_in_the_folder(demo_run: Path) -> None:
     assert {path.name for path in demo_run.iterdir()} == {
         "run.json", "shards.parquet", "parts", "metrics.json", "confusion_demo-vit.npz", "confusion_demo-clip.npz",
+        "report.html",
     }  # fmt: skip
     assert all(PART_NAME.fullmatch(path.name) for path in (demo_run / "parts").iterdir())
 
