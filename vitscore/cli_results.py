@@ -99,9 +99,9 @@ def metrics(
     if as_json:
         tell_json(folded.document)
     else:
-        show.show_document(
-            folded.document, per_class=per_class, console=show.make_console(), confusions=folded.confusions
-        )
+        # A subset's answers still are among all classes: its matrix is no square that could be drawn.
+        confusions = {} if only_classes else folded.confusions
+        show.show_document(folded.document, per_class=per_class, console=show.make_console(), confusions=confusions)
         tell_lines(figure_notes(folded.document))
 
 
