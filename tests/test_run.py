@@ -2,9 +2,11 @@
 
 import json
 import re
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -224,6 +226,32 @@ def test_logits_that_are_not_finite_are_bad_rows_not_predictions(
     assert done.code == 5
     assert read_metrics(shards / "out")["ledger"]["reasons"] == {"logits not finite": 20}
     assert read_metrics(shards / "out")["models"]["broken-vit"]["accuracy"] is None
+
+
+def test_what_half_precision_changes_is_counted_against_a_run_in_fp32(
+    make_shards: Call, vitscore: Call, digits: Any, tmp_path: Path
+) -> None:
+    """A random model with many classes, whose best answers lie close together."""
+    names = [f"c{number}" for number in range(2000)]
+    models = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
+    checkpoint = models.save_vit(tmp_path / "vit", tuple(names), num_hidden_layers=6)
+    samples = [(key, {"png": members["png"]}) for key, members in digits[:100]]
+    shards = make_shards([*samples[:3], ("bad", {"png": b"x"}), *samples[3:]], classes=names)
+    for precision in ("bf16", "fp32"):
+        words = ("run", shards, "-m", checkpoint, "-b", "16", "--precision", precision)
+        assert vitscore(*words, "-o", tmp_path / precision).code == 0
+    half, full = (
+        [row for table in part_tables(tmp_path / name).values() for row in table if row["status"] == "ok"][:64]
+        for name in ("bf16", "fp32")
+    )
+    record = json.loads((tmp_path / "bf16" / "run.json").read_bytes())["sessions"][-1]["against_fp32"]["vit"]
+    assert record["images"] == 64
+    differs = sum(a["vit.pred"] != b["vit.pred"] for a, b in zip(half, full, strict=True))
+    assert record["top1_differs"] == differs > 0
+    largest = max(abs(a["vit.prob"] - b["vit.prob"]) for a, b in zip(half, full, strict=True))
+    assert record["largest_prob_difference"] == pytest.approx(largest)
+    assert "What bf16 changed against fp32" in (tmp_path / "bf16" / "report.html").read_text()
+    assert "against_fp32" not in json.loads((tmp_path / "fp32" / "run.json").read_bytes())["sessions"][-1]
 
 
 @pytest.mark.gpu

@@ -12,12 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitscore.audit import AUDITED_IMAGES
 from vitscore.config import BadLimit
 from vitscore.decode import make_decoder
 from vitscore.durable import writing
@@ -55,6 +56,8 @@ class Tally:
     nonfinite: int = 0
     """Rows done again in fp32 because a logit was not finite."""
     seconds: float = 0.0
+    audit: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By model: what the run's precision changes (see audit.Difference)."""
 
     def accuracy(self, name: str) -> float | None:
         return self.correct.get(name, 0) / self.labelled if self.labelled else None
@@ -105,6 +108,7 @@ class Engine:
             save=plan.options.save,
             num_workers=0 if is_cuda or plan["compile"] else num_threads,
             has_fp32_rerun=plan["precision"] != "fp32",
+            num_audited=AUDITED_IMAGES if ranks.is_main and plan["precision"] != "fp32" else 0,
         )
         self._decoder = make_decoder(
             plan["decoder"],
@@ -156,6 +160,7 @@ class Engine:
             for work in self._open.values():
                 work.discard()
         self.tally.seconds = time.monotonic() - started
+        self.tally.audit = {name: asdict(found) for name, found in self._forward.audit.differences.items()}
         return self.tally
 
     def _compute(self, batch: Batch) -> None:
