@@ -100,6 +100,21 @@ class DeviceConfusionCounts:
                 self._flags, self._keys_S, self._counts, labels_B, preds_B, self.num_classes
             )
 
+    def merge(self, other: DeviceConfusionCounts, *, stream: int = 0) -> None:
+        """Add another's counts, as if its samples had been counted here; returns at once."""
+        if other.num_classes != self.num_classes:
+            got = f"{other.num_classes} classes"
+            raise UsageError("counts cannot be merged", expected=f"{self.num_classes} classes", got=got)
+        on = as_stream(stream)
+        if self.is_square:
+            grid = (self.num_classes + THREADS - 1) // THREADS
+            _merge_square[grid, THREADS, on](self._flags, self._counts, other._flags, other._counts)
+        else:
+            grid = SLOTS // THREADS
+            _merge_table[grid, THREADS, on](
+                self._flags, self._keys_S, self._counts, other._flags, other._keys_S, other._counts
+            )
+
     def compute(self) -> Confusion:
         """The counts, on the host; waits for the device.
 
@@ -107,11 +122,11 @@ class DeviceConfusionCounts:
             LabelError: a batch had an id outside [0, K), and was not counted.
             UsageError: there were more pairs of classes than the table holds.
         """
-        problems = int(self._flags.copy_to_host()[0])
-        if problems & _BAD_ID:
+        problem = int(self._flags.copy_to_host()[0])
+        if problem == _BAD_ID:
             expected = f"0..{self.num_classes - 1}, or -1 for a missing label"
             raise LabelError("id out of range", where="a batch on the device", expected=expected)
-        if problems & _FULL:
+        if problem == _FULL:
             raise UsageError("too many pairs of classes", expected=f"at most {SLOTS:,}", next_step="Count on the CPU.")
         counts = self._counts.copy_to_host()
         if self.is_square:
@@ -145,23 +160,48 @@ def _count_square(flags: IntArray, confusion_KK: IntArray, labels_B: IntArray, p
         cuda.atomic.add(confusion_KK, (labels_B[i], preds_B[i]), 1)
 
 
+@on_device_inside
+def _add_to_table(flags: IntArray, keys_S: IntArray, counts_S: IntArray, key: int, count: int) -> None:
+    num_slots = keys_S.shape[0]
+    slot = (key * 40503) & (num_slots - 1)
+    for _ in range(num_slots):
+        found = cuda.atomic.cas(keys_S, slot, np.int64(-1), key)
+        if found == -1 or found == key:
+            cuda.atomic.add(counts_S, slot, count)
+            return
+        slot = (slot + 1) & (num_slots - 1)
+    cuda.atomic.max(flags, 0, _FULL)
+
+
 @on_device
 def _count_table(
     flags: IntArray, keys_S: IntArray, counts_S: IntArray, labels_B: IntArray, preds_B: IntArray, num_classes: int
 ) -> None:
     i = cuda.grid(1)
-    if flags[1] != 0 or i >= labels_B.shape[0] or labels_B[i] < 0:
-        return
-    num_slots = keys_S.shape[0]
-    key = np.int64(labels_B[i]) * num_classes + preds_B[i]
-    slot = (key * 40503) & (num_slots - 1)
-    for _ in range(num_slots):
-        found = cuda.atomic.cas(keys_S, slot, np.int64(-1), key)
-        if found == -1 or found == key:
-            cuda.atomic.add(counts_S, slot, 1)
-            return
-        slot = (slot + 1) & (num_slots - 1)
-    cuda.atomic.max(flags, 0, _FULL)
+    if flags[1] == 0 and i < labels_B.shape[0] and labels_B[i] >= 0:
+        _add_to_table(flags, keys_S, counts_S, np.int64(labels_B[i]) * num_classes + preds_B[i], 1)
+
+
+@on_device
+def _merge_square(flags: IntArray, counts_KK: IntArray, their_flags: IntArray, their_counts_KK: IntArray) -> None:
+    i = cuda.grid(1)
+    if i == 0:
+        cuda.atomic.max(flags, 0, their_flags[0])
+    if i < counts_KK.shape[0]:
+        for j in range(counts_KK.shape[1]):
+            counts_KK[i, j] += their_counts_KK[i, j]
+
+
+@on_device
+def _merge_table(
+    flags: IntArray, keys_S: IntArray, counts_S: IntArray, their_flags: IntArray, their_keys_S: IntArray,
+    their_counts_S: IntArray,
+) -> None:  # fmt: skip
+    i = cuda.grid(1)
+    if i == 0:
+        cuda.atomic.max(flags, 0, their_flags[0])
+    if i < their_keys_S.shape[0] and their_keys_S[i] >= 0:
+        _add_to_table(flags, keys_S, counts_S, their_keys_S[i], their_counts_S[i])
 
 
 class DeviceRowScores(NamedTuple):

@@ -20,17 +20,19 @@ def check_counts(num_classes: int, num_rows: int, dtype: type) -> None:
     rng = np.random.default_rng(num_classes)
     counts = DeviceConfusionCounts(num_classes)
     expected = np.zeros((num_classes, num_classes), np.int64) if num_classes <= 4096 else {}
-    for _ in range(2):
+    merged = DeviceConfusionCounts(num_classes)
+    for is_other in (False, False, True):
         labels = rng.integers(-1, num_classes, num_rows).astype(dtype)
         preds = rng.integers(0, num_classes, num_rows).astype(dtype)
         preds[labels == -1] = -7  # not looked at
-        counts.update(to_device(preds), to_device(labels))
+        (merged if is_other else counts).update(to_device(preds), to_device(labels))
         if num_classes <= 4096:
             expected += count_reference(labels, preds, num_classes)
         else:
             for pair in zip(labels.tolist(), preds.tolist(), strict=True):
                 if pair[0] >= 0:
                     expected[pair] = expected.get(pair, 0) + 1
+    counts.merge(merged)
     found = counts.compute()
     if num_classes <= 4096:
         assert (found == expected).all()
@@ -51,7 +53,12 @@ def check_bad_ids() -> None:
         except LabelError:
             kept = counts._counts.copy_to_host()
             assert kept[1, 2] == kept[2, 2] == 1 and kept.sum() == 2
-            counts.reset()
+            merged = DeviceConfusionCounts(3)
+            merged.merge(counts)
+            try:
+                merged.compute()
+            except LabelError:
+                counts.reset()
             assert counts.compute().sum() == 0
         else:
             raise AssertionError("a bad id was taken")

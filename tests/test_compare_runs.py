@@ -232,6 +232,13 @@ def test_what_cannot_be_compared_is_one_clear_line(
     assert said in done.err and done.err.count("\n") == 1 and done.out == ""
 
 
+def test_a_run_that_is_not_finished_is_said_to_be_so(vitscore: Call, tmp_path: Path) -> None:
+    run = make(tmp_path / "run", {"vit": 3.0, "clip": 0.5})
+    next(iter((run / "parts").glob("0000001-*"))).unlink()
+    done = vitscore("compare", run)
+    assert done.code == 0 and "is not finished: 1 of 2 shards" in done.out
+
+
 @pytest.mark.parametrize("kind", ["unlabelled", "all bad", "never right", "one sample"])
 def test_nothing_to_tell_apart_is_said(kind: str, vitscore: Call, tmp_path: Path) -> None:
     keys = ["001"] if kind == "one sample" else [f"{i:03}" for i in range(30)]

@@ -313,7 +313,7 @@ def test_a_run_with_groups_keeps_them_in_its_metrics(vitscore: Call, tmp_path: P
     assert groups["accuracy"] >= metrics["models"]["demo-vit"]["accuracy"]
     assert vitscore("metrics", tmp_path / "out", "--check").code == 0
     refused = vitscore(*command)
-    assert refused.code == 2 and "groups:" in refused.err
+    assert refused.code == 2 and "groups: " in refused.err and "there, none here" in refused.err
 
 
 # The command

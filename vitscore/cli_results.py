@@ -183,13 +183,14 @@ def compare(
     from vitscore import show
     from vitscore.compare_runs import compare_runs
     from vitscore.compare_text import comparison_lines
+    from vitscore.figure_text import figure_notes
 
     document = compare_runs(runs, labels=labels, top=top)
     if as_json:
         tell_json(document)
         return
     if document["samples"]:
-        tell_lines(show.models_table(document))
+        tell_lines([*show.models_table(document), *figure_notes(document)])
     tell_lines(comparison_lines(document, rows_shown=top))
 
 

@@ -43,6 +43,8 @@ class RunRows:
     source: str
     record: dict[str, Any]
     models: list[str]
+    num_shards: int
+    """Parts that are there; fewer than its shards where the run is not finished."""
     shards: pa.Array
     keys: pa.Array
     labels_N: Array
@@ -126,6 +128,7 @@ def compare_runs(sources: Sequence[str], *, labels: Path | None = None, top: int
                 "models": run.models,
                 "samples": len(run.keys),
                 "not_common": len(run.keys) - num_joined,
+                "shards": {"expected": run.record["corpus"]["shards"], "done": run.num_shards},
             }
             for run in runs
         ],
@@ -180,6 +183,7 @@ def read_run(folder: Path, shown: str, record: dict[str, Any], models: list[str]
         source=shown,
         record=record,
         models=models,
+        num_shards=len(parts),
         shards=pa.concat_arrays([pa.array([], pa.string()), *(rows.shards for rows in blocks)]),
         keys=pa.concat_arrays([pa.array([], pa.string()), *(rows.keys for rows in blocks)]),
         labels_N=joined([rows.labels_B for rows in blocks], np.int32),
@@ -262,7 +266,7 @@ def display_names(runs: Sequence[RunRows]) -> dict[tuple[int, str], str]:
     used = Counter(model for run in runs for model in run.models)
     named = {(i, model): model for i, run in enumerate(runs) for model in run.models}
     names = {
-        place: model if used[model] == 1 else f"{Path(runs[place[0]].source).name}:{model}"
+        place: model if used[model] == 1 else f"{Path(runs[place[0]].source).resolve().name}:{model}"
         for place, model in named.items()
     }
     if len(set(names.values())) < len(names):

@@ -25,6 +25,9 @@ def comparison_lines(document: Mapping[str, Any], *, rows_shown: int) -> list[st
     joined = document["joined"]
     lines = [f"{document['samples']:,} common samples with a label and every answer"]
     for run in document["runs"]:
+        shards = run["shards"]
+        if shards["done"] < shards["expected"]:
+            lines.append(f"  {run['run']} is not finished: {shards['done']:,} of {shards['expected']:,} shards")
         if run["not_common"]:
             lines.append(f"  {run['not_common']:,} of {run['samples']:,} samples of {run['run']} are not in every run")
     for count, why in (

@@ -220,7 +220,7 @@ def run_identity(
         "classes": identity.digest(list(class_names)),
         "templates": identity.digest(list(templates)) if has_zero_shot else None,
         "labels": identity.digest_file(options.labels) if options.labels else None,
-        "groups": identity.digest(groups.to_record()) if groups else None,
+        **({"groups": identity.digest(groups.to_record())} if groups else {}),
         **{name: choice.value for name, choice in settings.items()},
         "label_key": options.label_key,
         "image_key": options.image_key,
