@@ -56,7 +56,7 @@ class Command:
         if not is_resumed:
             folders.check_foreign(folder)
             folders.clear(folder)
-            folders.start(folder, plan, session=session, num_params={})
+            folders.start(folder, plan, session=session, costs={})
         else:
             plan = folders.resume(folder, plan)
             done = set(finished_parts(folder.parts, plan.identity_hash))
