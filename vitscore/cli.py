@@ -117,6 +117,19 @@ def run(
     save: Annotated[
         list[str] | None, typer.Option(metavar="logits,embeddings", help="Long outputs to keep in the parts.")
     ] = None,
+    tta: Annotated[
+        str,
+        typer.Option(metavar="none|hflip", help="hflip: average the logits with the mirrored image's; twice the work."),
+    ] = "none",
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OP:ARG=V,...",
+            help="Change every resized image first, for example gaussian_noise:severity=3; repeat for a chain. "
+            "Operators: `vitscore robustness --list`.",
+        ),
+    ] = None,
+    augment_seed: Annotated[int, typer.Option(metavar="N", help="Seed of the operators' random numbers.")] = 0,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Score the first N samples only.")] = None,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; score nothing.")] = False,
@@ -188,7 +201,8 @@ def show_outcome(outcome: Outcome, *, per_class: bool, as_json: bool) -> None:
         show.show_document(outcome.document, per_class=per_class, console=console)
         show.show_notes(outcome.notes, console)
         if outcome.images_per_s:
-            console.print(f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s)")
+            views = show.views_text(outcome.plan)
+            console.print(f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s){views}")
         show.show_written(outcome.folder, outcome.document, console)
     if outcome.problem is not None:
         raise outcome.problem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitscore.augment import operators
 from vitscore.folder import known_bytes
 from vitscore.prepare import Plan
 from vitscore.shards.samples import OpenShard
@@ -54,6 +55,8 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             for model in plan.models
         },
         "choices": {name: {"value": choice.value, "reason": choice.reason} for name, choice in plan.settings.items()},
+        "augment": [str(operators.parse(text)) for text in plan.options.augment],
+        "tta": plan.options.tta,
         "disk_bytes": estimate_disk(plan),
         "output": str(plan.options.output),
     }

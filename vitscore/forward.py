@@ -22,6 +22,7 @@ from vitscore import kernels
 from vitscore.decode import Decoded
 from vitscore.parts import Predictions
 from vitscore.preprocess import Geometry, ProcessorGeometry
+from vitscore.views import over_views
 
 if TYPE_CHECKING:
     from vitscore.models import ImageModel
@@ -50,6 +51,7 @@ class Forward:
         save: which long outputs to keep: logits, embeddings.
         num_workers: batches side by side; 0 computes on the caller's thread.
         has_fp32_rerun: whether rows with non-finite logits are computed again in fp32 (pointless where all are).
+        tta: the views that logits are averaged over.
     """
 
     def __init__(
@@ -61,12 +63,14 @@ class Forward:
         save: Sequence[str],
         num_workers: int,
         has_fp32_rerun: bool,
+        tta: str = "none",
     ) -> None:
         self.geometries, self._source = share_geometries(models)
         self._batch_size = batch_size
         self._top_k = top_k
         self._save = save
         self._has_fp32_rerun = has_fp32_rerun
+        self._tta = tta
         self._first = {model.name: model for model in models}
         self._redo_lock = threading.Lock()
         self.depth = max(num_workers, 1)
@@ -99,7 +103,7 @@ class Forward:
     def _rank(self, model: ImageModel, decoded: Decoded, labels: Array) -> Ranked:
         num_rows = len(labels)
         pixels = pad(decoded.pixels[self._source[model.name]], self._batch_size)
-        output = model(pixels)
+        output = over_views(model, pixels, self._tta)
         logits_BK = output.logits[:num_rows].cpu().numpy()
         scores = kernels.score_rows(logits_BK, labels, self._top_k)
         embedding_BD = None if output.embedding is None else output.embedding[:num_rows].cpu().numpy()
@@ -107,7 +111,7 @@ class Forward:
         redo[list(decoded.faults)] = False
         if redo.any():
             with self._redo_lock:
-                again = self._first[model.name].rerun_fp32(pixels)
+                again = over_views(self._first[model.name].rerun_fp32, pixels, self._tta)
             logits_BK = np.where(redo[:, None], again.logits[:num_rows].cpu().numpy(), logits_BK)
             scores = kernels.score_rows(logits_BK, labels, self._top_k)
             if embedding_BD is not None and again.embedding is not None:

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 from rich.text import Text
 
+from vitscore.augment import operators
+
 if TYPE_CHECKING:
     from vitscore import progress
     from vitscore.prepare import Plan
@@ -163,9 +165,19 @@ def show_plan(plan: Plan, disk_bytes: int | None, console: Console) -> None:
         console.print(Text(f"model    {model.name} ({model.checkpoint.kind}): {matching}"), soft_wrap=True)
     for name, choice in plan.settings.items():
         console.print(Text(f"choice   {name} = {choice.value}: {choice.reason}"), soft_wrap=True)
+    for text in plan.options.augment:
+        console.print(Text(f"augment  {operators.parse(text)}, on the resized image"), soft_wrap=True)
+    if plan.options.tta != "none":
+        console.print(f"tta      {plan.options.tta}{views_text(plan)}")
     about = "unknown" if disk_bytes is None else f"about {size_text(disk_bytes)}"
     console.print(f"disk     {about} for the parts in {plan.options.output}", soft_wrap=True)
     console.print("dry run: nothing was written, nothing was scored")
+
+
+def views_text(plan: Plan) -> str:
+    """What `--tta` costs."""
+    forwards = {"none": 1, "hflip": 2}[plan.options.tta]
+    return f", {forwards} forwards an image each" if forwards > 1 else ""
 
 
 def size_text(num_bytes: float) -> str:
