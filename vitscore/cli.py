@@ -294,13 +294,15 @@ def status(
         typer.echo(line)
 
 
-def mount_shards() -> None:
+def mount() -> None:
+    from vitscore.cli_robustness import robustness
     from vitscore.cli_shards import app as shards_app
 
+    app.command(short_help="How accuracy falls as images get worse.")(robustness)
     app.add_typer(shards_app, name="shards", help="Build and inspect shards.")
 
 
-mount_shards()
+mount()
 
 
 def is_main_rank() -> bool:

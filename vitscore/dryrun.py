@@ -16,18 +16,24 @@ PART_BYTES, COLUMN_BYTES = 1_500, 350
 
 
 def estimate_disk(plan: Plan) -> int | None:
-    """Bytes of all parts, None where no shard tells: samples a byte in the first shard, times the row's columns."""
+    """Bytes of all parts, None where no shard tells: samples, times the row's columns."""
+    rows = estimate_rows(plan)
+    if rows is None:
+        return None
+    columns = 6 + len(plan.options.save) + 2 * len(plan.options.cells)
+    fixed = PART_BYTES + len(plan.models) * columns * COLUMN_BYTES
+    return rows * row_bytes(plan) + len(plan.shards) * fixed
+
+
+def estimate_rows(plan: Plan) -> int | None:
+    """Samples of all shards, None where no shard tells: samples a byte in the first shard, times all bytes."""
     sizes = [shard.num_bytes for shard in plan.shards]
     rule = plan.label_rule()
     for shard in plan.shards:
         with OpenShard(shard, image_key=plan.options.image_key, labels=rule) as opened:
             if opened.num_samples and opened.num_bytes and None not in sizes:
-                rows = opened.num_samples / opened.num_bytes * sum(size or 0 for size in sizes)
-                if plan.options.limit is not None:
-                    rows = min(rows, plan.options.limit)
-                columns = 6 + len(plan.options.save)
-                fixed = PART_BYTES + len(plan.models) * columns * COLUMN_BYTES
-                return round(rows * row_bytes(plan)) + len(plan.shards) * fixed
+                rows = round(opened.num_samples / opened.num_bytes * sum(size or 0 for size in sizes))
+                return rows if plan.options.limit is None else min(rows, plan.options.limit)
     return None
 
 
@@ -35,7 +41,7 @@ def row_bytes(plan: Plan) -> int:
     """Uncompressed bytes of one sample's row: key, label, and every model's columns."""
     long = len(plan.classes) * ("logits" in plan.options.save) + 768 * ("embeddings" in plan.options.save)
     top_k: int = plan["top_k"]
-    return KEY_BYTES + 8 + len(plan.models) * (16 + 8 * top_k + 4 * long)
+    return KEY_BYTES + 8 + len(plan.models) * (16 + 8 * top_k + 4 * long + 8 * len(plan.options.cells))
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:

@@ -110,8 +110,7 @@ def show_document(document: Mapping[str, Any], *, per_class: bool, console: Cons
         groups, head, *rows = models_table(document, width=console.width)
         heading = (Text(groups, style="dim"), Text(head, style="bold"))
         console.print(*heading, *map(Text, rows), sep="\n", soft_wrap=True)
-        for sentence in conclusions(document):
-            console.print(*map(Text, textwrap.wrap(f"{sentence}.", console.width)), sep="\n")
+        show_sentences(conclusions(document), console)
     else:
         console.print("No sample has a label: predictions are in the parts, there is nothing to measure them by.")
     if per_class and has_metrics:
@@ -121,6 +120,11 @@ def show_document(document: Mapping[str, Any], *, per_class: bool, console: Cons
     console.print(Text(ledger_line(document)))
     for shard, reason in document["ledger"]["shards"]["bad"].items():
         console.print(Text(f"bad shard {shard}: {reason}"))
+
+
+def show_sentences(sentences: Iterable[str], console: Console) -> None:
+    for sentence in sentences:
+        console.print(*map(Text, textwrap.wrap(f"{sentence}.", console.width)), sep="\n")
 
 
 def show_notes(notes: Sequence[str], console: Console) -> None:
@@ -268,7 +272,13 @@ def left_text(state: progress.Progress, fraction: float) -> str:
     """`1:05 left`, from the share that is done and the time that took."""
     if not 0 < fraction < 1 or state.seconds < 2:
         return ""
-    left_s = round(state.seconds * (1 - fraction) / fraction)
-    minutes, seconds = divmod(left_s, 60)
+    return f"{duration_text(state.seconds * (1 - fraction) / fraction)} left"
+
+
+def duration_text(seconds: float | None) -> str:
+    """`1:05`, `2:00:00`; unknown where it is None."""
+    if seconds is None:
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
