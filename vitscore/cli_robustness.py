@@ -178,7 +178,7 @@ def show_outcome(outcome: Outcome, *, baseline: str | None, as_json: bool) -> No
         for line in table(document, width=console.width):
             typer.echo(line)
         show.show_sentences(document["conclusions"], console)
-        typer.echo(show.ledger_line(outcome.document))
+        console.print(show.ledger_line(outcome.document))
         show.show_notes(outcome.notes, console)
         if outcome.images_per_s:
             forwards = len(outcome.plan.models) * len(outcome.plan.conditions())

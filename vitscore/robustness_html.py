@@ -29,7 +29,7 @@ th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(-
 th:first-child, td:first-child { text-align: left; }
 .curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 1rem; }
 figure { margin: 0; } figcaption { font-weight: 600; }
-figcaption span { font-weight: 400; color: var(--soft); display: block; font-size: .85rem; }
+figcaption span { font-weight: 400; color: var(--soft); display: block; font-size: .85rem; min-height: 3em; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; } svg .grid { stroke: var(--line); }
 .key span { display: inline-flex; align-items: center; gap: .4rem; margin-right: 1.2rem; }
 .sheet img { width: 112px; height: 112px; object-fit: contain; image-rendering: pixelated; display: block; }
@@ -177,7 +177,8 @@ def _sheet(document: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Iterat
         return
     yield "<h2>One image under every condition</h2>"
     yield f'<p class="sheet">{_picture(pictures.get("", b""), "unchanged")}</p>'
-    rows = []
+    levels = next(iter(document["operators"].values()))["severities"]
+    rows = ["<tr><th></th>" + "".join(f"<th>severity {_text(level)}</th>" for level in levels) + "</tr>"]
     for name, described in document["operators"].items():
         cells = []
         for level, values in described["severities"].items():

@@ -115,7 +115,7 @@ _LISTED = (
     ),
     Operator(
         "pixelate",
-        "averages blocks: down to a share of the size and up again, box filter",
+        "averages blocks: a share of the side, and back, box filter",
         {"scale": Argument("share of the side", 0.05, 1)},
         _levels(0.6, 0.5, 0.4, 0.3, 0.25),
     ),
@@ -235,12 +235,15 @@ def _pair(item: str, operator: Operator, option: str) -> tuple[str, float]:
 
 
 def describe() -> list[str]:
-    """The list, a line an operator: what `--help` and the README show."""
+    """The list, in lines of at most 80 columns: what each operator does, its arguments, its five severities."""
     lines = []
     for operator in OPERATORS.values():
-        arguments = ", ".join(f"{name} {each.range} {each.unit}" for name, each in operator.arguments.items())
-        lines.append(f"{operator.name}: {operator.does} ({arguments})")
-    return lines
+        lines.append(f"{operator.name:<18}{operator.does}")
+        for index, (name, each) in enumerate(operator.arguments.items()):
+            levels = " ".join(f"{level[index]:g}" for level in operator.levels)
+            lines.append(f"{'':<18}{name} {each.range} ({each.unit}): {levels}")
+    own = ", ".join(operator.name for operator in OPERATORS.values() if operator.source == OWN)
+    return [*lines, "Behind each argument: its values at severity 1 to 5, ImageNet-C's but for", f"{own}."]
 
 
 def select(names: Sequence[str], *, option: str) -> list[Operator]:
