@@ -13,7 +13,7 @@ import platform
 import sys
 from pathlib import Path
 
-NAMES = ("whole", "memory", "corrupt")
+NAMES = ("whole", "memory", "corrupt", "robustness")
 LONG = ("million",)
 """Only run by name."""
 

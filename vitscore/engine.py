@@ -167,6 +167,7 @@ class Engine:
             reader.close()
             self._forward.close()
             self._decoder.close()
+            self._stage.close()
             self._writer.shutdown(wait=True)
             for work in self._open.values():
                 work.discard()

@@ -109,6 +109,7 @@ def estimate(plan: Plan, models: Sequence[ImageModel]) -> Estimate | None:
     finally:
         forward.close()
         decoder.close()
+        stage.close()
         torch.set_num_threads(threads_before)
     decode_s, operators_s, forward_s = np.diff(times).tolist()
     return Estimate(
@@ -165,4 +166,5 @@ def example_pictures(plan: Plan, geometry: Geometry, *, count: int = 8) -> Itera
             file = io.BytesIO()
             Image.fromarray(changed.pixels[0][0].numpy()).save(file, "PNG")
             yield condition.name, file.getvalue()
+        stage.close()
         return

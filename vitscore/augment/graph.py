@@ -52,13 +52,13 @@ class _Studio:
 
     def uniform(self, salt: int) -> Any:
         """A number in (0, 1) for every value of the picture; like all noise, drawn once for all recipes."""
-        return self._once("uniform", salt, lambda: _uniform(self._bits(salt)))
+        return self._once("uniform", salt, lambda: _uniform(self.bits(salt)))
 
     def normal(self, salt: int) -> Any:
         """A normal number for every value, by Box and Muller."""
 
         def draw() -> Any:
-            angle = _uniform(_mixed(self._bits(salt) ^ _word(seeds.SECOND))) * TWO_PI
+            angle = _uniform(_mixed(self.bits(salt) ^ _word(seeds.SECOND))) * TWO_PI
             return dmath.sqrt(dmath.log(self.uniform(salt)) * -2.0) * dmath.cos(angle)
 
         return self._once("normal", salt, draw)
@@ -68,7 +68,7 @@ class _Studio:
         index = types.Constant(axis, dtype=types.UINT32)
         return _uniform(_mixed(_mixed(index ^ self._words[0]) ^ self._words[1] ^ _word(salt)))
 
-    def _bits(self, salt: int) -> Any:
+    def bits(self, salt: int) -> Any:
         """A uint32 for every value: `seeds.random_words`."""
 
         def draw() -> Any:
@@ -209,28 +209,16 @@ def _impulse_noise(studio: _Studio, images: Any, salt: int, share: float) -> Any
 
 
 def _shot_noise(studio: _Studio, images: Any, salt: int, photons: float) -> Any:
-    mean = _float(images) * (photons / 255)
-    few = _few_photons(dmath.min(mean, tables.POISSON_LIMIT), studio.uniform(salt))
-    many = _many_photons(dmath.max(mean, tables.POISSON_LIMIT), studio.normal(salt))
-    is_few = _float(mean < tables.POISSON_LIMIT)
-    return _bytes((is_few * few + (1.0 - is_few) * many) * (255 / photons))
-
-
-def _few_photons(mean: Any, uniform: Any) -> Any:
-    chance = dmath.exp(-mean)
-    cumulated, count = chance, None
-    for k in range(1, tables.POISSON_TERMS + 1):
-        is_more = _float(uniform > cumulated)
-        count = is_more if count is None else count + is_more
-        chance = chance * mean * (1 / k)
-        cumulated = cumulated + chance
-    return count
-
-
-def _many_photons(mean: Any, normal: Any) -> Any:
-    root, square = dmath.sqrt(mean), normal * normal
-    count = mean + root * normal + (square - 1.0) * (1 / 6) + (normal - square * normal) / (root * 72.0)
-    return dmath.max(dmath.floor(count + 0.5), 0.0)
+    words = studio.bits(salt)
+    # A table's keys have sixteen bits: the value's eight, and eight random ones.
+    slices = fn.cast(words // _word(1 << 24), dtype=types.INT32)
+    places = fn.cast(fn.cast(images, dtype=types.INT32) * tables.STRATA + slices, dtype=types.UINT16)
+    lower, chance = (
+        fn.lookup_table(places, keys=list(range(len(table))), values=table.tolist(), dtype=types.FLOAT)
+        for table in tables.photon_table(photons)
+    )
+    is_more = _float(_float(words & _word(0xFFFFFF)) * 2.0**-24 < chance)
+    return _bytes((lower + is_more) * (255 / photons))
 
 
 _FIXED: Mapping[str, Callable[..., Any]] = {

@@ -1,14 +1,14 @@
 """The operators on one image, with NumPy, torch and Pillow: what the torchvision decoder uses.
 
 The same arithmetic as the DALI graph, step by step: equal bytes but where a float is rounded the other way (one level,
-in fewer than one value in a thousand, of a rotation or a zoom in three of a hundred), and but for photons at the edge
-between two counts (fewer than one value in ten thousand).
+in fewer than one value in a thousand, of a rotation or a zoom in three of a hundred).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -180,30 +180,13 @@ def _impulse_noise(image_HWC: Bytes, sample: Words, salt: int, share: float) -> 
 
 def _shot_noise(image_HWC: Bytes, sample: Words, salt: int, photons: float) -> Bytes:
     words = _values_words(image_HWC, sample, salt)
-    mean = image_HWC.astype(np.float32) * np.float32(photons / 255)
-    few = _few_photons(np.minimum(mean, np.float32(tables.POISSON_LIMIT)), _uniform(words))
-    many = _many_photons(np.maximum(mean, np.float32(tables.POISSON_LIMIT)), _normal(words))
-    return as_bytes(np.where(mean < tables.POISSON_LIMIT, few, many) * np.float32(255 / photons))
+    lower, chance = _photon_table(photons)
+    places = image_HWC.astype(np.uint32) * np.uint32(tables.STRATA) + (words >> np.uint32(24))
+    is_more = (words & np.uint32(0xFFFFFF)).astype(np.float32) * np.float32(2.0**-24) < chance[places]
+    return as_bytes((lower[places] + is_more) * np.float32(255 / photons))
 
 
-def _few_photons(mean: Floats, uniform: Floats) -> Floats:
-    """The count whose cumulated chance first reaches the uniform number: exact."""
-    chance = np.exp(-mean)
-    cumulated, count = chance, np.zeros_like(mean)
-    for k in range(1, tables.POISSON_TERMS + 1):
-        count += uniform > cumulated
-        chance = chance * mean * np.float32(1 / k)
-        cumulated = cumulated + chance
-    return count
-
-
-def _many_photons(mean: Floats, normal: Floats) -> Floats:
-    """The same quantile from a normal number, by Cornish and Fisher's expansion; right to a count in a hundred."""
-    root, square = np.sqrt(mean), normal * normal
-    count = mean + root * normal + (square - 1) * np.float32(1 / 6) + (normal - square * normal) / (root * 72)
-    result: Floats = np.maximum(np.floor(count + np.float32(0.5)), np.float32(0))
-    return result
-
+_photon_table = lru_cache(16)(tables.photon_table)
 
 _FIXED: Mapping[str, Callable[..., Bytes]] = {
     "brightness": _brightness,

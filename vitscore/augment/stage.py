@@ -33,6 +33,9 @@ class Studio(Protocol):
     def apply(self, pixels_BHWC: torch.Tensor, words: Words) -> Sequence[torch.Tensor]:
         """The pictures under each recipe, in the recipes' order."""
 
+    def close(self) -> None:
+        """Stop its threads."""
+
 
 class Stage:
     """All conditions of a run.
@@ -83,6 +86,11 @@ class Stage:
             for condition, pixels in zip(conditions, zip(*sets, strict=True), strict=True):
                 yield condition, Decoded(pixels, decoded.faults)
 
+    def close(self) -> None:
+        for studio in self._studios.values():
+            studio.close()
+        self._studios.clear()
+
     def _studio(self, recipes: tuple[Recipe, ...], geometry: AnyGeometry) -> Studio:
         size = geometry.height, geometry.width
         if (recipes, size) not in self._studios:
@@ -121,6 +129,9 @@ class PlainStudio:
 
         list(self._pool.map(work, range(len(images))))
         return [torch.from_numpy(result).to(pixels_BHWC.device) for result in results]
+
+    def close(self) -> None:
+        self._pool.shutdown()
 
 
 def require_bytes(geometries: Mapping[str, AnyGeometry]) -> None:

@@ -20,8 +20,8 @@ GREY = 128
 """What an occlusion shows."""
 SAMPLES = 16
 """The disk's edge is measured at this many points a pixel and axis."""
-POISSON_LIMIT, POISSON_TERMS = 4.0, 15
-"""Up to this mean a Poisson number is found by adding up its chances; beyond 15 they come to less than 1e-5."""
+STRATA = 256
+"""Slices of equal chance that a Poisson number is drawn from: the first eight random bits choose one."""
 
 _RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
 
@@ -98,6 +98,29 @@ def occlusion_size(height: int, width: int, share: float) -> tuple[int, int]:
     """(height, width) of the rectangle that hides this share of the area."""
     root = math.sqrt(share)
     return round(height * root), round(width * root)
+
+
+def photon_table(photons: float) -> tuple[Floats, Floats]:
+    """For a value x and a slice s of chance, at x * STRATA + s: the lower count, and the chance of one more.
+
+    A Poisson number is its quantile function at a uniform number. Within a slice that function takes one value or two
+    neighbours, so that a coin decides and the number is exact; only in the slices at the very ends does it take more,
+    and there the coin keeps the mean.
+    """
+    most = math.ceil(photons + 12 * math.sqrt(photons)) + 12
+    counts = np.arange(most)
+    log_factorials = np.array([math.lgamma(count + 1) for count in counts])
+    lower, chance = np.empty((2, 256, STRATA), np.float32)
+    ends = (np.arange(STRATA) + 1) / STRATA
+    for value in range(256):
+        mean = max(photons * value / 255, 1e-30)
+        cumulated = np.cumsum(np.exp(counts * math.log(mean) - mean - log_factorials))
+        # The mean over a slice of the quantile: for each count, how much of the slice lies above its chance.
+        above = np.clip((ends[:, None] - cumulated[None, :]) * STRATA, 0, 1)
+        expected = above.sum(axis=1)
+        lower[value] = np.floor(expected + 1e-9)
+        chance[value] = np.clip(expected - lower[value], 0, 1)
+    return lower.ravel(), chance.ravel()
 
 
 def as_bytes(values: Any) -> NDArray[np.uint8]:
