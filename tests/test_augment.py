@@ -34,13 +34,16 @@ def picture(size: tuple[int, int], which: int = 0) -> np.ndarray:
 PHOTO, SMALL = picture(SIZE), picture((24, 28), 1)
 
 
-def carried_out(kind: Any, images: np.ndarray, cells: Any = CELLS) -> dict[str, np.ndarray]:
+def carried_out(
+    kind: Any, images: np.ndarray, cells: Any = CELLS, *, device_id: int | None = None
+) -> dict[str, np.ndarray]:
     """Every cell by one of the two implementations."""
     conditions = [Condition(f"{each.name}:{level}", (each.at(level),)) for each, level in cells]
     geometry = Geometry("exact", images.shape[1:3], "bilinear")
-    stage = Stage(conditions, kind, [geometry], batch_size=len(images), num_threads=2)
-    found = stage.apply(Decoded((torch.from_numpy(images),)), WORDS[: len(images)])
-    return {condition.name: decoded.pixels[0].numpy() for condition, decoded in found}
+    stage = Stage(conditions, kind, [geometry], batch_size=len(images), num_threads=2, device_id=device_id)
+    pixels = torch.from_numpy(images).to("cpu" if device_id is None else f"cuda:{device_id}")
+    found = stage.apply(Decoded((pixels,)), WORDS[: len(images)])
+    return {condition.name: decoded.pixels[0].cpu().numpy() for condition, decoded in found}
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +245,19 @@ def test_random_words_are_uniform_and_independent() -> None:
     other = seeds.random_words(WORDS[1], 1 << 18, salt=1)
     for a, b in ((words, second), (words, other), (words[:-1], words[1:]), (words[:-3], words[3:])):
         assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(len(a))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_gpu_makes_the_cpus_pictures(name: str, by_both: Any) -> None:
+    cells = [(OPERATORS[name], severity) for severity in SEVERITIES]
+    noise = np.random.default_rng(0).integers(0, 256, PHOTO.shape, np.uint8)
+    images = np.stack([PHOTO, noise, np.zeros_like(PHOTO)])
+    for cell, found in carried_out("dali", images, cells, device_id=0).items():
+        away = np.abs(found.astype(int) - by_both["dali"][cell])
+        # A GPU's JPEG is computed in floats, not by libjpeg's integers; halves are rounded to even there.
+        assert away.mean() < 1 if name == "jpeg_compression" else away.max() <= 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (2, 7)])

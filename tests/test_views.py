@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, EfficientNetImageProcessor
 
 from vitscore import load_run
 from vitscore.models import ModelOutput
@@ -59,6 +59,19 @@ def test_logits_are_transformers_mean_over_flipped_pixels(make_shards: Call, vit
     assert np.abs(found - expected.numpy()).max() < 2e-3
     assert np.abs(found - np.array(before["vit.logits"].to_pylist())).max() > 0.01
     assert rows["vit.embedding"] == before["vit.embedding"]
+
+
+def test_a_processor_that_is_run_itself_takes_views_and_refuses_operators(
+    make_shards: Call, vitscore: Call, tmp_path: Path
+) -> None:
+    size = {"height": small.EDGE, "width": small.EDGE}
+    checkpoint = small.save_vit(tmp_path / "vit", NAMES, processor=EfficientNetImageProcessor(size=size))
+    shards = make_shards([("a", {"png": encode(tiles(1)[0]), "cls": b"1"})], classes=NAMES)
+    command = ("run", shards, "-m", checkpoint, "-o", tmp_path / "out")
+    done = vitscore(*command, "--augment", "contrast:severity=1")
+    assert done.code == 2 and "vit - expected a processor that resizes" in done.err
+    assert not (tmp_path / "out").exists()
+    assert vitscore(*command, "--tta", "hflip").code == 0
 
 
 def test_views_are_part_of_the_runs_identity(vitscore: Call, tmp_path: Path) -> None:
