@@ -13,7 +13,7 @@ import platform
 import sys
 from pathlib import Path
 
-NAMES = ("whole", "memory", "corrupt", "offline", "coverage", "counting")
+NAMES = ("whole", "memory", "corrupt", "offline", "coverage", "counting", "robustness")
 LONG = ("million",)
 """Only run by name."""
 

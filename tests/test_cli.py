@@ -10,8 +10,8 @@ Call = Callable[..., Any]
 RUN_FLAGS = """
 --model --output --config --classes --templates --label-map --labels --groups --label-key --image-key --split
 --batch-size --device --precision --compile --no-compile --decoder --decode-threads --max-pixels --top-k --on-bad-sample
---on-bad-shard --max-bad --save --limit --overwrite --dry-run --per-class --json --progress --no-progress --debug
---allow-pipe --cache-dir --cache-size -m -o -b -j
+--on-bad-shard --max-bad --save --tta --augment --augment-seed --limit --overwrite --dry-run --per-class --json
+--progress --no-progress --debug --allow-pipe --cache-dir --cache-size -m -o -b -j
 """.split()
 
 
@@ -29,7 +29,7 @@ def test_the_flags_of_run_are_these() -> None:
 def test_the_commands_are_these(vitscore: Call) -> None:
     done = vitscore("--help")
     assert done.code == 0
-    for name in ("run", "status", "metrics", "report", "shards", "demo"):
+    for name in ("run", "status", "metrics", "report", "robustness", "shards", "demo"):
         assert f" {name} " in done.out
 
 
@@ -47,6 +47,8 @@ def test_the_commands_are_these(vitscore: Call) -> None:
         (("run", "demo", "-m", "demo-vit", "-o", "OUT", "--classes", "OUT/none.txt"), 2, "none.txt"),
         (("run", "demo", "-m", "demo-vit", "-o", "OUT", "--precision", "fp16", "--device", "cpu"), 2, "fp16"),
         (("run", "demo", "-m", "demo-vit", "-o", "OUT", "--config", "OUT/none.toml"), 2, "none.toml"),
+        (("run", "demo", "-m", "demo-vit", "-o", "OUT", "--augment", "fog"), 2, "one of brightness, contrast"),
+        (("run", "demo", "-m", "demo-vit", "-o", "OUT", "--augment", "zoom:factor=9"), 2, "1..8"),
         (("metrics", "OUT"), 2, "no run here"),
         (("status", "OUT"), 2, "no run here"),
         (("dance",), 2, "dance"),

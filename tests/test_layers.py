@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-KNOWS_TERMINALS = {"cli.py", "cli_options.py", "cli_results.py", "cli_shards.py", "show.py"}
+KNOWS_TERMINALS = {"cli.py", "cli_options.py", "cli_results.py", "cli_robustness.py", "cli_shards.py", "show.py"}
 
 
 def imported_by(path: Path) -> Iterator[str]:
@@ -58,6 +58,8 @@ def test_only_the_command_line_knows_about_terminals() -> None:
         "import vitscore.kernels, vitscore.shards.samples, vitscore.shards.locate",
         "import vitscore.cli; assert vitscore.cli.main(['run', '--help']) == 0",
         "import vitscore.cli; assert vitscore.cli.main(['shards', '--help']) == 0",
+        "import vitscore.cli; assert vitscore.cli.main(['robustness', '--list']) == 0",
+        "import vitscore.robustness, vitscore.robustness_html",
     ],
 )
 def test_no_torch_is_imported(code: str) -> None:

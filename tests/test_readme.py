@@ -61,6 +61,15 @@ def test_there_is_an_example_for_each_of_three_tools() -> None:
     assert [code.split()[1] for code in EXAMPLES] == ["duckdb", "pandas", "polars"]
 
 
+def test_the_readme_lists_every_operator_with_its_severities() -> None:
+    from vitscore.augment.operators import OPERATORS
+
+    for operator in OPERATORS.values():
+        (row,) = (line for line in README.splitlines() if line.startswith(f"| `{operator.name}`: "))
+        assert operator.does in row
+        assert row.endswith("| " + ", ".join(f"{level[0]:g}" for level in operator.levels) + " |")
+
+
 def test_the_two_commands_are_targets_of_the_makefile() -> None:
     commands = re.findall(r"^\$ make (\S+)", README, re.M)
     assert commands == ["demo", "test"]

@@ -122,6 +122,19 @@ def run(
     save: Annotated[
         list[str] | None, typer.Option(metavar="logits,embeddings", help="Long outputs to keep in the parts.")
     ] = None,
+    tta: Annotated[
+        str,
+        typer.Option(metavar="none|hflip", help="hflip: average the logits with the mirrored image's; twice the work."),
+    ] = "none",
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OP:ARG=V,...",
+            help="Change every resized image first, for example gaussian_noise:severity=3; repeat for a chain. "
+            "Operators: `vitscore robustness --list`.",
+        ),
+    ] = None,
+    augment_seed: Annotated[int, typer.Option(metavar="N", help="Seed of the operators' random numbers.")] = 0,
     limit: Annotated[int | None, typer.Option(metavar="N", help="Score the first N samples only.")] = None,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; score nothing.")] = False,
@@ -196,7 +209,8 @@ def show_outcome(outcome: Outcome, *, per_class: bool, as_json: bool) -> None:
             typer.echo(line)
         show.show_notes(outcome.notes, console)
         if outcome.images_per_s:
-            console.print(f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s)")
+            views = show.views_text(outcome.plan)
+            console.print(f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s){views}")
         show.show_written(outcome.folder, outcome.document, console)
     if outcome.problem is not None:
         raise outcome.problem
@@ -222,9 +236,11 @@ def demo(
 
 def mount_others() -> None:
     from vitscore.cli_results import register
+    from vitscore.cli_robustness import robustness
     from vitscore.cli_shards import app as shards_app
 
     register(app)
+    app.command(short_help="How accuracy falls as images get worse.")(robustness)
     app.add_typer(shards_app, name="shards", help="Build and inspect shards.")
 
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitscore.augment import operators
 from vitscore.errors import UsageError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 DECODERS = ("auto", "dali", "torchvision")
 SAVEABLE = ("logits", "embeddings")
+VIEWS = ("none", "hflip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,13 @@ class RunOptions:
     on_bad_shard: str = "fail"
     max_bad: str = "10%"
     save: tuple[str, ...] = ()
+    tta: str = "none"
+    """Views that a prediction is averaged over."""
+    augment: tuple[str, ...] = ()
+    """`OP:ARG=V,...`, carried out in this order on the resized images."""
+    augment_seed: int = 0
+    cells: tuple[str, ...] = ()
+    """`OP:severity=N`: what else every image is scored under; `vitscore robustness` fills it."""
     limit: int | None = None
     overwrite: bool = False
 
@@ -76,6 +85,11 @@ class RunOptions:
         choose("--on-bad-shard", self.on_bad_shard, ("fail", "skip"))
         for item in self.save:
             choose("--save", item, SAVEABLE)
+        choose("--tta", self.tta, VIEWS)
+        for item in (*self.augment, *self.cells):
+            operators.parse(item)
+        if self.augment_seed < 0:
+            raise UsageError("wrong value", where="--augment-seed", expected="from 0", got=str(self.augment_seed))
         for name, value in (
             ("--cache-size", self.cache_size),
             ("--batch-size", self.batch_size),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vitscore.augment import operators
 from vitscore.folder import known_bytes
 from vitscore.prepare import Plan
 from vitscore.shards.cache import Cache
@@ -17,7 +18,17 @@ PART_BYTES, COLUMN_BYTES = 1_500, 350
 
 
 def estimate_disk(plan: Plan) -> int | None:
-    """Bytes of all parts, None where no shard tells: samples a byte in the first shard, times the row's columns.
+    """Bytes of all parts, None where no shard tells: samples, times the row's columns."""
+    rows = estimate_rows(plan)
+    if rows is None:
+        return None
+    columns = 6 + len(plan.options.save) + 2 * len(plan.options.cells)
+    fixed = PART_BYTES + len(plan.models) * columns * COLUMN_BYTES
+    return rows * row_bytes(plan) + len(plan.shards) * fixed
+
+
+def estimate_rows(plan: Plan) -> int | None:
+    """Samples of all shards, None where no shard tells: samples a byte in the first shard, times all bytes.
 
     A remote shard is not fetched for this.
     """
@@ -29,12 +40,8 @@ def estimate_disk(plan: Plan) -> int | None:
             return None
         with OpenShard(shard, image_key=plan.options.image_key, labels=rule, cache=cache) as opened:
             if opened.num_samples and opened.num_bytes and None not in sizes:
-                rows = opened.num_samples / opened.num_bytes * sum(size or 0 for size in sizes)
-                if plan.options.limit is not None:
-                    rows = min(rows, plan.options.limit)
-                columns = 6 + len(plan.options.save)
-                fixed = PART_BYTES + len(plan.models) * columns * COLUMN_BYTES
-                return round(rows * row_bytes(plan)) + len(plan.shards) * fixed
+                rows = round(opened.num_samples / opened.num_bytes * sum(size or 0 for size in sizes))
+                return rows if plan.options.limit is None else min(rows, plan.options.limit)
     return None
 
 
@@ -42,7 +49,7 @@ def row_bytes(plan: Plan) -> int:
     """Uncompressed bytes of one sample's row: key, label, and every model's columns."""
     long = len(plan.classes) * ("logits" in plan.options.save) + 768 * ("embeddings" in plan.options.save)
     top_k: int = plan["top_k"]
-    return KEY_BYTES + 8 + len(plan.models) * (16 + 8 * top_k + 4 * long)
+    return KEY_BYTES + 8 + len(plan.models) * (16 + 8 * top_k + 4 * long + 8 * len(plan.options.cells))
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
@@ -62,6 +69,8 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             for model in plan.models
         },
         "choices": {name: {"value": choice.value, "reason": choice.reason} for name, choice in plan.settings.items()},
+        "augment": [str(operators.parse(text)) for text in plan.options.augment],
+        "tta": plan.options.tta,
         "disk_bytes": estimate_disk(plan),
         "output": str(plan.options.output),
     }

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitscore.audit import AUDITED_IMAGES
+from vitscore.augment.seeds import sample_words
+from vitscore.augment.stage import Stage
 from vitscore.config import BadLimit
 from vitscore.decode import make_decoder
 from vitscore.durable import writing
@@ -65,13 +67,17 @@ class Tally:
 
 @dataclass
 class Computing:
-    """A batch on its way through the models."""
+    """A batch on its way through the models, under one condition."""
 
     batch: Batch
     labels: Array
     faults: Mapping[int, str]
     outputs: Future[Mapping[str, Ranked]] | None
     """None where the batch has no image."""
+    suffix: str = ""
+    """What the condition adds to the models' names."""
+    is_last: bool = True
+    """Whether no other condition of this batch follows."""
 
 
 class Engine:
@@ -109,6 +115,7 @@ class Engine:
             num_workers=0 if is_cuda or plan["compile"] else num_threads,
             has_fp32_rerun=plan["precision"] != "fp32",
             num_audited=AUDITED_IMAGES if ranks.is_main and plan["precision"] != "fp32" else 0,
+            tta=plan.options.tta,
         )
         self._decoder = make_decoder(
             plan["decoder"],
@@ -118,9 +125,18 @@ class Engine:
             device_id=ranks.local_rank if is_cuda else None,
             max_pixels=plan.options.max_pixels,
         )
+        self._stage = Stage(
+            plan.conditions(),
+            plan["decoder"],
+            self._forward.geometries,
+            batch_size=plan["batch_size"],
+            num_threads=plan.options.decode_threads or num_threads,
+            device_id=ranks.local_rank if is_cuda else None,
+        )
         self._columns = plan.columns({model.name: model.embedding_dim for model in models})
         self._limit = BadLimit.parse(plan.options.max_bad)
         self._computing: deque[Computing] = deque()
+        self._gathered: dict[str, Ranked] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._writes: deque[Future[Path]] = deque()
         self._open: dict[int, ShardRows] = {}
@@ -156,6 +172,7 @@ class Engine:
             reader.close()
             self._forward.close()
             self._decoder.close()
+            self._stage.close()
             self._writer.shutdown(wait=True)
             for work in self._open.values():
                 work.discard()
@@ -167,16 +184,38 @@ class Engine:
         """Hand the oldest decoded batch to the models; settles older ones when enough are under way."""
         if batch.images:
             decoded, labels = self._decoder.collect(), batch.labels
-            outputs = self._forward.submit(decoded, labels)
-            self._computing.append(Computing(batch, labels, decoded.faults, outputs))
+            first, last = self._stage.conditions[0], self._stage.conditions[-1]
+            for condition, pixels in self._stage.apply(decoded, self._words_of(batch)):
+                outputs = self._forward.submit(pixels, labels, may_audit=condition is first)
+                self._append(
+                    Computing(batch, labels, decoded.faults, outputs, condition.name, is_last=condition is last)
+                )
         else:
-            self._computing.append(Computing(batch, np.zeros(0, np.int32), {}, None))
+            self._append(Computing(batch, np.zeros(0, np.int32), {}, None))
+
+    def _append(self, computing: Computing) -> None:
+        self._computing.append(computing)
         while len(self._computing) > self._forward.depth:
             self._settle(self._computing.popleft())
 
+    def _words_of(self, batch: Batch) -> Array:
+        """The samples' random words; none are made where no operator is random."""
+        if not self._stage.is_random:
+            return np.zeros((len(batch.images), 2), np.uint32)
+        samples = (
+            (segment.work.footer.shard, segment.work.keys[row]) for segment in batch.segments for row in segment.rows
+        )
+        return sample_words(self._plan.options.augment_seed, samples)
+
     def _settle(self, computing: Computing) -> None:
-        """Wait for a batch's predictions, put them into the rows of their shards, commit what is complete."""
+        """Wait for a batch's predictions; once all are there, put them into the rows of their shards, and commit."""
         batch = computing.batch
+        if computing.outputs is not None:
+            found = computing.outputs.result()
+            self._gathered.update({name + computing.suffix: ranked for name, ranked in found.items()})
+        if not computing.is_last:
+            return
+        outputs, self._gathered = self._gathered, {}
         touched = {id(work): work for work in batch.opened}
         self._open.update(touched)
         for work, row, reason in batch.bad:
@@ -184,7 +223,7 @@ class Engine:
             self._set_bad(work, row, reason)
             self.tally.bytes += work.bytes_per_row
         if computing.outputs is not None:
-            self._scatter(batch, computing.faults, computing.labels, computing.outputs.result())
+            self._scatter(batch, computing.faults, computing.labels, outputs)
             touched.update({id(segment.work): segment.work for segment in batch.segments})
         for key, work in touched.items():
             if work.num_open == 0:
@@ -225,8 +264,8 @@ class Engine:
         self.tally.images += int(is_good.sum())
         self.tally.labelled += int(counted.sum())
         self.tally.labels_tried += int((labels >= 0).sum())
-        for name, ranked in outputs.items():
-            self.tally.correct[name] += int((ranked.predictions.pred[counted] == labels[counted]).sum())
+        for name in self.tally.correct:
+            self.tally.correct[name] += int((outputs[name].predictions.pred[counted] == labels[counted]).sum())
 
     def _set_bad(self, work: ShardRows, row: int, reason: str) -> None:
         if self._plan.options.on_bad_sample == "fail":

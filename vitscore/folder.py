@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from vitscore.prepare import Plan
 
 RECORD_KEYS = {"schema", "identity", "identity_hash", "options", "choices", "classes", "models", "corpus", "sessions"}
-OWN_FILES = ("run.json", "shards.parquet", "metrics.json", "report.html")
+OWN_FILES = ("run.json", "shards.parquet", "metrics.json", "report.html", "robustness.json", "robustness.html")
 
 
 @dataclass(frozen=True)

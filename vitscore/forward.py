@@ -23,6 +23,7 @@ from vitscore.audit import Audit
 from vitscore.decode import Decoded
 from vitscore.parts import Predictions
 from vitscore.preprocess import Geometry, ProcessorGeometry
+from vitscore.views import over_views
 
 if TYPE_CHECKING:
     from vitscore.models import ImageModel
@@ -52,6 +53,7 @@ class Forward:
         num_workers: batches side by side; 0 computes on the caller's thread.
         has_fp32_rerun: whether rows with non-finite logits are computed again in fp32 (pointless where all are).
         num_audited: how many images, the first ones, are computed in fp32 too, to see what the precision changes.
+        tta: the views that logits are averaged over.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class Forward:
         num_workers: int,
         has_fp32_rerun: bool,
         num_audited: int = 0,
+        tta: str = "none",
     ) -> None:
         self.geometries, self._source = share_geometries(models)
         self._batch_size = batch_size
         self._top_k = top_k
         self._save = save
         self._has_fp32_rerun = has_fp32_rerun
+        self._tta = tta
         self._first = {model.name: model for model in models}
         self.audit = Audit(list(self._first), num_audited)
         self._redo_lock = threading.Lock()
@@ -80,9 +84,9 @@ class Forward:
         for worker in range(self.depth):
             self._idle.put(models if worker == 0 else [model.replica() for model in models])
 
-    def submit(self, decoded: Decoded, labels: Array) -> Future[Mapping[str, Ranked]]:
+    def submit(self, decoded: Decoded, labels: Array, *, may_audit: bool = True) -> Future[Mapping[str, Ranked]]:
         """Compute a batch's predictions by model; `labels` int32 (B,), -1 where there is none."""
-        is_good = np.ones(len(labels), bool)
+        is_good = np.full(len(labels), may_audit)
         is_good[list(decoded.faults)] = False
         audited = self.audit.draw(is_good)
         if self._pool is not None:
@@ -106,7 +110,7 @@ class Forward:
     def _rank(self, model: ImageModel, decoded: Decoded, labels: Array, audited: Array) -> Ranked:
         num_rows = len(labels)
         pixels = pad(decoded.pixels[self._source[model.name]], self._batch_size)
-        output = model(pixels)
+        output = over_views(model, pixels, self._tta)
         logits_BK = output.logits[:num_rows].cpu().numpy()
         scores = kernels.score_rows(logits_BK, labels, self._top_k)
         embedding_BD = None if output.embedding is None else output.embedding[:num_rows].cpu().numpy()
@@ -114,7 +118,7 @@ class Forward:
         redo[list(decoded.faults)] = False
         if redo.any() or len(audited):
             with self._redo_lock:
-                again = self._first[model.name].rerun_fp32(pixels)
+                again = over_views(self._first[model.name].rerun_fp32, pixels, self._tta)
         if len(audited):
             full = kernels.score_rows(again.logits[:num_rows].cpu().numpy(), labels, self._top_k)
             self.audit.add(model.name, scores, full, audited)

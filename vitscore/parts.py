@@ -28,6 +28,7 @@ from vitscore.errors import LedgerError
 
 FOOTER_KEY = b"vitscore"
 GROUP_BYTES = 32 << 20
+FIGURES = ("pred", "prob", "topk", "topk_prob", "label_logprob", "sum_sq_prob")
 PART_NAME = re.compile(r"(\d{7,})-.*\.parquet\Z")
 
 Array = np.ndarray[Any, Any]
@@ -115,12 +116,21 @@ class ModelColumns:
     num_logits: int = 0
     """K where logits are saved, else 0."""
     num_embedding: int = 0
+    is_brief: bool = False
+    """Keeps the class and its probability alone: for the cells of a robustness grid, of which there are many."""
 
     @property
     def row_bytes(self) -> int:
         return 4 * (self.num_logits + self.num_embedding)
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The fields of `Predictions` that are kept, but for the long ones."""
+        return FIGURES[:2] if self.is_brief else FIGURES
+
     def fields(self) -> list[pa.Field]:
+        if self.is_brief:
+            return [pa.field(f"{self.name}.pred", pa.int32()), pa.field(f"{self.name}.prob", pa.float32())]
         fields = [
             pa.field(f"{self.name}.pred", pa.int32()),
             pa.field(f"{self.name}.prob", pa.float32()),
@@ -194,12 +204,13 @@ class ShardRows:
             model.name: Predictions(
                 pred=np.zeros(num_rows, np.int32),
                 prob=np.zeros(num_rows, np.float32),
-                topk=np.zeros((num_rows, model.top_k), np.int32),
-                topk_prob=np.zeros((num_rows, model.top_k), np.float32),
-                label_logprob=np.full(num_rows, np.nan, np.float32),
-                sum_sq_prob=np.zeros(num_rows, np.float32),
+                topk=np.zeros((num_full, model.top_k), np.int32),
+                topk_prob=np.zeros((num_full, model.top_k), np.float32),
+                label_logprob=np.full(num_full, np.nan, np.float32),
+                sum_sq_prob=np.zeros(num_full, np.float32),
             )
             for model in self.models
+            for num_full in (0 if model.is_brief else num_rows,)
         }
         self._long: dict[str, list[tuple[Array, Predictions]]] = {model.name: [] for model in self.models}
         row_bytes = sum(model.row_bytes for model in self.models)
@@ -229,7 +240,7 @@ class ShardRows:
         """All models' outputs for `rows`, at once."""
         for model in self.models:
             given, kept = by_model[model.name], self._columns[model.name]
-            for name in ("pred", "prob", "topk", "topk_prob", "label_logprob", "sum_sq_prob"):
+            for name in model.figures:
                 getattr(kept, name)[rows] = getattr(given, name)
             if model.row_bytes:
                 self._long[model.name].append((rows, given))
@@ -304,6 +315,8 @@ class ShardRows:
         kept = self._columns[model.name].take(slice(start, stop))
         yield pa.array(kept.pred, mask=is_bad)
         yield pa.array(kept.prob, mask=is_bad)
+        if model.is_brief:
+            return
         yield list_column(kept.topk, is_bad)
         yield list_column(kept.topk_prob, is_bad)
         yield pa.array(kept.label_logprob, mask=is_bad | np.isnan(kept.label_logprob))

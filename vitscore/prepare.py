@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitscore import checkpoints, classes, identity, zeroshot
+from vitscore.augment import operators
+from vitscore.augment.conditions import Condition, cell_name
 from vitscore.checkpoints import Checkpoint
 from vitscore.classes import HeadMap
 from vitscore.config import RunOptions
@@ -73,7 +75,7 @@ class Plan:
     def columns(self, embedding_dims: Mapping[str, int]) -> list[ModelColumns]:
         num_logits = len(self.classes) if "logits" in self.options.save else 0
         keeps_embeddings = "embeddings" in self.options.save
-        return [
+        full = [
             ModelColumns(
                 name=model.name,
                 top_k=self["top_k"],
@@ -82,6 +84,15 @@ class Plan:
             )
             for model in self.models
         ]
+        names = [cell_name(text) for text in self.options.cells]
+        return full + [ModelColumns(f"{each.name}@{name}", top_k=1, is_brief=True) for name in names for each in full]
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """What every image is scored under: as it is (or as `--augment` says), then every cell of the grid."""
+        recipe = tuple(operators.parse(text) for text in self.options.augment)
+        cells = {cell_name(text): operators.parse(text) for text in self.options.cells}
+        first = Condition("", recipe)
+        return (first, *(Condition(f"@{name}", (*recipe, each)) for name, each in cells.items()))
 
 
 def make_plan(options: RunOptions, *, kept: Mapping[str, Any], with_fingerprints: bool = True) -> Plan:
@@ -229,7 +240,20 @@ def run_identity(
         "save": sorted(options.save),
         "on_bad_sample": options.on_bad_sample,
         "on_bad_shard": options.on_bad_shard,
+        **pixels_identity(options),
     }
+
+
+def pixels_identity(options: RunOptions) -> dict[str, Any]:
+    """What is done to images before they are classified; nothing where nothing is, as in older runs."""
+    found: dict[str, Any] = {"tta": options.tta} if options.tta != "none" else {}
+    if options.augment:
+        found["augment"] = [str(operators.parse(text)) for text in options.augment]
+    if options.cells:
+        found["cells"] = {cell_name(text): str(operators.parse(text)) for text in options.cells}
+    if options.augment or options.cells:
+        found["augment_seed"] = options.augment_seed
+    return found
 
 
 def require_labels_file(options: RunOptions) -> None:

@@ -283,6 +283,7 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
     """Every model of the plan, on this rank's device and in the plan's precision."""
     import torch
 
+    from vitscore.augment.stage import require_bytes
     from vitscore.models import load_model
     from vitscore.zeroshot import default_cache
 
@@ -290,7 +291,7 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
     if plan["device"] == "cuda":
         device = f"cuda:{ranks.local_rank}"
         torch.cuda.set_device(ranks.local_rank)
-    return [
+    models = [
         load_model(
             planned.checkpoint,
             name=planned.name,
@@ -307,6 +308,9 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
         )
         for planned in plan.models
     ]
+    if plan.options.augment or plan.options.cells:
+        require_bytes({model.name: model.geometry for model in models})
+    return models
 
 
 def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, session_id: str) -> Outcome:

@@ -16,6 +16,8 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 from rich.text import Text
 
+from vitscore.augment import operators
+
 if TYPE_CHECKING:
     from vitscore import progress
     from vitscore.kernels.counts import Confusion
@@ -116,8 +118,7 @@ def show_document(
         groups, head, *rows = models_table(document, width=console.width)
         heading = (Text(groups, style="dim"), Text(head, style="bold"))
         console.print(*heading, *map(Text, rows), sep="\n", soft_wrap=True)
-        for sentence in conclusions(document):
-            console.print(*map(Text, textwrap.wrap(f"{sentence}.", console.width)), sep="\n")
+        show_sentences(conclusions(document), console)
         show_confusions(confusions or {}, document["classes"], console)
     else:
         console.print("No sample has a label: predictions are in the parts, there is nothing to measure them by.")
@@ -138,6 +139,11 @@ def show_confusions(confusions: Mapping[str, Confusion], classes: Sequence[str],
     lines = confusion_pictures(confusions, classes, width=console.width, is_unicode=is_unicode)
     if lines:
         console.print(*map(Text, [*lines, ""]), sep="\n", soft_wrap=True)
+
+
+def show_sentences(sentences: Iterable[str], console: Console) -> None:
+    for sentence in sentences:
+        console.print(*map(Text, textwrap.wrap(f"{sentence}.", console.width)), sep="\n")
 
 
 def show_notes(notes: Sequence[str], console: Console) -> None:
@@ -184,9 +190,19 @@ def show_plan(plan: Plan, disk_bytes: int | None, console: Console) -> None:
         console.print(Text(f"model    {model.name} ({model.checkpoint.kind}): {matching}"), soft_wrap=True)
     for name, choice in plan.settings.items():
         console.print(Text(f"choice   {name} = {choice.value}: {choice.reason}"), soft_wrap=True)
+    for text in plan.options.augment:
+        console.print(Text(f"augment  {operators.parse(text)}, on the resized image"), soft_wrap=True)
+    if plan.options.tta != "none":
+        console.print(f"tta      {plan.options.tta}{views_text(plan)}")
     about = "unknown" if disk_bytes is None else f"about {size_text(disk_bytes)}"
     console.print(f"disk     {about} for the parts in {plan.options.output}", soft_wrap=True)
     console.print("dry run: nothing was written, nothing was scored")
+
+
+def views_text(plan: Plan) -> str:
+    """What `--tta` costs."""
+    forwards = {"none": 1, "hflip": 2}[plan.options.tta]
+    return f", {forwards} forwards an image each" if forwards > 1 else ""
 
 
 def size_text(num_bytes: float) -> str:
@@ -277,7 +293,13 @@ def left_text(state: progress.Progress, fraction: float) -> str:
     """`1:05 left`, from the share that is done and the time that took."""
     if not 0 < fraction < 1 or state.seconds < 2:
         return ""
-    left_s = round(state.seconds * (1 - fraction) / fraction)
-    minutes, seconds = divmod(left_s, 60)
+    return f"{duration_text(state.seconds * (1 - fraction) / fraction)} left"
+
+
+def duration_text(seconds: float | None) -> str:
+    """`1:05`, `2:00:00`; unknown where it is None."""
+    if seconds is None:
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

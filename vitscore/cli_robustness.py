@@ -1,0 +1,220 @@
+"""`vitscore robustness`: a run over a grid of operators and severities, its table and its page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vitscore.config import RunOptions
+    from vitscore.prepare import Plan
+    from vitscore.run import Outcome
+
+OWN = ("operators", "severities", "baseline", "list_operators", "config")
+SHOWN = ("dry_run", "as_json", "progress", "debug")
+
+
+def robustness(
+    context: typer.Context,
+    shards: Annotated[
+        list[str] | None, typer.Argument(metavar="SHARDS...", help="As for `vitscore run`.", show_default=False)
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("-m", "--model", metavar="[NAME=]CHECKPOINT", help="Repeat for more models.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="The run's folder.", show_default=False)
+    ] = None,
+    operators: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OP,...", help="Some of the operators; default: all.", show_default=False),
+    ] = None,
+    severities: Annotated[str, typer.Option(metavar="N,...", help="Some of the severities.")] = "1,2,3,4,5",
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The model whose errors mCE divides by; default: the first.")
+    ] = None,
+    list_operators: Annotated[
+        bool, typer.Option("--list", help="List the operators, their arguments and ranges.")
+    ] = False,
+    augment_seed: Annotated[int, typer.Option(metavar="N", help="Seed of the operators' random numbers.")] = 0,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Any other option of `vitscore run`; flags win.")
+    ] = None,
+    classes: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, or JSON.")] = None,
+    templates: Annotated[Path | None, typer.Option(metavar="FILE", help="Zero-shot prompts with {c} or {}.")] = None,
+    label_map: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]FILE|by-position", help="How a head's classes become the data set's."),
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV or Parquet (key, label) that wins.")] = None,
+    label_key: Annotated[str, typer.Option(metavar="cls|json:FIELD", help="Where a sample's label is.")] = "cls",
+    batch_size: Annotated[
+        int | None, typer.Option("-b", "--batch-size", metavar="N", help="Images a forward; default: auto.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the models run.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Of the trunk; heads are fp32.")
+    ] = "auto",
+    decoder: Annotated[str, typer.Option(metavar="auto|dali|torchvision", help="What decodes the images.")] = "auto",
+    decode_threads: Annotated[
+        int | None,
+        typer.Option("-j", "--decode-threads", metavar="N", help="Threads that decode; default: the usable CPUs."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Score the first N samples only.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show the cells and the time they will take, from one batch; write nothing."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print robustness.json instead of a table.")] = False,
+    progress: Annotated[
+        bool | None, typer.Option("--progress/--no-progress", help="Default: on a terminal only.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """How accuracy falls as images get worse: every model, operator and severity in one pass, one decode an image.
+
+    Goes on where an earlier start of the same command ended. The operators and severities are those of ImageNet-C.
+    """
+    from vitscore.augment.operators import describe
+    from vitscore.cli import is_given
+    from vitscore.config import make_options, read_config
+    from vitscore.robustness import make_cells
+
+    if list_operators:
+        typer.echo("\n".join(describe()))
+        return
+    given = {name: value for name, value in context.params.items() if is_given(context, name)}
+    values = {**(read_config(config) if config else {}), **given}
+    own = {name: values.pop(name, None) for name in (*OWN, *SHOWN)}
+    names = [part.strip() for item in as_list(own["operators"]) for part in item.split(",") if part.strip()]
+    cells = make_cells(names, parse_severities(own["severities"]))
+    execute(
+        make_options({**values, "cells": cells}),
+        baseline=own["baseline"],
+        is_dry=bool(own["dry_run"]),
+        as_json=bool(own["as_json"]),
+        progress=own["progress"],
+    )
+
+
+def as_list(value: Any) -> list[str]:
+    """A list of texts, from what the command line or a config file gives."""
+    return [] if value is None else [str(item) for item in value] if isinstance(value, list) else [str(value)]
+
+
+def parse_severities(value: Any) -> list[int]:
+    """`1,3,5`, or a list of a config file; none means all.
+
+    Raises:
+        UsageError: something is not a whole number.
+    """
+    from vitscore.errors import UsageError
+
+    texts = [part for item in as_list(value) for part in item.split(",") if part.strip()]
+    try:
+        return [int(text) for text in texts]
+    except ValueError:
+        got = ",".join(texts)
+        raise UsageError("wrong value", where="--severities", expected="of 1,2,3,4,5", got=got) from None
+
+
+def execute(
+    options: RunOptions,
+    *,
+    baseline: str | None,
+    is_dry: bool = False,
+    as_json: bool = False,
+    progress: bool | None = None,
+) -> None:
+    """Run the grid and show what came of it."""
+    from vitscore import run as runs
+    from vitscore import show
+    from vitscore.cli import is_main_rank
+
+    check_baseline(options, baseline)
+    if is_dry:
+        plan = runs.plan_only(options)
+        if is_main_rank():
+            show_estimate(plan, as_json=as_json)
+        return
+    watcher = show.Watcher(is_shown=progress if is_main_rank() else False, tells_notes=is_main_rank())
+    try:
+        outcome = runs.run(options, watcher)
+    finally:
+        watcher.finished()
+    if outcome is not None:
+        show_outcome(outcome, baseline=baseline, as_json=as_json)
+
+
+def check_baseline(options: RunOptions, baseline: str | None) -> None:
+    """Refuse an unknown baseline before the first image."""
+    from vitscore.checkpoints import parse_models
+    from vitscore.errors import UsageError
+
+    names = list(parse_models(options.model))
+    if baseline is not None and baseline not in names:
+        raise UsageError("unknown model", where="--baseline", expected=" or ".join(names), got=baseline)
+
+
+def show_outcome(outcome: Outcome, *, baseline: str | None, as_json: bool) -> None:
+    from vitscore import show
+    from vitscore.durable import writing
+    from vitscore.robustness import refold
+    from vitscore.robustness_page import write_page
+    from vitscore.robustness_words import table
+
+    with writing(outcome.folder):
+        document = refold(outcome.folder, baseline=baseline)
+        write_page(outcome.plan, outcome.folder, document)
+    console = show.make_console()
+    if as_json:
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        for line in table(document, width=console.width):
+            typer.echo(line)
+        show.show_sentences(document["conclusions"], console)
+        console.print(show.ledger_line(outcome.document))
+        show.show_notes(outcome.notes, console)
+        if outcome.images_per_s:
+            forwards = len(outcome.plan.models) * len(outcome.plan.conditions())
+            typer.echo(f"{outcome.images_per_s:,.1f} images/s, each through {forwards} forwards")
+        typer.echo(f"written to {outcome.folder}: robustness.html, robustness.json, metrics.json, parts/")
+    if outcome.problem is not None:
+        raise outcome.problem
+
+
+def show_estimate(plan: Plan, *, as_json: bool) -> None:
+    """`--dry-run`: the cells, and the time they will take, measured on one batch."""
+    from vitscore import show
+    from vitscore.dryrun import estimate_disk, plan_document
+    from vitscore.rehearsal import estimate
+    from vitscore.robustness_page import load_alone
+
+    found = estimate(plan, load_alone(plan))
+    if as_json:
+        measured = None if found is None else {**vars(found), "total_s": found.total_s}
+        document = {**plan_document(plan), "cells": list(plan.options.cells), "estimate": measured}
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    grid: dict[str, list[str]] = {}
+    for text in plan.options.cells:
+        name, _, level = text.partition(":severity=")
+        grid.setdefault(name, []).append(level)
+    for name, levels in grid.items():
+        typer.echo(f"cells    {name}: {', '.join(levels)}")
+    typer.echo(f"cells    {len(plan.options.cells)}, and the unchanged images; {len(plan.models)} model(s)")
+    if found is None:
+        typer.echo("time     unknown: no image could be read")
+    else:
+        images = "an unknown number of" if found.images is None else f"about {found.images:,}"
+        typer.echo(f"time     {show.duration_text(found.total_s)} on one rank, for {images} images")
+        typer.echo(
+            f"         a batch of {found.batch}: decoding {found.decode_s:.2f} s, operators {found.operators_s:.2f} s, "
+            f"forwards {found.conditions} x {found.forward_s:.2f} s"
+        )
+    show.show_plan(plan, estimate_disk(plan), show.make_console())

@@ -1,0 +1,170 @@
+"""One batch of a grid before the run: how long the whole will take, and what the conditions look like.
+
+Beside the engine, with its stages: decoder, operators and models as a run has them. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitscore.augment.seeds import sample_words
+from vitscore.augment.stage import Stage
+from vitscore.decode import make_decoder
+from vitscore.dryrun import estimate_rows
+from vitscore.forward import Forward
+from vitscore.machine import num_usable_cpus
+from vitscore.prepare import Plan
+from vitscore.shards.samples import OpenShard
+
+if TYPE_CHECKING:
+    from vitscore.models import ImageModel
+    from vitscore.preprocess import Geometry
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a grid costs."""
+
+    images: int | None
+    """In all shards; None where no shard tells."""
+    batch: int
+    """Images that were measured."""
+    decode_s: float
+    """For the batch, like the next two."""
+    operators_s: float
+    """All cells of all operators."""
+    forward_s: float
+    """All models, one condition."""
+    conditions: int
+
+    @property
+    def batch_s(self) -> float:
+        return self.decode_s + self.operators_s + self.conditions * self.forward_s
+
+    @property
+    def total_s(self) -> float | None:
+        return None if self.images is None else self.images / self.batch * self.batch_s
+
+
+def estimate(plan: Plan, models: Sequence[ImageModel]) -> Estimate | None:
+    """Measure the first batch, after a warm-up; None where no shard has an image that can be decoded.
+
+    Every operator is carried out at all its severities, the models see the plain images alone: a forward does not
+    depend on what the images show. A run overlaps the three on spare cores; here they are added.
+    """
+    import torch
+
+    images, keys, shard = first_images(plan, plan["batch_size"])
+    if not images:
+        return None
+    threads = num_usable_cpus()
+    is_cuda = plan["device"] == "cuda"
+    forward = Forward(
+        models,
+        batch_size=plan["batch_size"],
+        top_k=plan["top_k"],
+        save=(),
+        num_workers=0 if is_cuda or plan["compile"] else threads,
+        has_fp32_rerun=False,
+        tta=plan.options.tta,
+    )
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads if plan["compile"] else 1)
+    decoder = make_decoder(
+        plan["decoder"],
+        forward.geometries,
+        batch_size=plan["batch_size"],
+        num_threads=plan.options.decode_threads or threads,
+        device_id=0 if is_cuda else None,
+        max_pixels=plan.options.max_pixels,
+    )
+    stage = Stage(
+        plan.conditions(),
+        plan["decoder"],
+        forward.geometries,
+        batch_size=plan["batch_size"],
+        num_threads=plan.options.decode_threads or threads,
+        device_id=0 if is_cuda else None,
+    )
+    words = sample_words(plan.options.augment_seed, ((shard, key) for key in keys))
+    labels = np.full(len(images), -1, np.int32)
+    try:
+        for _ in range(2):  # the first warms up
+            times = [time.perf_counter()]
+            decoder.submit(images)
+            decoded = decoder.collect()
+            times.append(_now(is_cuda))
+            for _ in stage.apply(decoded, words):
+                pass
+            times.append(_now(is_cuda))
+            for done in [forward.submit(decoded, labels) for _ in range(forward.depth)]:
+                done.result()
+            times.append(_now(is_cuda))
+    finally:
+        forward.close()
+        decoder.close()
+        stage.close()
+        torch.set_num_threads(threads_before)
+    decode_s, operators_s, forward_s = np.diff(times).tolist()
+    return Estimate(
+        images=estimate_rows(plan),
+        batch=len(images),
+        decode_s=decode_s,
+        operators_s=operators_s,
+        forward_s=forward_s / forward.depth,
+        conditions=len(stage.conditions),
+    )
+
+
+def _now(is_cuda: bool) -> float:
+    if is_cuda:
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def first_images(plan: Plan, count: int) -> tuple[list[np.ndarray], list[str], str]:
+    """Encoded images of the first shard that has any, their keys, and the shard's name."""
+    rule = plan.label_rule()
+    for position, shard in enumerate(plan.shards):
+        with OpenShard(shard, image_key=plan.options.image_key, labels=rule) as opened:
+            block = opened.read(0, plan.num_rows(position, min(count, opened.num_samples)))
+            found = [(image, key) for image, key in zip(block.images, block.keys, strict=True) if image is not None]
+            if found:
+                return [image for image, _ in found], [key for _, key in found], shard.name
+    return [], [], ""
+
+
+def example_pictures(plan: Plan, geometry: Geometry, *, count: int = 8) -> Iterator[tuple[str, bytes]]:
+    """The first image that can be decoded, under every condition: the condition's name, and a PNG.
+
+    On the CPU, with the run's own decoder and random numbers: the very pixels that the models saw (on a GPU, within a
+    level).
+    """
+    from PIL import Image
+
+    images, keys, shard = first_images(plan, count)
+    for image, key in zip(images, keys, strict=True):
+        decoder = make_decoder(plan["decoder"], [geometry], batch_size=1, num_threads=1)
+        try:
+            decoder.submit([image])
+            decoded = decoder.collect()
+        finally:
+            decoder.close()
+        if decoded.faults:
+            continue
+        stage = Stage(plan.conditions(), plan["decoder"], [geometry], batch_size=1, num_threads=1)
+        words = sample_words(plan.options.augment_seed, [(shard, key)])
+        for condition, changed in stage.apply(decoded, words):
+            file = io.BytesIO()
+            Image.fromarray(changed.pixels[0][0].numpy()).save(file, "PNG")
+            yield condition.name, file.getvalue()
+        stage.close()
+        return

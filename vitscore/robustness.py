@@ -1,0 +1,334 @@
+"""How accuracy falls as images get worse: the fold over a grid's parts, its figures, and what they say of the models.
+
+`vitscore robustness` is a run whose images are also scored under every cell of a grid (operator x severity). A part
+holds all cells of its shard, as two more columns a model and cell (`NAME@gaussian_noise:3.pred`, `.prob`), and not one
+folder a cell: a shard is then done in every cell or in none, so that resuming, the ledger and the hand-out are those of
+any run, every model and cell is judged on the same images, and what the images are read and decoded for is kept in one
+place. The plain predictions stand in their usual columns, so `metrics`, `compare` and `status` work on the folder.
+
+The figures are counts of right answers in every cell, and for each image how many cells of an operator it is wrong in:
+severities share their images, so intervals and tests count images, never cells. Needs no model and no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vitscore.augment import operators
+from vitscore.compare import PairCounts, compare, holm, mcnemar_p, paired_interval
+from vitscore.durable import write_json_durably
+from vitscore.errors import LedgerError, UsageError
+from vitscore.folder import require_record
+from vitscore.intervals import Z, wilson
+from vitscore.parts import finished_parts
+
+ROWS_AT_ONCE = 65_536
+Array = np.ndarray[Any, Any]
+# Axes: B images, S severities.
+
+
+def make_cells(names: Sequence[str], severities: Sequence[int]) -> tuple[str, ...]:
+    """The grid as `RunOptions.cells` takes it: severities within operators, in the list's order.
+
+    Raises:
+        UsageError: an operator is unknown, or a severity is not 1 to 5.
+    """
+    chosen = operators.select(names, option="--operators")
+    for severity in severities:
+        if severity not in operators.SEVERITIES:
+            raise UsageError("wrong value", where="--severities", expected="of 1,2,3,4,5", got=str(severity))
+    levels = sorted(set(severities)) or operators.SEVERITIES
+    return tuple(f"{operator.name}:severity={level}" for operator in chosen for level in levels)
+
+
+@dataclass
+class Spread:
+    """A whole number for each image: how many there are, their sum, and the sum of their squares."""
+
+    n: int = 0
+    total: int = 0
+    squares: int = 0
+
+    def update(self, values_B: Array) -> None:
+        self.n += len(values_B)
+        self.total += int(values_B.sum())
+        self.squares += int((values_B * values_B).sum())
+
+    @property
+    def variance(self) -> float:
+        return (self.squares - self.total * self.total / self.n) / (self.n - 1) if self.n > 1 else 0.0
+
+
+@dataclass
+class Apart:
+    """Two models' wrong cells, image by image: `errors of a - errors of b`."""
+
+    spread: Spread = field(default_factory=Spread)
+    a_better: int = 0
+    b_better: int = 0
+
+    def update(self, wrong_a_B: Array, wrong_b_B: Array) -> None:
+        self.spread.update(wrong_a_B - wrong_b_B)
+        self.a_better += int((wrong_a_B < wrong_b_B).sum())
+        self.b_better += int((wrong_b_B < wrong_a_B).sum())
+
+    def figures(self, num_cells: int) -> dict[str, Any]:
+        """The difference of error rates over these cells, its interval, and the exact sign test over images."""
+        n = self.spread.n
+        if not n:
+            return {"error_difference": None, "error_difference_ci": None, "sign_p": None}
+        difference = self.spread.total / n / num_cells
+        if self.spread.squares:
+            half = Z * math.sqrt(self.spread.variance / n) / num_cells
+            interval = [max(difference - half, -1.0), min(difference + half, 1.0)]
+        else:
+            interval = paired_interval(0, 0, n)
+        p = mcnemar_p(self.a_better, self.b_better)
+        return {"error_difference": difference, "error_difference_ci": interval, "sign_p": p}
+
+
+def rate_interval(spread: Spread, num_cells: int) -> list[float] | None:
+    """Wilson's interval of an error rate over cells that share their images: for as many answers as they are worth."""
+    if not spread.n:
+        return None
+    rate = spread.total / spread.n / num_cells
+    variance = spread.variance / (num_cells * num_cells)
+    worth = spread.n * rate * (1 - rate) / variance if variance > 0 else spread.n
+    return wilson_of_rate(rate, worth)
+
+
+def wilson_of_rate(rate: float, n: float) -> list[float]:
+    """Wilson's score interval for a number of answers that need not be whole."""
+    shrink = 1 + Z * Z / n
+    centre = (rate + Z * Z / (2 * n)) / shrink
+    half = Z / shrink * math.sqrt(rate * (1 - rate) / n + Z * Z / (4 * n * n))
+    return [max(centre - half, 0.0), min(centre + half, 1.0)]
+
+
+class GridCounts:
+    """The running counts of a grid."""
+
+    def __init__(self, models: Sequence[str], grid: Mapping[str, Sequence[int]], *, is_bad_wrong: bool) -> None:
+        self.models = tuple(models)
+        self.grid = {name: tuple(levels) for name, levels in grid.items()}
+        self.is_bad_wrong = is_bad_wrong
+        self.samples = 0
+        self.clean = dict.fromkeys(models, 0)
+        self.right = {(model, cell): 0 for model in models for cell in self.cells}
+        self.wrong = {(model, name): Spread() for model in models for name in (*grid, "")}
+        """By operator, and under "" over all of them."""
+        self.pairs = {(pair, cell): PairCounts() for pair in itertools.combinations(models, 2) for cell in self.cells}
+        self.apart = {(pair, name): Apart() for pair in itertools.combinations(models, 2) for name in (*grid, "")}
+
+    @property
+    def cells(self) -> list[str]:
+        return [f"{name}:{level}" for name, levels in self.grid.items() for level in levels]
+
+    def columns(self) -> list[str]:
+        """What is read of a part."""
+        of_cells = [f"{model}@{cell}.pred" for model in self.models for cell in self.cells]
+        return ["label", "status", *(f"{model}.pred" for model in self.models), *of_cells]
+
+    def update(self, batch: pa.RecordBatch) -> None:
+        """Count rows of a part."""
+        labels_B = batch["label"].to_numpy()
+        is_ok_B = pc.equal(batch["status"], "ok").to_numpy(zero_copy_only=False)
+        counted_B = (labels_B >= 0) & (is_ok_B | self.is_bad_wrong)
+        labels_B = labels_B[counted_B]
+        self.samples += len(labels_B)
+
+        def preds(column: str) -> Array:
+            found: Array = batch[f"{column}.pred"].fill_null(-1).to_numpy()[counted_B]
+            return found
+
+        sums: dict[tuple[str, str], Array] = {}
+        by_cell: dict[tuple[str, str], Array] = {}
+        for model in self.models:
+            self.clean[model] += int((preds(model) == labels_B).sum())
+            sums[model, ""] = np.zeros(len(labels_B), np.int64)
+            for name, levels in self.grid.items():
+                sums[model, name] = np.zeros(len(labels_B), np.int64)
+                for level in levels:
+                    by_cell[model, f"{name}:{level}"] = preds_B = preds(f"{model}@{name}:{level}")
+                    wrong_B = preds_B != labels_B
+                    self.right[model, f"{name}:{level}"] += int((~wrong_B).sum())
+                    sums[model, name] += wrong_B
+                sums[model, ""] += sums[model, name]
+        for key, wrong in sums.items():
+            self.wrong[key].update(wrong)
+        answered_B = is_ok_B[counted_B]
+        for (pair, cell), counts in self.pairs.items():
+            a_B, b_B = (by_cell[model, cell] for model in pair)
+            counts.update(labels_B, a_B, b_B)
+            counts.count_wrong(labels_B[~answered_B])
+        for (pair, name), apart in self.apart.items():
+            apart.update(sums[pair[0], name], sums[pair[1], name])
+
+
+def count_parts(folder: Path) -> tuple[GridCounts, dict[str, Any]]:
+    """Count the parts of a finished grid; returns the counts and the run's record.
+
+    Raises:
+        UsageError: the folder holds no grid.
+        LedgerError: a part cannot be read.
+    """
+    record = require_record(folder)
+    cells = record["identity"].get("cells")
+    if not cells:
+        raise UsageError("no robustness run here", where=str(folder), next_step="Start one with vitscore robustness.")
+    grid: dict[str, list[int]] = {}
+    for text in record["options"]["cells"]:
+        name, _, level = text.partition(":severity=")
+        grid.setdefault(name, []).append(int(level))
+    is_bad_wrong = record["options"].get("on_bad_sample") == "wrong"
+    counts = GridCounts(list(record["models"]), grid, is_bad_wrong=is_bad_wrong)
+    for path, _ in finished_parts(folder / "parts", record["identity_hash"]).values():
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=counts.columns()):
+                    counts.update(batch)
+        except (OSError, KeyError, pa.ArrowException) as error:
+            again = "Remove it and run again: the shard is scored anew."
+            raise LedgerError("part cannot be read", where=str(path), got=str(error), next_step=again) from None
+    return counts, record
+
+
+def make_document(counts: GridCounts, *, baseline: str | None, seed: int) -> dict[str, Any]:
+    """robustness.json: a pure function of the parts and of the baseline that was chosen.
+
+    Args:
+        counts: of all parts.
+        baseline: whose errors the others' are divided by; None takes the first model.
+        seed: of the random operators.
+
+    Raises:
+        UsageError: the baseline is not a model of the run.
+    """
+    from vitscore.robustness_words import conclusions
+
+    baseline = baseline or counts.models[0]
+    if baseline not in counts.models:
+        raise UsageError("unknown model", where="--baseline", expected=" or ".join(counts.models), got=baseline)
+    document: dict[str, Any] = {
+        "schema": 1,
+        "samples": counts.samples,
+        "seed": seed,
+        "baseline": baseline,
+        "operators": {name: _describe(name, levels) for name, levels in counts.grid.items()},
+        "models": {model: _model_figures(counts, model, baseline) for model in counts.models},
+        "comparisons": [_comparison(counts, pair) for pair in itertools.combinations(counts.models, 2)],
+    }
+    document["conclusions"] = conclusions(document)
+    return document
+
+
+def _describe(name: str, levels: Sequence[int]) -> dict[str, Any]:
+    operator = operators.OPERATORS[name]
+    values = {str(level): dict(zip(operator.arguments, operator.at(level).values, strict=True)) for level in levels}
+    return {"does": operator.does, "source": operator.source, "severities": values}
+
+
+def _model_figures(counts: GridCounts, model: str, baseline: str) -> dict[str, Any]:
+    n = counts.samples
+    num_levels = {name: len(levels) for name, levels in counts.grid.items()}
+    over_all = counts.wrong[model, ""]
+    error = _rate(over_all.total, n * sum(num_levels.values()))
+    return {
+        "clean": _cell(counts.clean[model], n),
+        "operators": {
+            name: {
+                "error": _rate(counts.wrong[model, name].total, n * num_levels[name]),
+                "error_ci": rate_interval(counts.wrong[model, name], num_levels[name]),
+                "severities": {str(level): _cell(counts.right[model, f"{name}:{level}"], n) for level in levels},
+            }
+            for name, levels in counts.grid.items()
+        },
+        "mean_corruption_error": error,
+        "mean_corruption_error_ci": rate_interval(over_all, sum(num_levels.values())),
+        "accuracy_lost": None if error is None else counts.clean[model] / n - (1 - error),
+        "to_baseline": {
+            "mean_corruption_error": _to_baseline(counts, model, baseline, is_relative=False),
+            "relative_mean_corruption_error": _to_baseline(counts, model, baseline, is_relative=True),
+        },
+    }
+
+
+def _cell(right: int, n: int) -> dict[str, Any]:
+    return {"samples": n, "right": right, "accuracy": _rate(right, n), "accuracy_ci": wilson(right, n)}
+
+
+def _rate(count: int, of: int) -> float | None:
+    return count / of if of else None
+
+
+def _to_baseline(counts: GridCounts, model: str, baseline: str, *, is_relative: bool) -> float | None:
+    """The benchmark's mCE: errors over the baseline's, operator by operator, then their mean.
+
+    The relative one counts what is lost against clean images. None where the baseline loses nothing on some operator.
+    """
+    ratios = []
+    for name, levels in counts.grid.items():
+        own, other = (
+            counts.wrong[each, name].total - (len(levels) * (counts.samples - counts.clean[each]) if is_relative else 0)
+            for each in (model, baseline)
+        )
+        if other <= 0:
+            return None
+        ratios.append(own / other)
+    return sum(ratios) / len(ratios)
+
+
+def _comparison(counts: GridCounts, pair: tuple[str, str]) -> dict[str, Any]:
+    """Two models: over all cells, operator by operator (with Holm's correction), and in every cell."""
+    by_operator = {name: counts.apart[pair, name].figures(len(levels)) for name, levels in counts.grid.items()}
+    p_values = [figures["sign_p"] for figures in by_operator.values()]
+    if None not in p_values:
+        for figures, adjusted in zip(by_operator.values(), holm(p_values), strict=True):
+            figures["adjusted_p"] = adjusted
+    for name, levels in counts.grid.items():
+        by_operator[name]["severities"] = {
+            str(level): {
+                key: value
+                for key, value in compare(*pair, counts.pairs[pair, f"{name}:{level}"]).items()
+                if key not in ("a", "b")
+            }
+            for level in levels
+        }
+    return {
+        "a": pair[0],
+        "b": pair[1],
+        "overall": counts.apart[pair, ""].figures(len(counts.cells)),
+        "operators": by_operator,
+    }
+
+
+def refold(folder: Path, *, baseline: str | None = None) -> dict[str, Any]:
+    """Fold the grid's parts and write robustness.json; returns it."""
+    counts, record = count_parts(folder)
+    document = make_document(counts, baseline=baseline, seed=record["options"]["augment_seed"])
+    write_json_durably(folder / "robustness.json", document)
+    return document
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """robustness.json as it was written.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        document: dict[str, Any] = json.loads((folder / "robustness.json").read_bytes())
+    except FileNotFoundError:
+        raise UsageError("no robustness run here", where=str(folder), expected="robustness.json") from None
+    return document

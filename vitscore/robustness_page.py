@@ -1,0 +1,33 @@
+"""Writes robustness.html of a finished grid: needs its shards once more, for the picture, and no weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitscore.durable import write_bytes_durably
+from vitscore.ranks import LocalStore, Ranks
+from vitscore.robustness_html import render
+
+if TYPE_CHECKING:
+    from vitscore.models import ImageModel
+    from vitscore.prepare import Plan
+
+
+def write_page(plan: Plan, folder: Path, document: dict[str, Any]) -> None:
+    """Render the document with one image of the shards under every condition, as the first model sees it."""
+    from vitscore.models import load_spec
+    from vitscore.preprocess import Spec
+    from vitscore.rehearsal import example_pictures
+
+    spec, _ = load_spec(plan.models[0].checkpoint)
+    pictures = dict(example_pictures(plan, spec.geometry)) if isinstance(spec, Spec) else {}
+    write_bytes_durably(folder / "robustness.html", render(document, pictures).encode())
+
+
+def load_alone(plan: Plan) -> list[ImageModel]:
+    """The plan's models, in a process that scores nothing."""
+    from vitscore.run import load_models, prepare_math_library
+
+    prepare_math_library()
+    return load_models(plan, Ranks(0, 1, 0, 1, LocalStore()))
