@@ -28,8 +28,9 @@ demo-models: $(READY)  ## make the demo's shards and checkpoints again, from a s
 
 test: lint types unit  ## everything that must pass: lint, types, all tests
 
+# Files side by side: many tests wait for processes that they started.
 unit: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
