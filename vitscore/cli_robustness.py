@@ -163,6 +163,7 @@ def check_baseline(options: RunOptions, baseline: str | None) -> None:
 
 def show_outcome(outcome: Outcome, *, baseline: str | None, as_json: bool) -> None:
     from vitscore import show
+    from vitscore.config import VIEWS
     from vitscore.durable import writing
     from vitscore.robustness import refold
     from vitscore.robustness_page import write_page
@@ -181,7 +182,8 @@ def show_outcome(outcome: Outcome, *, baseline: str | None, as_json: bool) -> No
         console.print(show.ledger_line(outcome.document))
         show.show_notes(outcome.notes, console)
         if outcome.images_per_s:
-            forwards = len(outcome.plan.models) * len(outcome.plan.conditions())
+            plan = outcome.plan
+            forwards = len(plan.models) * len(plan.conditions()) * VIEWS[plan.options.tta]
             typer.echo(f"{outcome.images_per_s:,.1f} images/s, each through {forwards} forwards")
         typer.echo(f"written to {outcome.folder}: robustness.html, robustness.json, metrics.json, parts/")
     if outcome.problem is not None:

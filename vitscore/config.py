@@ -20,7 +20,8 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 DECODERS = ("auto", "dali", "torchvision")
 SAVEABLE = ("logits", "embeddings")
-VIEWS = ("none", "hflip")
+VIEWS = {"none": 1, "hflip": 2}
+"""What `--tta` takes, and how many forwards an image then costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class RunOptions:
         choose("--on-bad-shard", self.on_bad_shard, ("fail", "skip"))
         for item in self.save:
             choose("--save", item, SAVEABLE)
-        choose("--tta", self.tta, VIEWS)
+        choose("--tta", self.tta, tuple(VIEWS))
         for item in (*self.augment, *self.cells):
             operators.parse(item)
         if self.augment_seed < 0:

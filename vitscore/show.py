@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vitscore.augment import operators
+from vitscore.config import VIEWS
 
 if TYPE_CHECKING:
     from vitscore import progress
@@ -201,7 +202,7 @@ def show_plan(plan: Plan, disk_bytes: int | None, console: Console) -> None:
 
 def views_text(plan: Plan) -> str:
     """What `--tta` costs."""
-    forwards = {"none": 1, "hflip": 2}[plan.options.tta]
+    forwards = VIEWS[plan.options.tta]
     return f", {forwards} forwards an image each" if forwards > 1 else ""
 
 
