@@ -60,7 +60,9 @@ def make_checkpoint(folder: Path) -> None:
     """A ViT-Tiny/16 at 224 pixels with random weights, in the standard files."""
     import torch
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     config = ViTConfig(
         hidden_size=192,
