@@ -1,5 +1,6 @@
 """The main job: shards in, predictions and metrics out, every sample once."""
 
+import io
 import json
 import re
 import runpy
@@ -13,7 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import classification_report
+from transformers import pipeline
+from transformers.image_utils import load_image
 
 from vitscore import load_run
 from vitscore.checkpoints import find
@@ -244,14 +248,42 @@ def test_what_half_precision_changes_is_counted_against_a_run_in_fp32(
         [row for table in part_tables(tmp_path / name).values() for row in table if row["status"] == "ok"][:64]
         for name in ("bf16", "fp32")
     )
-    record = json.loads((tmp_path / "bf16" / "run.json").read_bytes())["sessions"][-1]["against_fp32"]["vit"]
-    assert record["images"] == 64
+    audits = {name: json.loads((tmp_path / name / "run.json").read_bytes())["sessions"][-1]["audit"]["vit"]
+              for name in ("bf16", "fp32")}  # fmt: skip
+    assert [audit["images"] for audit in audits.values()] == [64, 64]
+    assert audits["fp32"]["against_fp32"] is None
     differs = sum(a["vit.pred"] != b["vit.pred"] for a, b in zip(half, full, strict=True))
-    assert record["top1_differs"] == differs > 0
+    assert audits["bf16"]["against_fp32"]["top1_differs"] == differs > 0
     largest = max(abs(a["vit.prob"] - b["vit.prob"]) for a, b in zip(half, full, strict=True))
-    assert record["largest_prob_difference"] == pytest.approx(largest)
-    assert "What bf16 changed against fp32" in (tmp_path / "bf16" / "report.html").read_text()
-    assert "against_fp32" not in json.loads((tmp_path / "fp32" / "run.json").read_bytes())["sessions"][-1]
+    assert audits["bf16"]["against_fp32"]["largest_prob_difference"] == pytest.approx(largest)
+    assert "What preprocessing and precision changed" in (tmp_path / "bf16" / "report.html").read_text()
+
+
+def test_how_far_pixels_and_answers_are_from_transformers_own_is_in_the_record(
+    make_shards: Call, vitscore: Call, tmp_path: Path
+) -> None:
+    """Large photographs, whose resize is not the processor's to the bit; the oracle is transformers' pipeline."""
+    pictures = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("pictures.py"))))
+    models = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
+    names = [f"c{number}" for number in range(50)]
+    checkpoint = models.save_vit(tmp_path / "vit", tuple(names))
+    content = list(pictures.ordinary().values())[:20]
+    shards = make_shards([(f"k{number}", {"jpg": data}) for number, data in enumerate(content)], classes=names)
+    assert vitscore("run", shards, "-m", checkpoint, "--precision", "fp32", "-o", tmp_path / "out").code == 0
+    audit = json.loads((tmp_path / "out" / "run.json").read_bytes())["sessions"][-1]["audit"]["vit"]
+    classify = pipeline("image-classification", model=str(checkpoint), device="cpu")
+    answers = classify([load_image(Image.open(io.BytesIO(data))) for data in content], top_k=1)
+    (rows,) = part_tables(tmp_path / "out").values()
+    differs = sum(names[row["vit.pred"]] != answer[0]["label"] for row, answer in zip(rows, answers, strict=True))
+    assert audit["images"] == 20
+    assert audit["against_processor"]["top1_differs"] == differs
+    largest = max(
+        abs(row["vit.prob"] - answer[0]["score"])
+        for row, answer in zip(rows, answers, strict=True)
+        if names[row["vit.pred"]] == answer[0]["label"]
+    )
+    assert audit["against_processor"]["largest_prob_difference"] >= largest - 1e-5
+    assert 0 <= audit["against_processor"]["mean_levels"] < 0.3
 
 
 @pytest.mark.gpu

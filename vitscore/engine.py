@@ -12,13 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitscore.audit import AUDITED_IMAGES
+from vitscore.audit import AUDITED_IMAGES, Audit
 from vitscore.augment.seeds import sample_words
 from vitscore.augment.stage import Stage
 from vitscore.config import BadLimit
@@ -59,7 +59,7 @@ class Tally:
     """Rows done again in fp32 because a logit was not finite."""
     seconds: float = 0.0
     audit: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By model: what the run's precision changes (see audit.Difference)."""
+    """By model: what preprocessing and precision change (see audit)."""
 
     def accuracy(self, name: str) -> float | None:
         return self.correct.get(name, 0) / self.labelled if self.labelled else None
@@ -103,6 +103,8 @@ class Engine:
         on_progress: Callable[[Tally], None],
     ) -> None:
         self._plan = plan
+        self._models = models
+        self._audit = Audit(AUDITED_IMAGES if ranks.is_main else 0)
         self._ranks = ranks
         self._folder = parts_folder
         self._on_progress = on_progress
@@ -114,7 +116,6 @@ class Engine:
             save=plan.options.save,
             num_workers=0 if is_cuda or plan["compile"] else num_threads,
             has_fp32_rerun=plan["precision"] != "fp32",
-            num_audited=AUDITED_IMAGES if ranks.is_main and plan["precision"] != "fp32" else 0,
             tta=plan.options.tta,
         )
         self._decoder = make_decoder(
@@ -177,16 +178,19 @@ class Engine:
             for work in self._open.values():
                 work.discard()
         self.tally.seconds = time.monotonic() - started
-        self.tally.audit = {name: asdict(found) for name, found in self._forward.audit.differences.items()}
+        self.tally.audit = self._audit.findings(
+            self._models, self._forward.source, batch_size=self._plan["batch_size"], precision=self._plan["precision"]
+        )
         return self.tally
 
     def _compute(self, batch: Batch) -> None:
         """Hand the oldest decoded batch to the models; settles older ones when enough are under way."""
         if batch.images:
             decoded, labels = self._decoder.collect(), batch.labels
-            first, last = self._stage.conditions[0], self._stage.conditions[-1]
+            last = self._stage.conditions[-1]
+            self._audit.keep(batch.images, decoded)
             for condition, pixels in self._stage.apply(decoded, self._words_of(batch)):
-                outputs = self._forward.submit(pixels, labels, may_audit=condition is first)
+                outputs = self._forward.submit(pixels, labels)
                 self._append(
                     Computing(batch, labels, decoded.faults, outputs, condition.name, is_last=condition is last)
                 )

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from vitscore import kernels
-from vitscore.audit import Audit
 from vitscore.decode import Decoded
 from vitscore.parts import Predictions
 from vitscore.preprocess import Geometry, ProcessorGeometry
@@ -52,7 +51,6 @@ class Forward:
         save: which long outputs to keep: logits, embeddings.
         num_workers: batches side by side; 0 computes on the caller's thread.
         has_fp32_rerun: whether rows with non-finite logits are computed again in fp32 (pointless where all are).
-        num_audited: how many images, the first ones, are computed in fp32 too, to see what the precision changes.
         tta: the views that logits are averaged over.
     """
 
@@ -65,17 +63,15 @@ class Forward:
         save: Sequence[str],
         num_workers: int,
         has_fp32_rerun: bool,
-        num_audited: int = 0,
         tta: str = "none",
     ) -> None:
-        self.geometries, self._source = share_geometries(models)
+        self.geometries, self.source = share_geometries(models)
         self._batch_size = batch_size
         self._top_k = top_k
         self._save = save
         self._has_fp32_rerun = has_fp32_rerun
         self._tta = tta
         self._first = {model.name: model for model in models}
-        self.audit = Audit(list(self._first), num_audited)
         self._redo_lock = threading.Lock()
         self.depth = max(num_workers, 1)
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="forward") if num_workers else None
@@ -84,45 +80,38 @@ class Forward:
         for worker in range(self.depth):
             self._idle.put(models if worker == 0 else [model.replica() for model in models])
 
-    def submit(self, decoded: Decoded, labels: Array, *, may_audit: bool = True) -> Future[Mapping[str, Ranked]]:
+    def submit(self, decoded: Decoded, labels: Array) -> Future[Mapping[str, Ranked]]:
         """Compute a batch's predictions by model; `labels` int32 (B,), -1 where there is none."""
-        is_good = np.full(len(labels), may_audit)
-        is_good[list(decoded.faults)] = False
-        audited = self.audit.draw(is_good)
         if self._pool is not None:
-            return self._pool.submit(self._compute, decoded, labels, audited)
+            return self._pool.submit(self._compute, decoded, labels)
         done: Future[Mapping[str, Ranked]] = Future()
-        done.set_result(self._compute(decoded, labels, audited))
+        done.set_result(self._compute(decoded, labels))
         return done
 
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _compute(self, decoded: Decoded, labels: Array, audited: Array) -> Mapping[str, Ranked]:
+    def _compute(self, decoded: Decoded, labels: Array) -> Mapping[str, Ranked]:
         models = self._idle.get()
         try:
             with torch.inference_mode():
-                return {model.name: self._rank(model, decoded, labels, audited) for model in models}
+                return {model.name: self._rank(model, decoded, labels) for model in models}
         finally:
             self._idle.put(models)
 
-    def _rank(self, model: ImageModel, decoded: Decoded, labels: Array, audited: Array) -> Ranked:
+    def _rank(self, model: ImageModel, decoded: Decoded, labels: Array) -> Ranked:
         num_rows = len(labels)
-        pixels = pad(decoded.pixels[self._source[model.name]], self._batch_size)
+        pixels = pad(decoded.pixels[self.source[model.name]], self._batch_size)
         output = over_views(model, pixels, self._tta)
         logits_BK = output.logits[:num_rows].cpu().numpy()
         scores = kernels.score_rows(logits_BK, labels, self._top_k)
         embedding_BD = None if output.embedding is None else output.embedding[:num_rows].cpu().numpy()
         redo = ~scores.is_finite & self._has_fp32_rerun
         redo[list(decoded.faults)] = False
-        if redo.any() or len(audited):
+        if redo.any():
             with self._redo_lock:
                 again = over_views(self._first[model.name].rerun_fp32, pixels, self._tta)
-        if len(audited):
-            full = kernels.score_rows(again.logits[:num_rows].cpu().numpy(), labels, self._top_k)
-            self.audit.add(model.name, scores, full, audited)
-        if redo.any():
             logits_BK = np.where(redo[:, None], again.logits[:num_rows].cpu().numpy(), logits_BK)
             scores = kernels.score_rows(logits_BK, labels, self._top_k)
             if embedding_BD is not None and again.embedding is not None:

@@ -110,6 +110,15 @@ class ImageModel:
             logits_BK, embedding_BD = self._forward(pixels.to(self._device, non_blocking=True))
         return ModelOutput(logits_BK, embedding_BD if self._save_embeddings else None)
 
+    @property
+    def has_own_pixels(self) -> bool:
+        """Whether its images go through its processor itself."""
+        return isinstance(self.spec, ProcessorGeometry)
+
+    def load_processor(self) -> Any:
+        """The checkpoint's image processor."""
+        return load_processor(self._checkpoint)
+
     def rerun_fp32(self, pixels: torch.Tensor) -> ModelOutput:
         """The same batch with an fp32 trunk: for rows that overflowed in half precision.
 
@@ -281,16 +290,25 @@ def load_weights(checkpoint: Checkpoint) -> Any:
     return model.eval()
 
 
+def load_processor(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's image processor, as transformers has it.
+
+    Raises:
+        SetupError: there is none.
+    """
+    from transformers import AutoImageProcessor
+
+    with reading(checkpoint, "image processor"):
+        return AutoImageProcessor.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+
+
 def load_spec(checkpoint: Checkpoint) -> tuple[Spec | ProcessorGeometry, tuple[str, ...]]:
     """The checkpoint's processor as a spec; as itself, with a note, where a spec cannot say it.
 
     Raises:
         SetupError: there is no processor, or its images make no batch.
     """
-    from transformers import AutoImageProcessor
-
-    with reading(checkpoint, "image processor"):
-        processor = AutoImageProcessor.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    processor = load_processor(checkpoint)
     try:
         return spec_from_processor(processor), ()
     except Inexpressible as reason:

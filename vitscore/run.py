@@ -350,7 +350,7 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
                     "images_per_s": round(rate, 2) if rate else None,
                     "rows_again_in_fp32": ranks.count("again in fp32", 0),
                     "peak_rss_bytes": peak_rss_bytes(),
-                    **({"against_fp32": tally.audit} if plan["precision"] != "fp32" else {}),
+                    "audit": tally.audit,
                 },
             )
     notes = tuple(f"{footer.shard}: {note}" for _, footer in parts.values() for note in footer.notes)

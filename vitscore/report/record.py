@@ -75,7 +75,7 @@ def record_section(findings: Findings) -> str:
         table(caption, ("", ""), rows, kind="facts")
         for caption, rows in (("Hardware", hardware), ("Versions", versions)) if rows
     ) + "</div>"  # fmt: skip
-    body += sessions_table(record) + precision_table(record)
+    body += sessions_table(record) + audit_table(record)
     options = [(name, value_text(name, value)) for name, value in record.get("options", {}).items()]
     options += [(name, value_text(name, value)) for name, value in record.get("corpus", {}).items()]
     options += [("templates", value) for value in record.get("templates") or ()]
@@ -117,18 +117,20 @@ def sessions_table(record: Mapping[str, Any]) -> str:
     return table("Starts of the run; times are UTC.", heads, rows) if rows and keys else ""
 
 
-def precision_table(record: Mapping[str, Any]) -> str:
-    """What the run's precision changed, by the last start that looked."""
-    precision = record.get("choices", {}).get("precision", {}).get("value")
-    audits = [session["against_fp32"] for session in record.get("sessions", []) if session.get("against_fp32")]
+def audit_table(record: Mapping[str, Any]) -> str:
+    """What the run's preprocessing and precision changed, by the last start that looked."""
+    audits = [session["audit"] for session in record.get("sessions", []) if session.get("audit")]
     if not audits:
         return ""
-    rows = [
-        (name, f"{found['images']:,}", f"{found['top1_differs']:,}", f"{found['largest_prob_difference']:.2g}")
-        for name, found in audits[-1].items()
-    ]
-    heads = ("model", "images in both", "other first answer", "largest difference of its probability")
-    return table(f"What {precision} changed against fp32, on the first images of the run.", heads, rows)
+    rows = []
+    for name, found in audits[-1].items():
+        for kind, what in (("against_processor", "transformers' own pixels"), ("against_fp32", "fp32")):
+            if (other := found.get(kind)) is not None:
+                levels = f"{other['mean_levels']:.2f}" if "mean_levels" in other else "–"
+                differs = f"{other['top1_differs']:,} of {found['images']:,}"
+                rows.append((name, what, levels, differs, f"{other['largest_prob_difference']:.2g}"))
+    heads = ("model", "against", "mean difference, of 255 levels", "another answer", "largest change of a probability")
+    return table("What preprocessing and precision changed, on the first images of the run.", heads, rows)
 
 
 def value_text(name: str, value: Any) -> str:
