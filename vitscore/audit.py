@@ -112,7 +112,8 @@ def _scores(forward: Callable[[torch.Tensor], ModelOutput], pixels: torch.Tensor
 def _difference(ours: kernels.RowScores, other: kernels.RowScores | None) -> dict[str, Any] | None:
     if other is None:
         return None
+    prob_differences = np.abs(ours.prob - other.prob)[ours.is_finite & other.is_finite]
     return {
         "top1_differs": int((ours.pred != other.pred).sum()),
-        "largest_prob_difference": float(np.abs(ours.prob - other.prob).max()),
+        "largest_prob_difference": float(prob_differences.max(initial=0.0)),
     }

@@ -210,7 +210,8 @@ def show_outcome(outcome: Outcome, *, per_class: bool, as_json: bool) -> None:
         show.show_notes(outcome.notes, console)
         if outcome.images_per_s:
             views = show.views_text(outcome.plan)
-            console.print(f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s){views}")
+            rate = f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s){views}"
+            console.print(rate + show.bottleneck_text(outcome.bottleneck))
         show.show_written(outcome.folder, outcome.document, console)
     if outcome.problem is not None:
         raise outcome.problem

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from vitscore.prepare import Plan
 from vitscore.ranks import Ranks
 from vitscore.reader import Batch, Reader
 from vitscore.shards.reasons import LABEL_REASONS, NONFINITE_LOGITS, reason_kind, with_details
+from vitscore.waits import Waits
 
 if TYPE_CHECKING:
     from vitscore.models import ImageModel
@@ -58,6 +59,8 @@ class Tally:
     nonfinite: int = 0
     """Rows done again in fp32 because a logit was not finite."""
     seconds: float = 0.0
+    waiting_s: dict[str, float] = field(default_factory=dict)
+    """What the loop waited for (see waits)."""
     audit: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By model: what preprocessing and precision change (see audit)."""
 
@@ -104,6 +107,7 @@ class Engine:
     ) -> None:
         self._plan = plan
         self._models = models
+        self._waits = Waits()
         self._audit = Audit(AUDITED_IMAGES if ranks.is_main else 0)
         self._ranks = ranks
         self._folder = parts_folder
@@ -156,8 +160,9 @@ class Engine:
             self._plan, positions=positions, parts_folder=self._folder, columns=self._columns, depth=READ_AHEAD
         )
         decoding: deque[Batch] = deque()
+        batches = iter(reader)
         try:
-            for batch in reader:
+            while (batch := self._next(batches)) is not None:
                 if batch.images:
                     self._decoder.submit(batch.images)
                 decoding.append(batch)
@@ -178,19 +183,27 @@ class Engine:
             for work in self._open.values():
                 work.discard()
         self.tally.seconds = time.monotonic() - started
+        self.tally.waiting_s = {stage: round(seconds, 3) for stage, seconds in self._waits.seconds.items()}
         self.tally.audit = self._audit.findings(
             self._models, self._forward.source, batch_size=self._plan["batch_size"], precision=self._plan["precision"]
         )
         return self.tally
 
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        with self._waits.on("read"):
+            return next(batches, None)
+
     def _compute(self, batch: Batch) -> None:
         """Hand the oldest decoded batch to the models; settles older ones when enough are under way."""
         if batch.images:
-            decoded, labels = self._decoder.collect(), batch.labels
+            with self._waits.on("decode"):
+                decoded = self._decoder.collect()
+            labels = batch.labels
             last = self._stage.conditions[-1]
             self._audit.keep(batch.images, decoded)
             for condition, pixels in self._stage.apply(decoded, self._words_of(batch)):
-                outputs = self._forward.submit(pixels, labels)
+                with self._waits.on("forward"):
+                    outputs = self._forward.submit(pixels, labels)
                 self._append(
                     Computing(batch, labels, decoded.faults, outputs, condition.name, is_last=condition is last)
                 )
@@ -215,7 +228,8 @@ class Engine:
         """Wait for a batch's predictions; once all are there, put them into the rows of their shards, and commit."""
         batch = computing.batch
         if computing.outputs is not None:
-            found = computing.outputs.result()
+            with self._waits.on("forward"):
+                found = computing.outputs.result()
             self._gathered.update({name + computing.suffix: ranked for name, ranked in found.items()})
         if not computing.is_last:
             return
@@ -315,7 +329,7 @@ class Engine:
             self._finish_write()
 
     def _finish_write(self) -> None:
-        with writing(self._folder):
+        with writing(self._folder), self._waits.on("write"):
             self._writes.popleft().result()
         self.tally.shards += 1
 

@@ -32,6 +32,7 @@ from vitscore.prepare import Plan, make_plan, require_labels_file
 from vitscore.progress import Observer, Reporter
 from vitscore.ranks import POLL_S, Ranks
 from vitscore.shards.reasons import LABEL_REASONS, UNREACHABLE, reason_kind
+from vitscore.waits import bottleneck
 
 if TYPE_CHECKING:
     from vitscore.engine import Tally
@@ -56,6 +57,8 @@ class Outcome:
     notes: tuple[str, ...] = ()
     """What a user should know of the shards."""
     confusions: Mapping[str, Confusion] = field(default_factory=dict)
+    bottleneck: tuple[str, float] | None = None
+    """The stage that this rank waited for longest, and its share of the loop's time."""
 
 
 def plan_only(options: RunOptions) -> Plan:
@@ -348,6 +351,7 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
                     "images_by_rank": by_rank,
                     "seconds": round(seconds, 3),
                     "images_per_s": round(rate, 2) if rate else None,
+                    "waiting_s": tally.waiting_s,
                     "rows_again_in_fp32": ranks.count("again in fp32", 0),
                     "peak_rss_bytes": peak_rss_bytes(),
                     "audit": tally.audit,
@@ -356,7 +360,8 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
     notes = tuple(f"{footer.shard}: {note}" for _, footer in parts.values() for note in footer.notes)
     notes += report_run(folder, folded)
     problem = find_problem(plan.options, folded.document)
-    return Outcome(plan, folder.path, folded.document, problem, rate, notes, folded.confusions)
+    bound = bottleneck(tally.waiting_s, tally.seconds) if tally is not None else None
+    return Outcome(plan, folder.path, folded.document, problem, rate, notes, folded.confusions, bound)
 
 
 def report_run(folder: RunFolder, folded: Folded) -> tuple[str, ...]:

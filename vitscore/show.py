@@ -18,6 +18,7 @@ from rich.text import Text
 
 from vitscore.augment import operators
 from vitscore.config import VIEWS
+from vitscore.waits import STAGES
 
 if TYPE_CHECKING:
     from vitscore import progress
@@ -162,6 +163,11 @@ def conclusions(document: Mapping[str, Any]) -> Iterable[str]:
     for comparison in document["comparisons"]:
         if comparison["samples"]:
             yield conclusion(comparison)
+
+
+def bottleneck_text(found: tuple[str, float] | None) -> str:
+    """What the run waited for, to go on behind its rate."""
+    return f"; {100 * found[1]:.0f}% of the time waiting for {STAGES[found[0]]}" if found else ""
 
 
 def show_written(folder: Path, document: Mapping[str, Any], console: Console) -> None:

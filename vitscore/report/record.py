@@ -16,7 +16,8 @@ KNOWN = {
 SHOWN_SHARDS = 50
 SESSION_COLUMNS = {
     "started": "started", "ended": "ended", "launcher": "launcher", "ranks": "ranks", "images": "images",
-    "images_per_s": "images/s", "rows_again_in_fp32": "again in fp32", "peak_rss_bytes": "peak memory",
+    "images_per_s": "images/s", "waiting_s": "seconds waiting",
+    "rows_again_in_fp32": "again in fp32", "peak_rss_bytes": "peak memory",
     "stopped_by": "stopped by",
 }  # fmt: skip
 
@@ -145,6 +146,8 @@ def value_text(name: str, value: Any) -> str:
         return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
     if isinstance(value, list):
         return ", ".join(str(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {value_text('', inner)}" for key, inner in value.items())
     return str(value).replace("T", " ").replace("Z", "") if name in ("started", "ended") else str(value)
 
 
