@@ -60,11 +60,12 @@ class Tab:
         ActionChains(self.driver).send_keys(*keys).perform()
 
     def saved(self, name: str) -> Path:
-        deadline = time.monotonic() + 10
-        while not (self.downloads / name).exists():
+        """A file that was saved, once it is whole: Chromium first makes an empty one of its name."""
+        deadline, path = time.monotonic() + 30, self.downloads / name
+        while not (path.exists() and path.stat().st_size) or list(self.downloads.glob("*.crdownload")):
             assert time.monotonic() < deadline, f"{name} was not saved: {os.listdir(self.downloads)}"
             time.sleep(0.05)
-        return self.downloads / name
+        return path
 
     def requests(self) -> list[str]:
         """What was asked of anywhere but the file itself."""
