@@ -87,12 +87,4 @@ def columns_of(name: str, made: Predictions) -> ModelColumns:
 def from_logits(logits_NK: Array, labels_N: Array, *, k: int = 5, keeps_logits: bool = False) -> Predictions:
     """What a model with these logits leaves in the parts."""
     scores = score_rows(logits_NK, labels_N, k)
-    return Predictions(
-        pred=scores.pred,
-        prob=scores.prob,
-        topk=scores.topk,
-        topk_prob=scores.topk_prob,
-        label_logprob=scores.label_logprob,
-        sum_sq_prob=scores.sum_sq_prob,
-        logits=np.ascontiguousarray(logits_NK, np.float32) if keeps_logits else None,
-    )
+    return Predictions.of(scores, logits=np.ascontiguousarray(logits_NK, np.float32) if keeps_logits else None)

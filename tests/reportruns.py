@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from vitscore.kernels import score_rows
-from vitscore.parts import FOOTER_KEY, Footer, ModelColumns, part_name, part_schema
+from vitscore.bench.madeup import MadeShard, columns_of, from_logits, write_part
 
 IDENTITY = "ab" * 32
 KINDS = "finch owl terrier beetle moth shark trout fern maple orchid kettle lamp chair boat bridge".split()
@@ -105,26 +104,16 @@ class MadeRun:
             pictures = [jpeg(int(label) % 50, seed) for label, seed in zip(truth[:200], range(200), strict=False)]
             write_shard(Path(shard), [(key, pictures[row % len(pictures)]) for row, key in enumerate(keys)])
         kinds = ["undecodable image: not an image", "no image: got txt"]
-        reasons = [kinds[row % 2] if bad else None for row, bad in enumerate(is_bad)]
-        columns: dict[str, Any] = {
-            "key": keys, "shard": [shard] * size, "label": labels,
-            "status": np.where(is_bad, "bad", "ok").tolist(), "reason": reasons,
-        }  # fmt: skip
-        for place, name in enumerate(self.models):
-            scores = score_rows(self.logits(truth, ordinal, place), labels, 5)
-            for figure in ("pred", "prob", "label_logprob", "sum_sq_prob"):
-                values = getattr(scores, figure)
-                columns[f"{name}.{figure}"] = pa.array(values, mask=is_bad | np.isnan(values.astype(float)))
-            for figure in ("topk", "topk_prob"):
-                values = getattr(scores, figure).tolist()
-                columns[f"{name}.{figure}"] = [None if bad else v for v, bad in zip(values, is_bad, strict=True)]
-            self.preds.setdefault(name, []).extend(np.where(is_bad, -1, scores.pred).tolist())
+        bad = {int(row): kinds[row % 2] for row in np.flatnonzero(is_bad)}
+        predictions = {
+            name: from_logits(self.logits(truth, ordinal, place), labels) for place, name in enumerate(self.models)
+        }
+        for name, made in predictions.items():
+            self.preds.setdefault(name, []).extend(np.where(is_bad, -1, made.pred).tolist())
         self.labels.extend(np.where(is_bad, -1, labels).tolist())
-        schema = part_schema([ModelColumns(name, 5) for name in self.models])
-        table = pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names})
-        footer = Footer(IDENTITY, ordinal, shard, num_bytes=None, expected=size, bad=int(is_bad.sum()))
-        table = table.replace_schema_metadata({FOOTER_KEY: footer.dump()})
-        pq.write_table(table, self.folder / "parts" / part_name(ordinal, shard))
+        columns = [columns_of(name, made) for name, made in predictions.items()]
+        rows = MadeShard(shard, keys, labels, predictions, bad)
+        write_part(self.folder / "parts", rows, columns, ordinal=ordinal, identity=IDENTITY)
 
     def logits(self, truth: np.ndarray, ordinal: int, place: int) -> np.ndarray:
         """Models that confuse the classes of one kind, share some of their mistakes, and doubt a few labels."""

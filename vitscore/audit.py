@@ -77,8 +77,7 @@ class Audit:
         if model.has_own_pixels:
             return None
         try:
-            processor = model.load_processor()
-            theirs = torch.stack([_raw_pixels(processor, bytes(content)) for content in self._encoded])
+            theirs = torch.stack([_raw_pixels(model.processor, bytes(content)) for content in self._encoded])
         # Pillow or the processor may refuse what the decoder took; an audit must not end a run.
         except Exception:
             return None

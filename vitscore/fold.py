@@ -29,7 +29,7 @@ from vitscore.errors import LedgerError, UsageError
 from vitscore.groups import Groups
 from vitscore.kernels.counts import Confusion, SparseConfusion
 from vitscore.metrics import TOP_K, ModelCounts, model_metrics, report_names
-from vitscore.parts import Footer, finished_parts, read_footer
+from vitscore.parts import Footer, Parts, finished_parts, read_footer
 from vitscore.recount import Recount
 from vitscore.rows import ModelRows, Rows, read_rows
 from vitscore.shards.reasons import reason_kind
@@ -47,10 +47,17 @@ class Folded:
     """metrics.json."""
     confusions: dict[str, Confusion]
     """By model: rows truth, columns prediction."""
+    parts: Parts
+    """What was folded."""
 
 
-def refold(folder: Path, *, recount: Recount | None = None) -> Folded:
+def refold(folder: Path, *, parts: Parts | None = None, recount: Recount | None = None) -> Folded:
     """Fold the parts of the run in `folder`; with `recount`, what they come to if something were otherwise.
+
+    Args:
+        folder: the run's.
+        parts: its finished parts, where they are known already.
+        recount: see `fold`.
 
     Raises:
         UsageError: there is no run.
@@ -68,7 +75,8 @@ def refold(folder: Path, *, recount: Recount | None = None) -> Folded:
         ) from None
     except (OSError, ValueError) as error:
         raise UsageError("the run's record cannot be read", where=str(folder), got=str(error)) from None
-    parts = finished_parts(folder / "parts", record["identity_hash"])
+    if parts is None:
+        parts = finished_parts(folder / "parts", record["identity_hash"])
     return fold([(ordinal, path) for ordinal, (path, _) in parts.items()], shards, record, recount=recount)
 
 
@@ -93,7 +101,7 @@ def fold(
     _refuse_repeated_shards(shards)
     names = dict(zip(shards["ordinal"].to_pylist(), shards["name"].to_pylist(), strict=True))
     folding = _Folding(record, recount)
-    seen: dict[int, Path] = {}
+    seen: Parts = {}
     for ordinal, path in parts:
         footer = read_footer(path)
         if footer is None or names.get(ordinal) != footer.shard or footer.ordinal != ordinal:
@@ -101,10 +109,12 @@ def fold(
             wanted = f"{names[ordinal]} as number {ordinal}" if ordinal in names else "a shard of this run"
             raise LedgerError("part does not belong here", where=str(path), expected=wanted, got=got)
         if ordinal in seen:
-            raise LedgerError("shard is there twice", where=footer.shard, got=f"{seen[ordinal].name} and {path.name}")
-        seen[ordinal] = path
+            raise LedgerError(
+                "shard is there twice", where=footer.shard, got=f"{seen[ordinal][0].name} and {path.name}"
+            )
+        seen[ordinal] = path, footer
         folding.add_part(path, footer)
-    return folding.result(num_shards=len(names))
+    return folding.result(seen, num_shards=len(names))
 
 
 def write_metrics(folder: Path, folded: Folded) -> None:
@@ -143,7 +153,7 @@ class _Folding:
         self.groups = Groups.from_record(record)
         if recount and recount.groups:
             self.groups = recount.groups
-        self.expected = self.scored = self.bad = self.unlabelled = self.num_parts = 0
+        self.expected = self.scored = self.bad = self.unlabelled = 0
         self.reasons: Counter[str] = Counter()
         self.bad_shards: dict[str, str] = {}
 
@@ -160,7 +170,6 @@ class _Folding:
                 self.reasons[reason_kind(reason or "unknown")] += 1
             self._count(self.recount.apply(rows) if self.recount else rows)
         _check_part(footer, scored, bad, keys)
-        self.num_parts += 1
         self.expected += footer.expected
         self.scored += scored
         self.bad += bad
@@ -179,7 +188,7 @@ class _Folding:
             if self.is_bad_wrong:
                 pair.count_wrong(bad_labels)
 
-    def result(self, *, num_shards: int) -> Folded:
+    def result(self, parts: Parts, *, num_shards: int) -> Folded:
         ledger = {
             "expected": self.expected,
             "scored": self.scored,
@@ -187,7 +196,7 @@ class _Folding:
             "unlabelled": self.unlabelled,
             "duplicates": 0,
             "reasons": dict(sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))),
-            "shards": {"expected": num_shards, "done": self.num_parts, "bad": self.bad_shards},
+            "shards": {"expected": num_shards, "done": len(parts), "bad": self.bad_shards},
         }
         only = self.recount.only if self.recount else None
         document = {
@@ -203,7 +212,7 @@ class _Folding:
         if self.recount:
             self.recount.check()
             document["recount"] = self.recount.told()
-        return Folded(document, {name: counts.confusion.compute() for name, counts in self.counts.items()})
+        return Folded(document, {name: counts.confusion.compute() for name, counts in self.counts.items()}, parts)
 
 
 def add_predictions(counts: ModelCounts, labels_B: Array, rows: ModelRows) -> None:

@@ -116,13 +116,8 @@ class Forward:
             scores = kernels.score_rows(logits_BK, labels, self._top_k)
             if embedding_BD is not None and again.embedding is not None:
                 embedding_BD = np.where(redo[:, None], again.embedding[:num_rows].cpu().numpy(), embedding_BD)
-        predictions = Predictions(
-            pred=scores.pred,
-            prob=scores.prob,
-            topk=scores.topk,
-            topk_prob=scores.topk_prob,
-            label_logprob=scores.label_logprob,
-            sum_sq_prob=scores.sum_sq_prob,
+        predictions = Predictions.of(
+            scores,
             logits=logits_BK if "logits" in self._save else None,
             embedding=embedding_BD if "embeddings" in self._save else None,
         )

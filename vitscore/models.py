@@ -84,7 +84,8 @@ class ImageModel:
         self.kind: Kind = checkpoint.kind
         self.num_classes = len(classes)
         self.num_params = sum(parameter.numel() for parameter in loaded.parameters())
-        self.spec, self.notes = load_spec(checkpoint)
+        self.processor = load_processor(checkpoint)
+        self.spec, self.notes = spec_of(self.processor, source=checkpoint.source)
         self._checkpoint = checkpoint
         self._head_map = head_map
         self._device = device
@@ -114,10 +115,6 @@ class ImageModel:
     def has_own_pixels(self) -> bool:
         """Whether its images go through its processor itself."""
         return isinstance(self.spec, ProcessorGeometry)
-
-    def load_processor(self) -> Any:
-        """The checkpoint's image processor."""
-        return load_processor(self._checkpoint)
 
     def rerun_fp32(self, pixels: torch.Tensor) -> ModelOutput:
         """The same batch with an fp32 trunk: for rows that overflowed in half precision.
@@ -302,13 +299,12 @@ def load_processor(checkpoint: Checkpoint) -> Any:
         return AutoImageProcessor.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
 
 
-def load_spec(checkpoint: Checkpoint) -> tuple[Spec | ProcessorGeometry, tuple[str, ...]]:
-    """The checkpoint's processor as a spec; as itself, with a note, where a spec cannot say it.
+def spec_of(processor: Any, *, source: str) -> tuple[Spec | ProcessorGeometry, tuple[str, ...]]:
+    """A checkpoint's processor as a spec; as itself, with a note, where a spec cannot say it.
 
     Raises:
-        SetupError: there is no processor, or its images make no batch.
+        SetupError: its images make no batch.
     """
-    processor = load_processor(checkpoint)
     try:
         return spec_from_processor(processor), ()
     except Inexpressible as reason:
@@ -316,7 +312,7 @@ def load_spec(checkpoint: Checkpoint) -> tuple[Spec | ProcessorGeometry, tuple[s
     try:
         return processor_geometry(processor), (note,)
     except Inexpressible as reason:
-        raise SetupError("image processor cannot be used", where=checkpoint.source, got=str(reason)) from reason
+        raise SetupError("image processor cannot be used", where=source, got=str(reason)) from reason
 
 
 def zero_shot_weights(

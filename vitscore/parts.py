@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,9 @@ import pyarrow.parquet as pq
 
 from vitscore.durable import NewFile
 from vitscore.errors import LedgerError
+
+if TYPE_CHECKING:
+    from vitscore.kernels import RowScores
 
 FOOTER_KEY = b"vitscore"
 GROUP_BYTES = 32 << 20
@@ -89,13 +92,17 @@ def read_footer(path: Path) -> Footer | None:
         return None
 
 
-def finished_parts(folder: Path, identity: str) -> dict[int, tuple[Path, Footer]]:
+Parts: TypeAlias = dict[int, tuple[Path, Footer]]
+"""Finished parts, by rising ordinal."""
+
+
+def finished_parts(folder: Path, identity: str) -> Parts:
     """The parts of this run that are done, by rising ordinal; anything else in the folder is not looked at.
 
     Raises:
         LedgerError: a shard has two parts.
     """
-    found: dict[int, tuple[Path, Footer]] = {}
+    found: Parts = {}
     for path in sorted(folder.glob("*.parquet")):
         footer = read_footer(path) if PART_NAME.fullmatch(path.name) else None
         if footer is None or footer.identity != identity:
@@ -172,6 +179,20 @@ class Predictions:
     sum_sq_prob: Array
     logits: Array | None = None
     embedding: Array | None = None
+
+    @classmethod
+    def of(cls, scores: RowScores, *, logits: Array | None = None, embedding: Array | None = None) -> Predictions:
+        """What the parts keep of the row kernel's scores, and the long outputs that are asked for."""
+        return cls(
+            pred=scores.pred,
+            prob=scores.prob,
+            topk=scores.topk,
+            topk_prob=scores.topk_prob,
+            label_logprob=scores.label_logprob,
+            sum_sq_prob=scores.sum_sq_prob,
+            logits=logits,
+            embedding=embedding,
+        )
 
     def take(self, rows: Array | slice) -> Predictions:
         """Some rows, by a slice (views) or by their numbers (copies)."""

@@ -33,6 +33,8 @@ SILENCE_S = 60.0
 """Without a sign of life for so long, a rank counts as dead; the thread that gives it needs only a moment of Python."""
 ERROR_KNOWN_S = 20.0
 """How long a failed rank waits for rank 0 to notice; rank 0 looks after every batch."""
+SHARED_S = 30.0
+"""How long what one node wrote may take to be seen on another."""
 PRINTING_S = 1.0
 CONCLUSION_S = 20.0
 _run_numbers = itertools.count()

@@ -13,7 +13,6 @@ severities share their images, so intervals and tests count images, never cells.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -318,17 +317,4 @@ def refold(folder: Path, *, baseline: str | None = None) -> dict[str, Any]:
     counts, record = count_parts(folder)
     document = make_document(counts, baseline=baseline, seed=record["options"]["augment_seed"])
     write_json_durably(folder / "robustness.json", document)
-    return document
-
-
-def load(folder: Path) -> dict[str, Any]:
-    """robustness.json as it was written.
-
-    Raises:
-        UsageError: there is none.
-    """
-    try:
-        document: dict[str, Any] = json.loads((folder / "robustness.json").read_bytes())
-    except FileNotFoundError:
-        raise UsageError("no robustness run here", where=str(folder), expected="robustness.json") from None
     return document

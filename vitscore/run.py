@@ -14,51 +14,26 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitscore import checkpoints
 from vitscore import folder as folders
 from vitscore import ranks as ranks_module
-from vitscore.config import BadLimit, RunOptions
-from vitscore.durable import writing
-from vitscore.errors import DataError, LabelError, LedgerError, SetupError, TooManyBadError, VitscoreError
+from vitscore.conclude import Outcome, conclude
+from vitscore.config import RunOptions
+from vitscore.errors import SetupError, VitscoreError
 from vitscore.folder import RunFolder
 from vitscore.handout import HandOut
-from vitscore.machine import num_usable_cpus, peak_rss_bytes
+from vitscore.machine import num_usable_cpus
 from vitscore.parts import finished_parts
 from vitscore.prepare import Plan, make_plan, require_labels_file
 from vitscore.progress import Observer, Reporter
-from vitscore.ranks import POLL_S, Ranks
-from vitscore.shards.reasons import LABEL_REASONS, UNREACHABLE, reason_kind
-from vitscore.waits import bottleneck
+from vitscore.ranks import POLL_S, SHARED_S, Ranks
+from vitscore.shards.reasons import UNREACHABLE, reason_kind
 
 if TYPE_CHECKING:
     from vitscore.engine import Tally
-    from vitscore.fold import Folded
-    from vitscore.kernels.counts import Confusion
     from vitscore.models import ImageModel
-
-
-SHARED_S = 30.0
-"""How long what one node wrote may take to be seen on another."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to; `problem` is what its exit code must say although everything is written."""
-
-    plan: Plan
-    folder: Path
-    document: dict[str, Any]
-    problem: Exception | None
-    images_per_s: float | None
-    notes: tuple[str, ...] = ()
-    """What a user should know of the shards."""
-    confusions: Mapping[str, Confusion] = field(default_factory=dict)
-    bottleneck: tuple[str, float] | None = None
-    """The stage that this rank waited for longest, and its share of the loop's time."""
 
 
 def plan_only(options: RunOptions) -> Plan:
@@ -314,98 +289,3 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
     if plan.options.augment or plan.options.cells:
         require_bytes({model.name: model.geometry for model in models})
     return models
-
-
-def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, session_id: str) -> Outcome:
-    """On rank 0, when all ranks are done: fold the parts, write the metrics, judge the ledger.
-
-    Raises:
-        LedgerError: a shard has no part, or the parts do not add up.
-        SetupError: the metrics cannot be written.
-    """
-    from vitscore.fold import refold, write_metrics
-
-    deadline = time.monotonic() + (SHARED_S if ranks.local_world_size < ranks.world_size else 0)
-    while True:
-        parts = finished_parts(folder.parts, plan.identity_hash)
-        absent = [shard.name for shard in plan.shards if shard.ordinal not in parts]
-        if not absent or time.monotonic() > deadline:
-            break
-        time.sleep(POLL_S)
-    if absent:
-        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        raise LedgerError("shard has no part", where=absent[0] + more, next_step="Start the same command again.")
-    folded = refold(folder.path)
-    rate = None
-    with writing(folder.path):
-        write_metrics(folder.path, folded)
-        if tally is not None:
-            by_rank = [ranks.count(f"scored by {rank}", 0) for rank in range(ranks.world_size)]
-            images, seconds = sum(by_rank), tally.seconds
-            rate = images / seconds if seconds else None
-            folders.end_session(
-                folder,
-                session_id,
-                {
-                    "images": images,
-                    "images_by_rank": by_rank,
-                    "seconds": round(seconds, 3),
-                    "images_per_s": round(rate, 2) if rate else None,
-                    "waiting_s": tally.waiting_s,
-                    "rows_again_in_fp32": ranks.count("again in fp32", 0),
-                    "peak_rss_bytes": peak_rss_bytes(),
-                    "audit": tally.audit,
-                },
-            )
-    notes = tuple(f"{footer.shard}: {note}" for _, footer in parts.values() for note in footer.notes)
-    notes += report_run(folder, folded)
-    problem = find_problem(plan.options, folded.document)
-    bound = bottleneck(tally.waiting_s, tally.seconds) if tally is not None else None
-    return Outcome(plan, folder.path, folded.document, problem, rate, notes, folded.confusions, bound)
-
-
-def report_run(folder: RunFolder, folded: Folded) -> tuple[str, ...]:
-    """Write report.html; returns a note where that failed, since the results of a run do not hang on its report.
-
-    Raises:
-        SetupError: it cannot be written.
-    """
-    from vitscore.report import write_report
-
-    try:
-        write_report(folder.path, folded, folders.require_record(folder.path))
-    except SetupError:
-        raise
-    except Exception as error:
-        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return (f"report.html was not made ({found}); `vitscore report {folder.path} --debug` shows where",)
-    return ()
-
-
-def find_problem(options: RunOptions, document: dict[str, Any]) -> Exception | None:
-    """What the ledger says against exit code 0: bad shards, then too many bad samples."""
-    from vitscore.engine import judge_bad
-
-    ledger = document["ledger"]
-    wrong_labels = sum(count for reason, count in ledger["reasons"].items() if reason in LABEL_REASONS)
-    if wrong_labels and ledger["scored"] == ledger["unlabelled"]:
-        return LabelError(
-            "no label is a class",
-            where=f"{wrong_labels} labels",
-            expected=f"one of {len(document['classes'])} classes",
-            got=", ".join(sorted(LABEL_REASONS & set(ledger["reasons"]))),
-            next_step="Check --classes, --labels and --label-key; the reasons are in the parts.",
-        )
-    bad_shards: dict[str, str] = ledger["shards"]["bad"]
-    if bad_shards and options.on_bad_shard == "fail":
-        name, reason = next(iter(bad_shards.items()))
-        more = f" and {len(bad_shards) - 1} more" if len(bad_shards) > 1 else ""
-        next_step = "What could be read is scored. Mend it and score anew, or --on-bad-shard skip --overwrite."
-        if reason_kind(reason) == UNREACHABLE:
-            next_step = "The rest is scored. The same command tries the unreachable ones again."
-        return DataError("bad shard", where=name + more, got=reason, next_step=next_step)
-    try:
-        judge_bad(BadLimit.parse(options.max_bad), bad=ledger["bad"], seen=ledger["expected"], at_end=True)
-    except TooManyBadError as error:
-        return error
-    return None

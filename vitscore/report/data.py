@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from vitscore.compare import holm
 from vitscore.fold import Folded
 from vitscore.kernels.counts import Confusion, SparseConfusion
-from vitscore.parts import finished_parts
 from vitscore.report.samples import SAMPLES_A_PAIR, Cell, Chosen, Sample, choose_samples
 from vitscore.report.thumbnails import Thumbnails, find_shards, make_thumbnails
 
@@ -102,9 +101,7 @@ def gather(
     document = folded.document
     confusions = {name: as_pairs(confusion) for name, confusion in folded.confusions.items()}
     cells = {name: most_confused(confusion, PAIRS_SHOWN) for name, confusion in confusions.items()}
-    chosen = choose_samples(
-        finished_parts(folder / "parts", record["identity_hash"]), confused=cells, pairs=compared_pairs(document)
-    )
+    chosen = choose_samples(folded.parts, confused=cells, pairs=compared_pairs(document))
     pairs = {name: confused_pairs(name, cells[name], confusions[name], chosen) for name in cells}
     options = record.get("options", {})
     thumbnails = Thumbnails()
