@@ -15,13 +15,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitscore import __version__
-from vitscore.cli_options import AllowPipe, CacheFolder, PerClass
+from vitscore.cli_options import (
+    AllowPipe,
+    AugmentSeed,
+    BatchSize,
+    CacheFolder,
+    ClassesFile,
+    Debug,
+    Decoder,
+    DecodeThreads,
+    Device,
+    LabelKey,
+    LabelMaps,
+    LabelsFile,
+    Limit,
+    OutputFolder,
+    Overwrite,
+    PerClass,
+    Precision,
+    Progress,
+    TemplatesFile,
+)
 from vitscore.errors import UsageError, VitscoreError
 from vitscore.stopping import Stopped, stopping_on_signals
 
 if TYPE_CHECKING:
+    from vitscore.conclude import Outcome
     from vitscore.config import RunOptions
-    from vitscore.run import Outcome
 
 app = typer.Typer(
     name="vitscore",
@@ -34,7 +54,6 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print metrics.json instead of a table.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")]
 
 
 def show_version(is_wanted: bool) -> None:
@@ -74,44 +93,32 @@ def run(
             show_default=False,
         ),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="The run's folder.", show_default=False)
-    ] = None,
+    output: OutputFolder = None,
     config: Annotated[
         Path | None,
         typer.Option(metavar="FILE.toml", help="Options from a file, by their long names; flags win."),
     ] = None,
-    classes: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, or JSON.")] = None,
-    templates: Annotated[Path | None, typer.Option(metavar="FILE", help="Zero-shot prompts with {c} or {}.")] = None,
-    label_map: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[NAME=]FILE|by-position", help="How a head's classes become the data set's."),
-    ] = None,
-    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV or Parquet (key, label) that wins.")] = None,
+    classes: ClassesFile = None,
+    templates: TemplatesFile = None,
+    label_map: LabelMaps = None,
+    labels: LabelsFile = None,
     groups: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON of superclasses, from group to its classes; scored too.")
     ] = None,
-    label_key: Annotated[str, typer.Option(metavar="cls|json:FIELD", help="Where a sample's label is.")] = "cls",
+    label_key: LabelKey = "cls",
     image_key: Annotated[str | None, typer.Option(metavar="EXT", help="The image member's extension.")] = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="The split of a CLIP_benchmark data set.")] = "test",
     allow_pipe: AllowPipe = False,
     cache_dir: CacheFolder = None,
     cache_size: Annotated[int, typer.Option(metavar="N", help="How many of them, a rank.")] = 3,
-    batch_size: Annotated[
-        int | None, typer.Option("-b", "--batch-size", metavar="N", help="Images a forward; default: auto.")
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the models run.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Of the trunk; heads are fp32.")
-    ] = "auto",
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile the models; default: auto.")
     ] = None,
-    decoder: Annotated[str, typer.Option(metavar="auto|dali|torchvision", help="What decodes the images.")] = "auto",
-    decode_threads: Annotated[
-        int | None,
-        typer.Option("-j", "--decode-threads", metavar="N", help="Threads that decode; default: the usable CPUs."),
-    ] = None,
+    decoder: Decoder = "auto",
+    decode_threads: DecodeThreads = None,
     max_pixels: Annotated[int, typer.Option(metavar="N", help="Refuse images that declare more pixels.")] = 178_956_970,
     top_k: Annotated[int, typer.Option(metavar="K", help="How many best classes a part keeps.")] = 5,
     on_bad_sample: Annotated[
@@ -134,16 +141,14 @@ def run(
             "Operators: `vitscore robustness --list`.",
         ),
     ] = None,
-    augment_seed: Annotated[int, typer.Option(metavar="N", help="Seed of the operators' random numbers.")] = 0,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Score the first N samples only.")] = None,
+    augment_seed: AugmentSeed = 0,
+    limit: Limit = None,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; score nothing.")] = False,
     per_class: PerClass = False,
     as_json: Json = False,
-    progress: Annotated[
-        bool | None, typer.Option("--progress/--no-progress", help="Default: on a terminal only.")
-    ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    progress: Progress = None,
+    debug: Debug = False,
 ) -> None:
     """Score models over shards; goes on where an earlier start of the same command ended."""
     from vitscore.config import make_options, read_config

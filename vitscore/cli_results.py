@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitscore.cli_options import AllowPipe, CacheFolder, Output, PerClass
+from vitscore.cli_options import AllowPipe, CacheFolder, Debug, Output, PerClass
 from vitscore.errors import SetupError, UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -134,7 +134,7 @@ def report(
     thumbnails: Annotated[
         bool, typer.Option("--thumbnails/--no-thumbnails", help="Show images, out of the shards.")
     ] = True,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Write a run's report again, from its parts: one HTML file that opens without a network.
 

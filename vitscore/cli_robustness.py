@@ -8,10 +8,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitscore.cli_options import (
+    AugmentSeed,
+    BatchSize,
+    ClassesFile,
+    Debug,
+    Decoder,
+    DecodeThreads,
+    Device,
+    LabelKey,
+    LabelMaps,
+    LabelsFile,
+    Limit,
+    OutputFolder,
+    Overwrite,
+    Precision,
+    Progress,
+    TemplatesFile,
+)
+
 if TYPE_CHECKING:
+    from vitscore.conclude import Outcome
     from vitscore.config import RunOptions
     from vitscore.prepare import Plan
-    from vitscore.run import Outcome
 
 OWN = ("operators", "severities", "baseline", "list_operators", "config")
 SHOWN = ("dry_run", "as_json", "progress", "debug")
@@ -26,9 +45,7 @@ def robustness(
         list[str] | None,
         typer.Option("-m", "--model", metavar="[NAME=]CHECKPOINT", help="Repeat for more models.", show_default=False),
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="The run's folder.", show_default=False)
-    ] = None,
+    output: OutputFolder = None,
     operators: Annotated[
         list[str] | None,
         typer.Option(metavar="OP,...", help="Some of the operators; default: all.", show_default=False),
@@ -40,41 +57,29 @@ def robustness(
     list_operators: Annotated[
         bool, typer.Option("--list", help="List the operators, their arguments and ranges.")
     ] = False,
-    augment_seed: Annotated[int, typer.Option(metavar="N", help="Seed of the operators' random numbers.")] = 0,
+    augment_seed: AugmentSeed = 0,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Any other option of `vitscore run`; flags win.")
     ] = None,
-    classes: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line, or JSON.")] = None,
-    templates: Annotated[Path | None, typer.Option(metavar="FILE", help="Zero-shot prompts with {c} or {}.")] = None,
-    label_map: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[NAME=]FILE|by-position", help="How a head's classes become the data set's."),
-    ] = None,
-    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="CSV or Parquet (key, label) that wins.")] = None,
-    label_key: Annotated[str, typer.Option(metavar="cls|json:FIELD", help="Where a sample's label is.")] = "cls",
-    batch_size: Annotated[
-        int | None, typer.Option("-b", "--batch-size", metavar="N", help="Images a forward; default: auto.")
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the models run.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Of the trunk; heads are fp32.")
-    ] = "auto",
-    decoder: Annotated[str, typer.Option(metavar="auto|dali|torchvision", help="What decodes the images.")] = "auto",
-    decode_threads: Annotated[
-        int | None,
-        typer.Option("-j", "--decode-threads", metavar="N", help="Threads that decode; default: the usable CPUs."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Score the first N samples only.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")] = False,
+    classes: ClassesFile = None,
+    templates: TemplatesFile = None,
+    label_map: LabelMaps = None,
+    labels: LabelsFile = None,
+    label_key: LabelKey = "cls",
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    decoder: Decoder = "auto",
+    decode_threads: DecodeThreads = None,
+    limit: Limit = None,
+    overwrite: Overwrite = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Show the cells and the time they will take, from one batch; write nothing."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print robustness.json instead of a table.")] = False,
-    progress: Annotated[
-        bool | None, typer.Option("--progress/--no-progress", help="Default: on a terminal only.")
-    ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    progress: Progress = None,
+    debug: Debug = False,
 ) -> None:
     """How accuracy falls as images get worse: every model, operator and severity in one pass, one decode an image.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from vitscore.cli_options import AllowPipe, CacheFolder
+from vitscore.cli_options import AllowPipe, CacheFolder, LabelKey, Progress
 from vitscore.errors import DataError, ShardError, UsageError
 from vitscore.shards_text import (
     column_lines,
@@ -46,13 +46,11 @@ Split = Annotated[str, typer.Option(help="The split of a CLIP_benchmark data set
 Classes = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Class names, one a line, in order of ids.", show_default=False)
 ]
-LabelKey = Annotated[str, typer.Option(metavar="cls|json:FIELD", help="Where a sample's label is.")]
 ImageKey = Annotated[
     str | None,
     typer.Option(metavar="EXT", help="The only extension that is an image; default: all.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ShowProgress = Annotated[bool | None, typer.Option("--progress/--no-progress", help="Default: on a terminal only.")]
 
 
 @app.command()
@@ -85,7 +83,7 @@ def make(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards of another making.")] = False,
     as_json: Json = False,
-    progress: ShowProgress = None,
+    progress: Progress = None,
 ) -> None:
     """Make shards; goes on where an interrupted making of the same shards stopped."""
     from vitscore.shards.make import make_shards, read_source
@@ -209,7 +207,7 @@ def verify(
     allow_pipe: AllowPipe = False,
     cache_dir: CacheFolder = None,
     as_json: Json = False,
-    progress: ShowProgress = None,
+    progress: Progress = None,
 ) -> None:
     """Decode everything and report every fault; exit 3 if there is one."""
     from vitscore.shards.cache import Cache
