@@ -20,6 +20,7 @@ from vitscore.dryrun import estimate_rows
 from vitscore.forward import Forward
 from vitscore.machine import num_usable_cpus
 from vitscore.prepare import Plan
+from vitscore.shards.cache import Cache
 from vitscore.shards.samples import OpenShard
 
 if TYPE_CHECKING:
@@ -133,8 +134,9 @@ def _now(is_cuda: bool) -> float:
 def first_images(plan: Plan, count: int) -> tuple[list[np.ndarray], list[str], str]:
     """Encoded images of the first shard that has any, their keys, and the shard's name."""
     rule = plan.label_rule()
+    cache = Cache(plan.options.cache_dir)
     for position, shard in enumerate(plan.shards):
-        with OpenShard(shard, image_key=plan.options.image_key, labels=rule) as opened:
+        with OpenShard(shard, image_key=plan.options.image_key, labels=rule, cache=cache) as opened:
             block = opened.read(0, plan.num_rows(position, min(count, opened.num_samples)))
             found = [(image, key) for image, key in zip(block.images, block.keys, strict=True) if image is not None]
             if found:
