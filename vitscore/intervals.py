@@ -40,11 +40,16 @@ def wilson(num_right: int, num_samples: int) -> Interval | None:
     """Wilson's score interval of a rate; None without samples."""
     if num_samples == 0:
         return None
-    n, rate = num_samples, num_right / num_samples
+    low, high = wilson_of_rate(num_right / num_samples, num_samples)
+    return [0.0 if num_right == 0 else low, 1.0 if num_right == num_samples else high]
+
+
+def wilson_of_rate(rate: float, n: float) -> Interval:
+    """Wilson's score interval for a number of answers that need not be whole."""
     shrink = 1 + Z * Z / n
     centre = (rate + Z * Z / (2 * n)) / shrink
     half = Z / shrink * math.sqrt(rate * (1 - rate) / n + Z * Z / (4 * n * n))
-    return [0.0 if num_right == 0 else max(centre - half, 0.0), 1.0 if num_right == n else min(centre + half, 1.0)]
+    return [max(centre - half, 0.0), min(centre + half, 1.0)]
 
 
 def bootstrap(

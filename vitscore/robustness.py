@@ -29,7 +29,7 @@ from vitscore.compare import PairCounts, compare, holm, mcnemar_p, paired_interv
 from vitscore.durable import write_json_durably
 from vitscore.errors import LedgerError, UsageError
 from vitscore.folder import require_record
-from vitscore.intervals import Z, wilson
+from vitscore.intervals import Z, wilson, wilson_of_rate
 from vitscore.parts import finished_parts
 
 ROWS_AT_ONCE = 65_536
@@ -105,14 +105,6 @@ def rate_interval(spread: Spread, num_cells: int) -> list[float] | None:
     variance = spread.variance / (num_cells * num_cells)
     worth = spread.n * rate * (1 - rate) / variance if variance > 0 else spread.n
     return wilson_of_rate(rate, worth)
-
-
-def wilson_of_rate(rate: float, n: float) -> list[float]:
-    """Wilson's score interval for a number of answers that need not be whole."""
-    shrink = 1 + Z * Z / n
-    centre = (rate + Z * Z / (2 * n)) / shrink
-    half = Z / shrink * math.sqrt(rate * (1 - rate) / n + Z * Z / (4 * n * n))
-    return [max(centre - half, 0.0), min(centre + half, 1.0)]
 
 
 class GridCounts:

@@ -16,15 +16,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from vitscore.kernels.reliability import NUM_BINS
 from vitscore.parts import Footer
+from vitscore.rows import Rows, read_rows
 from vitscore.shards.reasons import reason_kind
 
-ROWS_AT_ONCE = 65_536
 SAMPLES_A_PAIR = 6
 MOST_MISTAKES = 500
 MOST_DISAGREEMENTS = 8
@@ -97,25 +94,30 @@ class Chosen:
     bad: list[BadSample]
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A batch of a part as arrays; `start` is its first row's number in the shard."""
+class _Block:
+    """A block of a part's rows; `start` is its first row's number in the shard."""
 
-    footer: Footer
-    start: int
-    batch: pa.RecordBatch
-    label_B: Array
-    pred_B: Mapping[str, Array]
-    prob_B: Mapping[str, Array]
+    def __init__(self, footer: Footer, start: int, rows: Rows) -> None:
+        self.footer = footer
+        self.start = start
+        self.rows = rows
+        self.label_B = rows.labels_B
+        self.pred_B = {name: model.pred for name, model in rows.models.items()}
+        self.prob_B = {name: np.nan_to_num(_read(model.prob)) for name, model in rows.models.items()}
 
     def sample(self, row: int) -> Sample:
         answers = {}
-        for name, pred_B in self.pred_B.items():
-            logprob = self.batch[f"{name}.label_logprob"][row].as_py()
-            prob, label_prob = float(self.prob_B[name][row]), None if logprob is None else float(np.exp(logprob))
-            answers[name] = Answer(int(pred_B[row]), prob if pred_B[row] >= 0 else None, label_prob)
-        key, label = self.batch["key"][row].as_py(), int(self.label_B[row])
+        for name, model in self.rows.models.items():
+            pred, logprob = int(model.pred[row]), float(_read(model.label_logprob)[row])
+            label_prob = None if np.isnan(logprob) else float(np.exp(logprob))
+            answers[name] = Answer(pred, float(self.prob_B[name][row]) if pred >= 0 else None, label_prob)
+        key, label = self.rows.keys[row].as_py(), int(self.label_B[row])
         return Sample(self.footer.ordinal, self.start + row, self.footer.shard, key, label, answers)
+
+
+def _read(figure_B: Array | None) -> Array:
+    assert figure_B is not None
+    return figure_B
 
 
 class _Best:
@@ -125,12 +127,12 @@ class _Best:
         self.most = most
         self.kept: list[tuple[float, tuple[int, int], Sample]] = []
 
-    def offer(self, rows: _Rows, index: Array, score: Array) -> None:
+    def offer(self, block: _Block, index: Array, score: Array) -> None:
         for position in np.lexsort((index, -score))[: self.most].tolist():
             value = float(score[position])
             if len(self.kept) == self.most and value <= -self.kept[-1][0]:
                 break
-            sample = rows.sample(int(index[position]))
+            sample = block.sample(int(index[position]))
             self.kept = sorted([*self.kept, (-value, sample.place, sample)], key=lambda entry: entry[:2])[: self.most]
 
     @property
@@ -149,61 +151,55 @@ class _Choosing:
         self.reasons: Counter[str] = Counter()
 
     def add_part(self, path: Path, footer: Footer) -> None:
-        figures = ("pred", "prob", "label_logprob")
-        columns = ["key", "label", "status", "reason", *(f"{name}.{f}" for name in self.models for f in figures)]
         start = 0
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
-                pred_B = {name: batch[f"{name}.pred"].fill_null(-1).to_numpy() for name in self.models}
-                prob_B = {name: batch[f"{name}.prob"].fill_null(0.0).to_numpy() for name in self.models}
-                self.add_rows(_Rows(footer, start, batch, batch["label"].to_numpy(), pred_B, prob_B))
-                start += len(batch)
+        for rows in read_rows(path, self.models, figures=("pred", "prob", "label_logprob")):
+            self.add_rows(_Block(footer, start, rows))
+            start += len(rows)
 
-    def add_rows(self, rows: _Rows) -> None:
+    def add_rows(self, block: _Block) -> None:
         for name in self.models:
-            self._add_confused(name, rows)
-            self._add_confidence(name, rows)
-        self._add_mistakes(rows)
+            self._add_confused(name, block)
+            self._add_confidence(name, block)
+        self._add_mistakes(block)
         for a, b in self.pairs:
-            self._add_disagreements(a, b, rows)
-        self._add_bad(rows)
+            self._add_disagreements(a, b, block)
+        self._add_bad(block)
 
-    def _add_confused(self, name: str, rows: _Rows) -> None:
-        pred_B, label_B = rows.pred_B[name], rows.label_B
+    def _add_confused(self, name: str, block: _Block) -> None:
+        pred_B, label_B = block.pred_B[name], block.label_B
         wrong = np.flatnonzero((label_B >= 0) & (pred_B >= 0) & (pred_B != label_B))
         labels, preds = label_B[wrong], pred_B[wrong]
         for (label, pred), best in self.confused[name].items():
             index = wrong[(labels == label) & (preds == pred)]
-            best.offer(rows, index, rows.prob_B[name][index])
+            best.offer(block, index, block.prob_B[name][index])
 
-    def _add_confidence(self, name: str, rows: _Rows) -> None:
-        pred_B, label_B, found = rows.pred_B[name], rows.label_B, self.confidence[name]
-        bin_B = np.clip((rows.prob_B[name].astype(np.float64) * NUM_BINS).astype(int), 0, NUM_BINS - 1)
+    def _add_confidence(self, name: str, block: _Block) -> None:
+        pred_B, label_B, found = block.pred_B[name], block.label_B, self.confidence[name]
+        bin_B = np.clip((block.prob_B[name].astype(np.float64) * NUM_BINS).astype(int), 0, NUM_BINS - 1)
         has_answer, has_label = pred_B >= 0, label_B >= 0
         groups = ((found.right, pred_B == label_B), (found.wrong, has_label & (pred_B != label_B)))
         for counts_M, is_in_B in (*groups, (found.unlabelled, ~has_label)):
             counts_M += np.bincount(bin_B[has_answer & is_in_B], minlength=NUM_BINS)
 
-    def _add_mistakes(self, rows: _Rows) -> None:
-        answer_B, score_B = contradictions(rows.label_B, rows.pred_B, rows.prob_B)
+    def _add_mistakes(self, block: _Block) -> None:
+        answer_B, score_B = contradictions(block.label_B, block.pred_B, block.prob_B)
         index = np.flatnonzero(answer_B >= 0)
-        self.mistakes.offer(rows, index, score_B[index])
+        self.mistakes.offer(block, index, score_B[index])
 
-    def _add_disagreements(self, a: str, b: str, rows: _Rows) -> None:
-        label_B, a_B, b_B = rows.label_B, rows.pred_B[a], rows.pred_B[b]
-        score_B = np.minimum(rows.prob_B[a], rows.prob_B[b])
+    def _add_disagreements(self, a: str, b: str, block: _Block) -> None:
+        label_B, a_B, b_B = block.label_B, block.pred_B[a], block.pred_B[b]
+        score_B = np.minimum(block.prob_B[a], block.prob_B[b])
         is_open_B = (label_B >= 0) & (a_B >= 0) & (b_B >= 0) & (a_B != b_B)
         for best, right_B in zip(self.pairs[a, b], (a_B, b_B), strict=True):
             index = np.flatnonzero(is_open_B & (right_B == label_B))
-            best.offer(rows, index, score_B[index])
+            best.offer(block, index, score_B[index])
 
-    def _add_bad(self, rows: _Rows) -> None:
-        is_bad_B = pc.equal(rows.batch["status"], "bad").to_numpy(zero_copy_only=False)
-        for row in np.flatnonzero(is_bad_B).tolist():
-            reason = rows.batch["reason"][row].as_py() or "unknown"
+    def _add_bad(self, block: _Block) -> None:
+        for row in np.flatnonzero(block.rows.is_bad_B).tolist():
+            reason = block.rows.reasons[row].as_py() or "unknown"
             self.reasons[reason_kind(reason)] += 1
             if self.reasons[reason_kind(reason)] <= BAD_A_REASON:
-                self.bad.append(BadSample(rows.footer.shard, rows.batch["key"][row].as_py(), reason))
+                self.bad.append(BadSample(block.footer.shard, block.rows.keys[row].as_py(), reason))
 
     def result(self) -> Chosen:
         mistakes = []
