@@ -135,6 +135,19 @@ def corpus_names(shards: Sequence[Shard]) -> list[str]:
     return [_readable(os.path.relpath(path, root).replace(os.sep, "/")) for path in paths]
 
 
+def find_again(names: Sequence[str], shards: Sequence[Shard]) -> list[list[Shard]]:
+    """For each name of an older list the shards that may be it: the one of that name, else those of its base name."""
+    by_name = {shard.name: [shard] for shard in shards}
+    by_base: dict[str, list[Shard]] = {}
+    for shard in shards:
+        by_base.setdefault(_base_name(shard.name), []).append(shard)
+    return [by_name.get(name) or by_base.get(_base_name(name), []) for name in names]
+
+
+def _base_name(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]
+
+
 def _place(path: str) -> str:
     """What makes a shard that shard, as an absolute path: a URL's scheme and host are its first folders."""
     return f"/{public_name(path).replace('://', '/')}" if is_remote(path) else os.path.abspath(path)

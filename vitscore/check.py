@@ -28,7 +28,7 @@ from vitscore.identity import digest_file
 from vitscore.parts import PART_NAME, Footer, finished_parts, read_footer
 from vitscore.shards.cache import Cache
 from vitscore.shards.labels import LabelRule, load_labels
-from vitscore.shards.locate import Shard, locate
+from vitscore.shards.locate import Shard, find_again, locate
 from vitscore.shards.reasons import LABEL_REASONS, MISSING, UNREACHABLE, reason_kind
 from vitscore.shards.redaction import public_spec
 from vitscore.shards.samples import OpenShard
@@ -76,7 +76,7 @@ def check_run(
     """
     record = require_record(folder)
     parts = _parts_of(folder, record)
-    folded = refold(folder)
+    folded = refold(folder, parts=parts)
     _check_files(folder, folded)
     options = record["options"]
     listed = pq.read_table(folder / "shards.parquet").sort_by("ordinal").to_pylist()
@@ -161,25 +161,17 @@ def _find_shards(
             "shards cannot be found", where=", ".join(map(public_spec, specs)), got=str(error).rstrip("."),
             next_step="Name them with --shards.",
         ) from None  # fmt: skip
-    by_name = {shard.name: shard for shard in found}
-    by_base: dict[str, list[Shard]] = {}
-    for shard in found:
-        by_base.setdefault(_base_name(shard.name), []).append(shard)
+    names = [row["name"] for row in listed]
     places = []
-    for row in listed:
-        shards = [by_name[row["name"]]] if row["name"] in by_name else by_base.get(_base_name(row["name"]), [])
+    for name, shards in zip(names, find_again(names, found), strict=True):
         if len(shards) != 1:
             got = "none" if not shards else f"{len(shards)} of that name"
             raise LedgerError(
-                "shard cannot be found", where=row["name"], expected="one shard", got=got,
+                "shard cannot be found", where=name, expected="one shard", got=got,
                 next_step="Name the run's shards with --shards.",
             )  # fmt: skip
         places.append(shards[0])
     return places
-
-
-def _base_name(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2]
 
 
 def _label_rule(record: Mapping[str, Any]) -> LabelRule | None:

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from vitscore.errors import VitscoreError
 from vitscore.report.samples import Sample
 from vitscore.shards.labels import LabelRule
-from vitscore.shards.locate import Shard, locate
+from vitscore.shards.locate import Shard, find_again, locate
 from vitscore.shards.redaction import is_remote
 from vitscore.shards.samples import OpenShard
 
@@ -72,20 +72,8 @@ def find_shards(listed: Sequence[Mapping[str, Any]], specs: Sequence[str], *, sp
         found = locate(specs, split=split, has_remote_sizes=False).shards
     except VitscoreError:
         return {}
-    by_name = {shard.name: shard for shard in found}
-    by_base: dict[str, list[Shard]] = {}
-    for shard in found:
-        by_base.setdefault(base_name(shard.name), []).append(shard)
-    places = {}
-    for row in listed:
-        shards = [by_name[row["name"]]] if row["name"] in by_name else by_base.get(base_name(row["name"]), [])
-        if len(shards) == 1:
-            places[int(row["ordinal"])] = shards[0]
-    return places
-
-
-def base_name(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2]
+    candidates = find_again([row["name"] for row in listed], found)
+    return {int(row["ordinal"]): one[0] for row, one in zip(listed, candidates, strict=True) if len(one) == 1}
 
 
 def make_thumbnails(
