@@ -1,0 +1,104 @@
+"""What every bench measures with: figures that keep their rounds, processes of their own, functions timed in turn.
+
+A figure is a plain dict, `{"unit", "median", "low", "high", "rounds"}`, which is also how it stands in the JSON; what
+compares two benches, or plans from one, looks for dicts with a `median`.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Figure = dict[str, Any]
+
+
+def figure(rounds: Sequence[float], unit: str) -> Figure:
+    """What the rounds of one measurement found: median, lowest, highest, and all of them.
+
+    Args:
+        rounds: one value a round, at least one.
+        unit: `images/s`, `s`, `bytes`, `ratio`, ...
+    """
+    return {
+        "unit": unit,
+        "median": statistics.median(rounds),
+        "low": min(rounds),
+        "high": max(rounds),
+        "rounds": list(rounds),
+    }
+
+
+def ratio(above: Figure, below: Figure) -> Figure:
+    """The ratio of two figures that were measured in the same rounds, round by round."""
+    pairs = zip(above["rounds"], below["rounds"], strict=True)
+    return figure([one / other for one, other in pairs], "ratio")
+
+
+def show(found: Figure, digits: int = 1) -> str:
+    """A figure in a table: its median, and in brackets the lowest and highest where there were several rounds."""
+    text = f"{found['median']:,.{digits}f}"
+    if len(found["rounds"]) > 1:
+        text += f" ({found['low']:,.{digits}f}-{found['high']:,.{digits}f})"
+    return text
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a process took, from its start to its end."""
+
+    wall_s: float
+    cpu_s: float
+    """User and system, its children included."""
+    peak_rss_bytes: int
+    """Of the largest single process."""
+    stdout: str
+
+
+def run_process(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Finished:
+    """Run a command and wait for it; its standard error is passed through.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
+    assert process.stdout is not None
+    stdout = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall_s = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, list(command), stdout)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Finished(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, stdout)
+
+
+def rounds_in_turn(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Measure every way once a round, so that whatever else the machine does meets all of them alike.
+
+    Args:
+        ways: by name, what measures once and returns its value.
+        rounds: how many times each.
+    """
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, measure in ways.items():
+            found[name].append(measure())
+    return found
+
+
+def rate(count: int, work: Callable[[], Any], *, at_least_s: float = 1.0) -> float:
+    """How many of `count` a second `work` does, over as many calls as `at_least_s` needs; once before, unmeasured."""
+    work()
+    started = time.perf_counter()
+    calls = 0
+    while (taken := time.perf_counter() - started) < at_least_s or not calls:
+        work()
+        calls += 1
+    return calls * count / taken
