@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from vitscore import checkpoints, zeroshot
+from vitscore import attention, checkpoints, zeroshot
 from vitscore.checkpoints import Checkpoint, Kind
 from vitscore.classes import HeadMap, plain_names
 from vitscore.errors import SetupError
@@ -172,6 +172,8 @@ class ImageModel:
 
     def _build(self, loaded: Any, dtype: torch.dtype) -> Net:
         normalizer = PixelNormalizer(self.spec if isinstance(self.spec, Spec) else None, dtype)
+        if dtype is torch.bfloat16 and self._device == "cpu":
+            attention.use_where_faster(loaded)
         net: Net
         if self.kind == "classifier":
             assert self._head_map is not None
