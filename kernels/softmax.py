@@ -48,7 +48,7 @@ def softmax_bfloat16(scores_RN: IntArray, scale: float) -> None:
 
 
 @compiled
-def _softmax(scores_RN: IntArray, scale: float) -> None:
+def _softmax(scores_RN: IntArray, scale: np.float32) -> None:
     num_rows, width = scores_RN.shape
     exp_N = np.empty(width, np.float32)
     for i in range(num_rows):

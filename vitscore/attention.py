@@ -56,7 +56,9 @@ def attend(
     step = max(1, _MOST_SCORES_BYTES // (2 * num_tokens * num_tokens))
     seen_SND = [
         torch.bmm(_weights(query, key, scale), value)
-        for query, key, value in zip(query_SND.split(step), key_SND.split(step), value_SND.split(step), strict=True)
+        for query, key, value in zip(
+            *(torch.split(each, step) for each in (query_SND, key_SND, value_SND)), strict=True
+        )
     ]
     joined_SND = seen_SND[0] if len(seen_SND) == 1 else torch.cat(seen_SND)
     return joined_SND.view(num_images, num_heads, num_tokens, width).transpose(1, 2), None
