@@ -41,7 +41,7 @@ def leave(code: int) -> NoReturn:
 def main() -> None:
     """Run the command line and exit with its code."""
     # Imports leave a million objects that stay: looking for garbage among them took a quarter of the time to import.
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(100_000, 50, 1000)
     clean_path()
     from vitscore.launcher import end_with_launcher
 
