@@ -1,0 +1,152 @@
+"""The peers that a whole run is measured against, each in a process of its own, at settings that were swept.
+
+`python -m vitscore.bench.peers NAME SHARDS CHECKPOINT [--batch-size N] [--precision P] [--workers N] [--threads N]
+[--transform T] [--compile] [--predictions FILE]` runs one and prints one JSON line; nothing of vitscore's is imported
+or set up there but `peer_loops`, so that nothing helps or hinders it. Here are also the settings at which each is best,
+and the sweep that found them: `python -m vitscore.bench.peers sweep SHARDS CHECKPOINT`. Peers:
+
+    pipeline    transformers' pipeline over shards read by webdataset
+    loop        what a good engineer writes in an afternoon: webdataset, DataLoader, bf16 or fp16, torch's counts
+    timm        timm's ViT-Tiny/16 with its own transforms, random weights
+    open_clip   open_clip's ViT-B-32 with its own transforms and tokenizer, zero-shot, random weights
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NAMES = ("pipeline", "loop", "timm", "open_clip")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be chosen about a peer without changing its predictions by more than rounding."""
+
+    batch_size: int = 64
+    precision: str = "fp32"
+    """fp32; `autocast`, or `half` for weights in it too: fp16 on CUDA, bf16 on a CPU."""
+    workers: int = 0
+    """Of the DataLoader; 0 reads in the process itself."""
+    threads: int = 0
+    """Of torch; 0 leaves it alone."""
+    transform: str = "torchvision"
+    """The loop's: `torchvision`'s v2 transforms, or transformers' own `processor`."""
+    compile: bool = False
+
+    def __str__(self) -> str:
+        words = [f"batch {self.batch_size}", self.precision, f"{self.workers} workers"]
+        words += [f"{self.threads} threads"] if self.threads else []
+        return ", ".join([*words, self.transform, *(["compiled"] if self.compile else [])])
+
+
+@dataclass(frozen=True)
+class PeerRun:
+    """What a peer's process said, and how long it took from outside."""
+
+    wall_s: float
+    images: int
+    loop_s: float
+    """From the first image asked for to the last prediction."""
+    confusion: list[list[int]]
+    predictions: Mapping[str, tuple[int, float]]
+    """By key: the best class, and by how much its probability leads; empty where not asked for."""
+
+    @property
+    def correct(self) -> int:
+        return sum(row[number] for number, row in enumerate(self.confusion))
+
+
+def run_peer(
+    name: str, shards: Path, checkpoint: Path | str, settings: Settings, *, predictions: Path | None = None
+) -> PeerRun:
+    """Run a peer in a process of its own; keeps its predictions by way of a file where one is named."""
+    from vitscore.bench.timing import run_process
+
+    done = run_process(command(name, shards, checkpoint, settings, predictions=predictions))
+    found = json.loads(done.stdout.splitlines()[-1])
+    rows = json.loads(predictions.read_text()) if predictions else {}
+    by_key = {key: (int(pred), float(lead)) for key, (pred, lead) in rows.items()}
+    return PeerRun(done.wall_s, found["images"], found["loop_s"], found["confusion"], by_key)
+
+
+def command(
+    name: str, shards: Path, checkpoint: Path | str, settings: Settings, *, predictions: Path | None = None
+) -> list[str]:
+    words = [sys.executable, "-m", "vitscore.bench.peers", name, str(shards), str(checkpoint)]
+    for key, value in dataclasses.asdict(settings).items():
+        flag = "--" + key.replace("_", "-")
+        words += ([flag] if value else []) if isinstance(value, bool) else [flag, str(value)]
+    return [*words, "--predictions", str(predictions)] if predictions else words
+
+
+def candidates(name: str) -> Iterator[Settings]:
+    """What the sweep tries, for the CPU of a machine with two cores."""
+    pipeline = name == "pipeline"
+    for precision in ("fp32", "half") if pipeline else ("autocast", "half"):
+        for batch_size in (8, 16, 32, 64):
+            for workers in (0, 1) if pipeline else (1, 2):
+                for threads in (0,) if pipeline else (0, 1):
+                    yield Settings(batch_size, precision, workers, threads)
+
+
+def sweep(name: str, shards: Path, checkpoint: Path | str) -> list[tuple[float, Settings]]:
+    """Loop images/s of every candidate, fastest first; a loop's transforms are tried at its best settings."""
+    found = [(loop_rate(name, shards, checkpoint, each), each) for each in candidates(name)]
+    found.sort(key=lambda pair: -pair[0])
+    if name == "loop":
+        other = dataclasses.replace(found[0][1], transform="processor")
+        found.append((loop_rate(name, shards, checkpoint, other), other))
+    return sorted(found, key=lambda pair: -pair[0])
+
+
+def loop_rate(name: str, shards: Path, checkpoint: Path | str, settings: Settings) -> float:
+    run = run_peer(name, shards, checkpoint, settings)
+    return run.images / run.loop_s
+
+
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m vitscore.bench.peers")
+    parser.add_argument("name", choices=(*NAMES, "sweep"))
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--peer", choices=NAMES, default="loop", help="which one to sweep")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--precision", choices=("fp32", "autocast", "half"), default="fp32")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--transform", choices=("torchvision", "processor"), default="torchvision")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--predictions", type=Path)
+    asked = parser.parse_args(words)
+    if asked.name == "sweep":
+        for rate, settings in sweep(asked.peer, asked.shards, asked.checkpoint):
+            sys.stdout.write(f"{rate:>8,.1f} images/s  {settings}\n")
+        return 0
+    settings = Settings(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(Settings)})
+    sys.stdout.write(json.dumps(run_here(asked.name, asked.shards, asked.checkpoint, settings, asked.predictions)))
+    return 0
+
+
+def run_here(name: str, shards: Path, checkpoint: str, settings: Settings, predictions: Path | None) -> dict[str, Any]:
+    """Run a peer in this process."""
+    from vitscore.bench import peer_loops
+
+    seen = peer_loops.PEERS[name](shards, checkpoint, settings)
+    if predictions is not None:
+        predictions.write_text(json.dumps(seen.predictions))
+    return {"images": len(seen.predictions), "loop_s": seen.loop_s, "confusion": seen.confusion}
+
+
+if __name__ == "__main__":
+    # From a checkout's root Python finds its `kernels` folder, which transformers would take for the public package.
+    from vitscore.__main__ import clean_path
+
+    clean_path()
+    sys.exit(main(sys.argv[1:]))
