@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vitscore.bench.checkpoints import make_checkpoint
 from vitscore.bench.corpus import Sample, photos, write
 from vitscore.bench.memory import NAMES as DIGIT_NAMES
 from vitscore.bench.memory import score
-from vitscore.bench.whole import make_checkpoint
 
 EVERY = 100
 ROUNDS = 3

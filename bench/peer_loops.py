@@ -53,23 +53,23 @@ def run_pipeline(shards: Path, checkpoint: str, settings: Settings) -> Seen:
         classify = pipeline("image-classification", **given)
         asked = {"top_k": 5}
     ids = {name: number for number, name in enumerate(classes)}
-    keys: list[str] = []
-    labels: list[int] = []
+    known: list[tuple[str, int]] = []
 
     def images() -> Iterator[Any]:
-        for sample in wds.WebDataset(tars_of(shards), shardshuffle=False, empty_check=False).decode("pil"):
+        """Pictures alone, as the pipeline wants them; what belongs to them is remembered on the way."""
+        for sample in read(shards).decode("pil"):
+            known.append((sample["__key__"], int(sample["cls"])))
             yield sample["jpg"] if "jpg" in sample else sample["png"]
 
-    for sample in wds.WebDataset(tars_of(shards), shardshuffle=False, empty_check=False):
-        keys.append(sample["__key__"])
-        labels.append(int(sample["cls"]))
-    seen = Seen(confusion=[[0] * len(classes) for _ in classes])
     started = time.perf_counter()
-    found = classify(images(), batch_size=settings.batch_size, num_workers=settings.workers, **asked)
-    for key, label, best in zip(keys, labels, found, strict=True):
-        pred = ids[best[0]["label"]]
-        seen.predictions[key] = (pred, best[0]["score"] - best[1]["score"])
-        seen.confusion[label][pred] += 1
+    asked |= {"batch_size": settings.batch_size, "num_workers": settings.workers}
+    found = [(ids[best[0]["label"]], best[0]["score"] - best[1]["score"]) for best in classify(images(), **asked)]
+    if settings.workers:  # the generator ran, and remembered, in another process
+        known = [(sample["__key__"], int(sample["cls"])) for sample in read(shards)]
+    seen = Seen(confusion=[[0] * len(classes) for _ in classes])
+    for (key, label), answer in zip(known, found, strict=True):
+        seen.predictions[key] = answer
+        seen.confusion[label][answer[0]] += 1
     seen.loop_s = time.perf_counter() - started
     return seen
 
@@ -203,7 +203,7 @@ def score(
 def load(shards: Path, transform: ToTensor, settings: Settings, *, pin: bool) -> Any:
     """Batches of (images, labels, keys), made whole in the workers."""
     samples = (
-        wds.WebDataset(tars_of(shards), shardshuffle=False, empty_check=False)
+        read(shards)
         .decode("pil")
         .to_tuple(IMAGE_KEYS, "cls", "__key__")
         .map_tuple(transform, int, str)
@@ -299,5 +299,7 @@ def read_classes(shards: Path) -> list[str]:
     return (shards / "classes.txt").read_text().splitlines()
 
 
-def tars_of(shards: Path) -> list[str]:
-    return [str(path) for path in sorted(shards.glob("*.tar"))]
+def read(shards: Path) -> Any:
+    """Every shard of a folder, in order."""
+    tars = [str(path) for path in sorted(shards.glob("*.tar"))]
+    return wds.WebDataset(tars, shardshuffle=False, empty_check=False)

@@ -41,9 +41,32 @@ class Settings:
     compile: bool = False
 
     def __str__(self) -> str:
-        words = [f"batch {self.batch_size}", self.precision, f"{self.workers} workers"]
-        words += [f"{self.threads} threads"] if self.threads else []
-        return ", ".join([*words, self.transform, *(["compiled"] if self.compile else [])])
+        words = [f"batch {self.batch_size}", self.precision, f"{self.workers} worker{'s' * (self.workers != 1)}"]
+        words += [f"{self.threads} thread{'s' * (self.threads != 1)}"] if self.threads else []
+        words += ["processor"] if self.transform == "processor" else []
+        return ", ".join([*words, *(["compiled"] if self.compile else [])])
+
+
+# Found by `sweep`, best first (see LOG.md): small batches stay in the cache.
+BEST_WITH_HALF: dict[str, tuple[Settings, ...]] = {
+    "pipeline": (Settings(16, "half"),),
+    "loop": (Settings(16, "half", workers=1), Settings(16, "autocast", workers=1)),
+    "timm": (Settings(16, "autocast", workers=1),),
+    "open_clip": (Settings(16, "autocast", workers=1),),
+}
+BEST_WITHOUT: dict[str, tuple[Settings, ...]] = {
+    "pipeline": (Settings(16),),
+    "loop": (Settings(16, workers=1), Settings(16, workers=2)),
+    "timm": (Settings(16, workers=1),),
+    "open_clip": (Settings(16, workers=1),),
+}
+BEST_ON_CUDA: dict[str, tuple[Settings, ...]] = {
+    "pipeline": (Settings(256, "half", workers=1),),
+    "loop": (Settings(256, "half", workers=14, compile=True), Settings(256, "autocast", workers=14)),
+    "timm": (Settings(256, "autocast", workers=14),),
+    "open_clip": (Settings(256, "autocast", workers=14),),
+}
+"""Not swept yet; 14 workers for the 16 cores that come with one GPU."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +97,17 @@ def run_peer(
     rows = json.loads(predictions.read_text()) if predictions else {}
     by_key = {key: (int(pred), float(lead)) for key, (pred, lead) in rows.items()}
     return PeerRun(done.wall_s, found["images"], found["loop_s"], found["confusion"], by_key)
+
+
+def best_settings(name: str) -> tuple[Settings, ...]:
+    """The settings at which a peer is fastest on this kind of machine, best first."""
+    import torch
+
+    from vitscore.settings import has_bf16_instructions
+
+    if torch.cuda.is_available():
+        return BEST_ON_CUDA[name]
+    return (BEST_WITH_HALF if has_bf16_instructions() else BEST_WITHOUT)[name]
 
 
 def command(

@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from vitscore.bench.checkpoints import make_checkpoint
 from vitscore.bench.corpus import photos, write
 from vitscore.bench.memory import NAMES as DIGIT_NAMES
-from vitscore.bench.whole import make_checkpoint
 
 OPERATORS = ("contrast", "jpeg_compression", "occlusion", "gaussian_noise")
 SEVERITIES = (1, 3, 5)
