@@ -43,7 +43,8 @@ def run_pipeline(shards: Path, checkpoint: str, settings: Settings) -> Seen:
 
     set_threads(settings)
     classes = read_classes(shards)
-    given: dict[str, Any] = {"model": checkpoint, "device": find_device()}
+    how = {"attn_implementation": settings.attention}
+    given: dict[str, Any] = {"model": checkpoint, "device": find_device(), "model_kwargs": how}
     if settings.precision == "half":
         given["dtype"] = half_of(find_device())
     if AutoConfig.from_pretrained(checkpoint).model_type == "clip":
@@ -119,7 +120,8 @@ def run_open_clip(shards: Path, checkpoint: str, settings: Settings) -> Seen:
 
     def to_logits(images: torch.Tensor) -> torch.Tensor:
         features_BD = torch.nn.functional.normalize(visual(images).float(), dim=-1)
-        return scale * features_BD @ weights_DK
+        logits_BK: torch.Tensor = scale * features_BD @ weights_DK
+        return logits_BK
 
     return score(shards, transform, to_logits, settings, TorchmetricsConfusion(len(classes), device))
 
@@ -135,7 +137,7 @@ PEERS: dict[str, Callable[[Path, str, Settings], Seen]] = {
 def load_classifier(checkpoint: str, settings: Settings) -> ToLogits:
     from transformers import AutoModelForImageClassification
 
-    model = AutoModelForImageClassification.from_pretrained(checkpoint, attn_implementation="sdpa")
+    model = AutoModelForImageClassification.from_pretrained(checkpoint, attn_implementation=settings.attention)
     net = prepare(model, settings)
     return lambda images: net(pixel_values=images).logits
 
@@ -144,7 +146,7 @@ def load_clip(checkpoint: str, classes: Sequence[str], settings: Settings) -> To
     """The text is encoded once."""
     from transformers import AutoTokenizer, CLIPModel
 
-    model = CLIPModel.from_pretrained(checkpoint, attn_implementation="sdpa").eval().to(find_device())
+    model = CLIPModel.from_pretrained(checkpoint, attn_implementation=settings.attention).eval().to(find_device())
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     texts = tokenizer([TEMPLATE.format(name) for name in classes], padding=True, return_tensors="pt").to(find_device())
     with torch.inference_mode():
@@ -154,7 +156,8 @@ def load_clip(checkpoint: str, classes: Sequence[str], settings: Settings) -> To
 
     def to_logits(images: torch.Tensor) -> torch.Tensor:
         pooled = vision(pixel_values=images).pooler_output.to(projection.weight.dtype)
-        return torch.nn.functional.normalize(projection(pooled), dim=-1).float() @ weights_DK
+        logits_BK: torch.Tensor = torch.nn.functional.normalize(projection(pooled), dim=-1).float() @ weights_DK
+        return logits_BK
 
     return to_logits
 

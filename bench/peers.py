@@ -1,7 +1,7 @@
 """The peers that a whole run is measured against, each in a process of its own, at settings that were swept.
 
 `python -m vitscore.bench.peers NAME SHARDS CHECKPOINT [--batch-size N] [--precision P] [--workers N] [--threads N]
-[--transform T] [--compile] [--predictions FILE]` runs one and prints one JSON line; nothing of vitscore's is imported
+[--transform T] [--attention A] [--compile] [--predictions FILE]` runs one and prints one JSON line; nothing of vitscore's is imported
 or set up there but `peer_loops`, so that nothing helps or hinders it. Here are also the settings at which each is best,
 and the sweep that found them: `python -m vitscore.bench.peers sweep SHARDS CHECKPOINT`. Peers:
 
@@ -38,12 +38,14 @@ class Settings:
     """Of torch; 0 leaves it alone."""
     transform: str = "torchvision"
     """The loop's: `torchvision`'s v2 transforms, or transformers' own `processor`."""
+    attention: str = "sdpa"
+    """transformers' implementation: sdpa, its default, or eager."""
     compile: bool = False
 
     def __str__(self) -> str:
         words = [f"batch {self.batch_size}", self.precision, f"{self.workers} worker{'s' * (self.workers != 1)}"]
         words += [f"{self.threads} thread{'s' * (self.threads != 1)}"] if self.threads else []
-        words += ["processor"] if self.transform == "processor" else []
+        words += [word for word in (self.transform, self.attention) if word not in ("torchvision", "sdpa")]
         return ", ".join([*words, *(["compiled"] if self.compile else [])])
 
 
@@ -122,21 +124,25 @@ def command(
 
 def candidates(name: str) -> Iterator[Settings]:
     """What the sweep tries, for the CPU of a machine with two cores."""
-    pipeline = name == "pipeline"
-    for precision in ("fp32", "half") if pipeline else ("autocast", "half"):
+    is_pipeline = name == "pipeline"
+    for precision in ("fp32", "half") if is_pipeline else ("autocast", "half"):
         for batch_size in (8, 16, 32, 64):
-            for workers in (0, 1) if pipeline else (1, 2):
-                for threads in (0,) if pipeline else (0, 1):
+            for workers in (0, 1) if is_pipeline else (1, 2):
+                for threads in (0, 1):
                     yield Settings(batch_size, precision, workers, threads)
 
 
+def variants(best: Settings) -> Iterator[Settings]:
+    """What is tried at the best settings found; a peer of other makers than transformers ignores it."""
+    yield dataclasses.replace(best, attention="eager")
+    yield dataclasses.replace(best, transform="processor")
+
+
 def sweep(name: str, shards: Path, checkpoint: Path | str) -> list[tuple[float, Settings]]:
-    """Loop images/s of every candidate, fastest first; a loop's transforms are tried at its best settings."""
+    """Loop images/s of every candidate, fastest first."""
     found = [(loop_rate(name, shards, checkpoint, each), each) for each in candidates(name)]
-    found.sort(key=lambda pair: -pair[0])
-    if name == "loop":
-        other = dataclasses.replace(found[0][1], transform="processor")
-        found.append((loop_rate(name, shards, checkpoint, other), other))
+    best = max(found, key=lambda pair: pair[0])[1]
+    found += [(loop_rate(name, shards, checkpoint, each), each) for each in variants(best)]
     return sorted(found, key=lambda pair: -pair[0])
 
 
@@ -156,6 +162,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--transform", choices=("torchvision", "processor"), default="torchvision")
+    parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--predictions", type=Path)
     asked = parser.parse_args(words)

@@ -53,7 +53,7 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
             num_images = 32 if quick else NUM_IMAGES[case]
             shards = root / "shards" / case
             write(shards, photos(num_images), per_shard=max(16, num_images // 8), classes=classes)
-            limits = {"num_images": 32, "at_least_s": 0.3} if quick else {}
+            limits: dict[str, Any] = {"num_images": 32, "at_least_s": 0.3} if quick else {}
             result[case] = measure_case(shards, models, root / "out", rounds=rounds, limits=limits)
             result[case]["images"] = num_images
     return result
@@ -105,5 +105,5 @@ def table(result: dict[str, Any]) -> list[str]:
         lines.append(f"  {'one run / decode and forwards':<34}{show(each['of_decode_and_forwards'], 2):>20}")
     return [
         *lines,
-        f"targets: {ONE_RUN_TARGET} of two runs where decoding dominates, {SUM_TARGET} of decode and forwards else",
+        f"targets: {ONE_RUN_TARGET} of two runs where decoding dominates, else {SUM_TARGET} of decode and forwards",
     ]

@@ -54,7 +54,7 @@ def measure_model(root: Path, model: str, *, rounds: int, is_short: bool) -> dic
     from vitscore import checkpoints
 
     folder = checkpoints.find(model).path
-    limits = {"num_images": 128, "at_least_s": 0.3} if is_short else {"num_images": 4_096}
+    limits: dict[str, Any] = {"num_images": 128, "at_least_s": 0.3} if is_short else {"num_images": 4_096}
     ways: dict[str, Callable[[], Any]] = {
         "vitscore": partial(run_own, root / "vitscore", [model], root / "out"),
         **{way: partial(run_peer, name, root / way, folder, SETTINGS[way]) for way, name in PEERS.items()},
@@ -81,6 +81,7 @@ def table(result: dict[str, Any]) -> list[str]:
                 shown += f"{each['loop_ratios'][way]['median']:>6.1f}x{TARGETS[way]:>6.1f}x"
             lines.append(f"  {way:<18}{shown}")
         for stage in ("decode", "forward", "bound"):
-            lines.append(f"  {stage if stage == 'bound' else stage + ' alone':<41}{show(each[f'{stage}_images_per_s'], 0):>23}")
+            alone = "" if stage == "bound" else " alone"
+            lines.append(f"  {stage + alone:<41}{show(each[f'{stage}_images_per_s'], 0):>23}")
         lines.append(f"  {'our loop / the bound':<41}{show(each['share_of_bound'], 2):>23}")
     return [*lines, *(f"{way}: {SETTINGS[way]}" for way in PEERS)]

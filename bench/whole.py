@@ -81,7 +81,7 @@ def start_peer(root: Path, way: str, settings: Settings) -> PeerRun:
 
 
 def bound_of(root: Path, *, is_short: bool) -> Bound:
-    limits = {"num_images": 48, "at_least_s": 0.3} if is_short else {}
+    limits: dict[str, Any] = {"num_images": 48, "at_least_s": 0.3} if is_short else {}
     return measure_bound(root / "shards", [root / "vit-tiny"], **limits)
 
 

@@ -58,6 +58,8 @@ class Tally:
     labels_wrong: int = 0
     nonfinite: int = 0
     """Rows done again in fp32 because a logit was not finite."""
+    began: float = 0.0
+    """When the loop began, by the clock that other machines have too."""
     seconds: float = 0.0
     waiting_s: dict[str, float] = field(default_factory=dict)
     """What the loop waited for (see waits)."""
@@ -156,7 +158,7 @@ class Engine:
         Raises:
             VitscoreError: too many bad samples, wrong labels, no space; parts that are done stay.
         """
-        started = time.monotonic()
+        self.tally.began, started = time.time(), time.monotonic()
         reader = Reader(
             self._plan, positions=positions, parts_folder=self._folder, columns=self._columns, depth=READ_AHEAD
         )
