@@ -1,9 +1,9 @@
 """The peers that a whole run is measured against, each in a process of its own, at settings that were swept.
 
-`python -m vitscore.bench.peers NAME SHARDS CHECKPOINT [--batch-size N] [--precision P] [--workers N] [--threads N]
-[--transform T] [--attention A] [--compile] [--predictions FILE]` runs one and prints one JSON line; nothing of vitscore's is imported
-or set up there but `peer_loops`, so that nothing helps or hinders it. Here are also the settings at which each is best,
-and the sweep that found them: `python -m vitscore.bench.peers sweep SHARDS CHECKPOINT`. Peers:
+`python -m vitscore.bench.peers NAME SHARDS CHECKPOINT` runs one and prints one JSON line; the options are the fields of
+`Settings`, and `--predictions FILE`. Nothing of vitscore's is imported or set up there but `peer_loops`, so that it is
+neither helped nor hindered. Here are also the settings at which each is best, and the sweep that found them:
+`python -m vitscore.bench.peers sweep SHARDS CHECKPOINT --peer NAME`. Peers:
 
     pipeline    transformers' pipeline over shards read by webdataset
     loop        what a good engineer writes in an afternoon: webdataset, DataLoader, bf16 or fp16, torch's counts
