@@ -152,27 +152,32 @@ def loop_rate(name: str, shards: Path, checkpoint: Path | str, settings: Setting
 
 
 def main(words: Sequence[str]) -> int:
+    asked, settings = parse(words)
+    if asked.name == "sweep":
+        for rate, each in sweep(asked.peer, asked.shards, asked.checkpoint):
+            sys.stdout.write(f"{rate:>8,.1f} images/s  {each}\n")
+        return 0
+    sys.stdout.write(json.dumps(run_here(asked.name, asked.shards, asked.checkpoint, settings, asked.predictions)))
+    return 0
+
+
+def parse(words: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
+    """The door's words: what is to run, and how."""
     parser = argparse.ArgumentParser(prog="python -m vitscore.bench.peers")
     parser.add_argument("name", choices=(*NAMES, "sweep"))
     parser.add_argument("shards", type=Path)
     parser.add_argument("checkpoint")
     parser.add_argument("--peer", choices=NAMES, default="loop", help="which one to sweep")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--precision", choices=("fp32", "autocast", "half"), default="fp32")
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--transform", choices=("torchvision", "processor"), default="torchvision")
-    parser.add_argument("--attention", choices=("sdpa", "eager"), default="sdpa")
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--predictions", type=Path)
+    default = Settings()
+    for name in ("batch_size", "workers", "threads"):
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(default, name))
+    parser.add_argument("--precision", choices=("fp32", "autocast", "half"), default=default.precision)
+    parser.add_argument("--transform", choices=("torchvision", "processor"), default=default.transform)
+    parser.add_argument("--attention", choices=("sdpa", "eager"), default=default.attention)
+    parser.add_argument("--compile", action="store_true")
     asked = parser.parse_args(words)
-    if asked.name == "sweep":
-        for rate, settings in sweep(asked.peer, asked.shards, asked.checkpoint):
-            sys.stdout.write(f"{rate:>8,.1f} images/s  {settings}\n")
-        return 0
-    settings = Settings(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(Settings)})
-    sys.stdout.write(json.dumps(run_here(asked.name, asked.shards, asked.checkpoint, settings, asked.predictions)))
-    return 0
+    return asked, Settings(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(Settings)})
 
 
 def run_here(name: str, shards: Path, checkpoint: str, settings: Settings, predictions: Path | None) -> dict[str, Any]:

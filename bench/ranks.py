@@ -23,7 +23,7 @@ from vitscore.bench.checkpoints import CLASSES, make_checkpoint
 from vitscore.bench.corpus import photos, write
 from vitscore.bench.runs import OwnRun, run_own
 from vitscore.bench.timing import figure, ratio, rounds_in_turn, show
-from vitscore.bench.whole import rates
+from vitscore.bench.whole import brief, rates
 
 ROUNDS, NUM_RANKS, TARGET = 3, 2, 0.9
 SIZES = tuple(10 + (number * 89) % 157 for number in range(24))
@@ -78,7 +78,7 @@ def table(result: dict[str, Any]) -> list[str]:
     lines = [f"{'images/s':<14}{'start included':>24}{'loop':>24}"]
     for way in (ALONE, SHARED):
         each = result[way]
-        lines.append(f"{way:<14}{show(each['images_per_s']):>24}{show(each['loop_images_per_s']):>24}")
+        lines.append(f"{way:<14}{brief(each['images_per_s']):>24}{brief(each['loop_images_per_s']):>24}")
     shares = ", ".join("/".join(map(str, each)) for each in result["images_by_rank"])
     return [
         *lines,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from vitscore.bench.checkpoints import CLASSES, make_checkpoint
 from vitscore.bench.corpus import photos, write
 from vitscore.bench.peers import PeerRun, Settings, best_settings, run_peer
 from vitscore.bench.runs import OwnRun, predictions_of, run_own
-from vitscore.bench.timing import figure, ratio, rounds_in_turn, show
+from vitscore.bench.timing import Figure, figure, ratio, rounds_in_turn, show
 
 NUM_IMAGES, ROUNDS = 2_000, 3
 TARGETS = {"pipeline batch 64": 3.0, "hand-written loop": 1.5}
@@ -66,13 +67,14 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
 
 
 def peer_settings(*, is_short: bool) -> dict[str, Settings]:
-    """By way; a short run has each kind of peer once."""
+    """By way; a short run has each kind of peer once, with one thread, so that it is short beside other work too."""
     loops = best_settings("loop")[: 1 if is_short else 2]
     pipelines = {"pipeline batch 64": Settings(batch_size=64)}
     if not is_short:
         pipelines["pipeline, best"] = best_settings("pipeline")[0]
     numbered = {f"{LOOP} {number}": each for number, each in enumerate(loops, 1)}
-    return {**pipelines, **numbered, "timm": best_settings("timm")[0]}
+    settings = {**pipelines, **numbered, "timm": best_settings("timm")[0]}
+    return {way: replace(each, threads=1) for way, each in settings.items()} if is_short else settings
 
 
 def start_peer(root: Path, way: str, settings: Settings) -> PeerRun:
@@ -121,21 +123,26 @@ def compare(own: Mapping[str, int], peer: PeerRun) -> dict[str, Any]:
     return {"images": len(own), "differ": len(leads), "largest_lead": max(leads, default=0.0)}
 
 
+def brief(rate: Figure) -> str:
+    """A rate with as many digits as it deserves."""
+    return show(rate, 0 if rate["high"] >= 1_000 else 1)
+
+
 def table(result: dict[str, Any]) -> list[str]:
     """A way a line."""
-    lines = [f"{'images/s':<19}{'start included':>24}{'loop':>25}{'ours':>6}{'loop':>6}"]
+    lines = [f"{'images/s':<18}{'start included':>24}{'loop':>24}{'ours':>7}{'loop':>7}"]
     for way in ("vitscore", *result["ratios"]):
         each = result[way]
         times = [result[key][way]["median"] if way in result[key] else None for key in ("ratios", "loop_ratios")]
-        shown = "".join(f"{value:>5.2f}x" if value else "" for value in times)
-        lines.append(f"{way:<19}{show(each['images_per_s']):>24}{show(each['loop_images_per_s']):>25}{shown}".rstrip())
+        shown = "".join(f"{value:>6.2f}x" if value else "" for value in times)
+        lines.append(f"{way:<18}{brief(each['images_per_s']):>24}{brief(each['loop_images_per_s']):>24}{shown}")
     for way in ("vitscore", *result["ratios"]):
         lines.append(f"{way + ':':<19} {result[way]['settings']}")
     for way, target in TARGETS.items():
         lines.append(f"{'against ' + way:<31}{show(result['ratios'][way], 2):>20}, target {target}")
     for stage in ("decode", "forward", "bound"):
         alone = "" if stage == "bound" else " alone"
-        lines.append(f"{stage + alone:<31}{show(result[f'{stage}_images_per_s']):>24} images/s")
+        lines.append(f"{stage + alone:<31}{brief(result[f'{stage}_images_per_s']):>24} images/s")
     lines.append(f"{'our loop / the bound':<31}{show(result['share_of_bound'], 2):>20}, target {BOUND_TARGET}")
     agreement = result["agreement"]
     return [

@@ -21,7 +21,7 @@ from vitscore.bench.corpus import photos, write
 from vitscore.bench.peers import best_settings, run_peer
 from vitscore.bench.runs import run_own
 from vitscore.bench.timing import ratio, rounds_in_turn, show
-from vitscore.bench.whole import rates
+from vitscore.bench.whole import brief, rates
 
 NUM_IMAGES, ROUNDS = 1_000, 3
 TARGET = 1.2
@@ -57,7 +57,7 @@ def table(result: dict[str, Any]) -> list[str]:
     lines = [f"{'images/s':<12}{'start included':>24}{'loop':>24}"]
     for way in ("vitscore", "open_clip"):
         each = result[way]
-        lines.append(f"{way:<12}{show(each['images_per_s']):>24}{show(each['loop_images_per_s']):>24}")
+        lines.append(f"{way:<12}{brief(each['images_per_s']):>24}{brief(each['loop_images_per_s']):>24}")
         lines.append(f"  {each['settings']}")
     ratios = show(result["ratio"], 2), show(result["loop_ratio"], 2)
     return [*lines, f"{'ratio':<12}{ratios[0]:>24}{ratios[1]:>24}", f"target, start included: {TARGET}"]
