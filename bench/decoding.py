@@ -1,6 +1,6 @@
 """How fast do JPEGs become pixels?
 
-Question: images a second from shards of JPEGs of 72 KB (380 x 380 pixels) to batches of 224 x 224 bytes, on one thread
+Question: images a second from shards of JPEGs of 105 KB (475 x 475 pixels) to batches of 224 x 224 bytes, on one thread
           and on all: our two decoders, webdataset and Pillow and torchvision in a DataLoader, and DALI alone, with its
           own reader and resize. On a GPU: our decoder by the share of JPEGs that the GPU's own decoder takes, and by
           batch size.

@@ -1,7 +1,7 @@
 """How fast do samples come out of a tar?
 
 Question: samples a second with key, image bytes and label, in shard order, from PNGs of 140 bytes and from JPEGs of
-          72 KB, against webdataset's reader and Python's tarfile; members a second of an index alone.
+          105 KB, against webdataset's reader and Python's tarfile; members a second of an index alone.
 Expected: small images at least 10x webdataset, which makes a tarfile object, a stream and a dict of each member; large
           ones 3x: there the copy out of the page cache counts, once here, twice or more there. Index: 20x tarfile.
 Command:  python -m vitscore.bench reading
