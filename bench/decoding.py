@@ -9,7 +9,7 @@ Expected: ours 1.5 times the DataLoader, whose workers copy pixels between proce
           matters most, with its best between 0.65 and 0.9; batches beyond 128 little.
 Command:  python -m vitscore.bench decoding
 Method:   every way is an endless stream of batches of 16, reading included; the clock runs from the time its queues are
-          full for a fixed number of batches. `n threads` is n of the way's own workers on n cores. The ways by turns in
+          full for 50 batches a thread. `n threads` is n of the way's own workers on n cores. The ways by turns in
           one process. Before that: the first batch of each is the same images, ours on either decoder the same bits.
 """
 
@@ -35,9 +35,10 @@ from vitscore.machine import num_usable_cpus
 
 ROUNDS = 5
 BATCH = 16
-TIMED_BATCHES = 100
+BATCHES_A_THREAD = 50
 GPU_LOADS = (0.65, 0.75, 0.85, 0.95, 1.0)
 GPU_BATCHES = (64, 128, 256, 512)
+GPU_ROUNDS, GPU_IMAGES = 3, 16_384
 LARGEST_DIFFERENCE = 3.0
 """Of 255 levels, between two ways' first batches: another filter's rounding, not another image."""
 
@@ -49,7 +50,7 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
     """Images/s by way and threads; the sweep where there is a GPU."""
     cpus = num_usable_cpus()
     threads = [cpus] if quick or cpus == 1 else [1, cpus]
-    timed, rounds = (4, 1) if quick else (TIMED_BATCHES, ROUNDS)
+    timed, rounds = (2, 1) if quick else (BATCHES_A_THREAD, ROUNDS)
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a run: the decoders' own threads work side by side
     try:
@@ -58,7 +59,7 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
             per_shard, num_shards = (BATCH, cpus) if quick else (BATCH * 4, max(8, cpus))
             paths = write(Path(name), photos(per_shard * num_shards), per_shard=per_shard, classes=[*CLASSES])
             ways = {
-                name_of(way, count): partial(rate_on, stream, paths, num_threads=count, timed=timed)
+                name_of(way, count): partial(rate_on, stream, paths, num_threads=count, timed=timed * count)
                 for count in threads
                 for way, stream in WAYS.items()
             }
@@ -70,7 +71,7 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
                 "images_per_s": found,
                 "ratio_to_loader": ratio_to("webdataset, Pillow, DataLoader", found, cpus),
                 "ratio_to_dali": ratio_to("DALI alone", found, cpus),
-                **(measure_gpu(paths, num_threads=cpus, rounds=rounds) if torch.cuda.is_available() else {}),
+                **(measure_gpu(paths, num_threads=cpus) if torch.cuda.is_available() else {}),
             }
     finally:
         torch.set_num_threads(torch_threads)
@@ -128,7 +129,7 @@ def compare_first_batches(paths: Sequence[Path], *, num_threads: int) -> dict[st
     return found
 
 
-def measure_gpu(paths: Sequence[Path], *, num_threads: int, rounds: int) -> dict[str, Any]:
+def measure_gpu(paths: Sequence[Path], *, num_threads: int) -> dict[str, Any]:
     """On a GPU: our decoder's sweep, images from memory, and DALI alone, from its own reader."""
     encoded = [image for block in read_images(paths) for image in block]
 
@@ -136,17 +137,17 @@ def measure_gpu(paths: Sequence[Path], *, num_threads: int, rounds: int) -> dict
         images = itertools.cycle(encoded)
         options = {"device_id": 0, "hw_decoder_load": load}
         stream = submit_and_collect(images, "dali", batch_size=batch_size, num_threads=num_threads, **options)
-        return steady_rate(stream, TIMED_BATCHES)
+        return steady_rate(stream, GPU_IMAGES // batch_size)
 
     def alone(batch_size: int) -> float:
         stream = decode_by_dali(paths, batch_size=batch_size, num_threads=num_threads, device_id=0)
-        return steady_rate(stream, TIMED_BATCHES)
+        return steady_rate(stream, GPU_IMAGES // batch_size)
 
     peers = {f"batch {size}": partial(alone, size) for size in GPU_BATCHES}
     return {
-        "mixed_images_per_s": sweep(GPU_LOADS, GPU_BATCHES, mixed, rounds=rounds),
+        "mixed_images_per_s": sweep(GPU_LOADS, GPU_BATCHES, mixed, rounds=GPU_ROUNDS),
         "dali_mixed_images_per_s": {
-            name: figure(rates, "images/s") for name, rates in rounds_in_turn(peers, rounds).items()
+            name: figure(rates, "images/s") for name, rates in rounds_in_turn(peers, GPU_ROUNDS).items()
         },
     }
 

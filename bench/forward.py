@@ -39,7 +39,7 @@ from vitscore.models import ImageModel, Precision, load_model
 from vitscore.settings import has_bf16_instructions
 
 ROUNDS = 3
-AT_LEAST_S = 4.0
+AT_LEAST_S = 3.0
 GPU_KINDS = ("vit-tiny", "vit-base", "clip-base-32", "clip-large-14")
 GPU_BATCHES = (64, 128, 256, 512)
 
@@ -72,10 +72,10 @@ CPU = (
     Case("vit-base", "bf16", 16),
 )
 GPU = (
-    *(Case(kind, "fp16", size, is_compiled=True) for kind in GPU_KINDS for size in GPU_BATCHES),
-    *(Case(kind, "fp16", 256) for kind in GPU_KINDS),
-    *(Case(kind, "bf16", 256, is_compiled=True) for kind in GPU_KINDS),
-    *(Case(kind, "fp32", 256, is_compiled=True) for kind in GPU_KINDS),
+    *(Case(kind, "fp16", 256, is_compiled=True) for kind in GPU_KINDS),  # one each: tuning takes a minute
+    *(Case(kind, "fp16", size) for kind in GPU_KINDS for size in GPU_BATCHES),
+    *(Case(kind, "bf16", 256) for kind in GPU_KINDS),
+    *(Case(kind, "fp32", 256) for kind in GPU_KINDS),
 )
 
 
