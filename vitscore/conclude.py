@@ -79,6 +79,7 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
                     "images": images,
                     "images_by_rank": by_rank,
                     "seconds": round(seconds, 3),
+                    "first_batch_s": round(tally.first_batch_s, 2) if tally.first_batch_s is not None else None,
                     "images_per_s": round(rate, 2) if rate else None,
                     "waiting_s": tally.waiting_s,
                     "rows_again_in_fp32": ranks.count("again in fp32", 0),

@@ -27,6 +27,7 @@ from vitscore.durable import writing
 from vitscore.errors import DataError, LabelError, TooManyBadError
 from vitscore.forward import Forward, Ranked
 from vitscore.handout import HandOut
+from vitscore.machine import process_age_s
 from vitscore.parts import ShardRows
 from vitscore.prepare import Plan
 from vitscore.ranks import Ranks
@@ -59,6 +60,8 @@ class Tally:
     nonfinite: int = 0
     """Rows done again in fp32 because a logit was not finite."""
     seconds: float = 0.0
+    first_batch_s: float | None = None
+    """From the process' start to the end of the first batch; None where there was none, or the system does not tell."""
     waiting_s: dict[str, float] = field(default_factory=dict)
     """What the loop waited for (see waits)."""
     audit: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -247,6 +250,7 @@ class Engine:
             self.tally.bytes += work.bytes_per_row
         if computing.outputs is not None:
             self._scatter(batch, computing.faults, computing.labels, outputs)
+            self.tally.first_batch_s = self.tally.first_batch_s or process_age_s()
             touched.update({id(segment.work): segment.work for segment in batch.segments})
         for key, work in touched.items():
             if work.num_open == 0:
