@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-KNOWS_TERMINALS = {"cli.py", "cli_options.py", "cli_results.py", "cli_robustness.py", "cli_shards.py", "show.py"}
+KNOWS_TERMINALS = {
+    "cli.py", "cli_bench.py", "cli_options.py", "cli_results.py", "cli_robustness.py", "cli_shards.py", "show.py",
+}  # fmt: skip
 
 
 def imported_by(path: Path) -> Iterator[str]:

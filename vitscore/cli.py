@@ -241,6 +241,7 @@ def demo(
 
 
 def mount_others() -> None:
+    from vitscore.cli_bench import app as bench_app
     from vitscore.cli_results import register
     from vitscore.cli_robustness import robustness
     from vitscore.cli_shards import app as shards_app
@@ -248,6 +249,7 @@ def mount_others() -> None:
     register(app)
     app.command(short_help="How accuracy falls as images get worse.")(robustness)
     app.add_typer(shards_app, name="shards", help="Build and inspect shards.")
+    app.add_typer(bench_app, name="bench", short_help="Measure this machine; compare, plan and draw what was found.")
 
 
 mount_others()
