@@ -102,8 +102,8 @@ def compare(
 ) -> None:
     """Compare two benches, figure by figure.
 
-    A change is beyond the spread where all rounds of one lie on one side of all rounds of the other; figures of a single
-    round cannot tell. Differing hardware, versions and counts are named.
+    A change is beyond the spread where all rounds of one lie on one side of all rounds of the other; figures of a
+    single round cannot tell. Differing hardware, versions and counts are named.
     """
     from vitscore.bench.compare import compare_files, document_of, lines_of
 
