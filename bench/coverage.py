@@ -21,7 +21,7 @@ from vitscore.intervals import bootstrap, wilson
 from vitscore.metrics import class_figures, totals_of
 from vitscore.paired import Cells, macro_f1_difference
 
-DRAWS, QUICK_DRAWS = 1_000, 50
+DRAWS, QUICK_DRAWS = 1_000, 10
 CASES = (
     (2, 0.7, 40),
     (2, 0.7, 400),

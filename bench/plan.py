@@ -149,7 +149,7 @@ def assumptions(records: Records, rates: Sequence[Rate], *, is_gpu: bool) -> Ite
 def lines_of(plan: Plan) -> list[str]:
     """For people."""
     wish, device = plan.wish, plan.device
-    cost = "" if plan.cost is None else f"; {plan.cost:,.2f} at {wish.price:,.2f} each"
+    cost = "" if plan.cost is None else f"; {plan.cost:,.2f} at {wish.price:,.2f} a {device} hour"
     lines = [
         f"{wish.images:,.0f} images on {wish.gpus:,} {device}{'s' if wish.gpus > 1 else ''}",
         f"{duration(plan.hours * 3600)}; {plan.gpu_hours:,.1f} {device} hours{cost}",

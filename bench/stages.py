@@ -114,8 +114,12 @@ def is_gpu(record: Record) -> bool:
 def reading(records: Records) -> Rate:
     """Samples/s of our reader on images like those of a data set, else on tiny ones."""
     record = need(records, "reading")
+    return rate(record, reading_key(record), "vitscore", unit="samples/s")
+
+
+def reading_key(record: Record) -> str:
     has_large = find(record.result, "large_samples_per_s", "vitscore") is not None
-    return rate(record, "large_samples_per_s" if has_large else "samples_per_s", "vitscore", unit="samples/s")
+    return "large_samples_per_s" if has_large else "samples_per_s"
 
 
 def image_bytes(records: Records) -> float | None:
