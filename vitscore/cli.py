@@ -215,8 +215,9 @@ def show_outcome(outcome: Outcome, *, per_class: bool, as_json: bool) -> None:
         show.show_notes(outcome.notes, console)
         if outcome.images_per_s:
             views = show.views_text(outcome.plan)
-            rate = f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s){views}"
-            console.print(rate + show.bottleneck_text(outcome.bottleneck))
+            console.print(f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s){views}")
+        if outcome.bottleneck is not None:
+            console.print(show.bottleneck_line(outcome.bottleneck))
         show.show_written(outcome.folder, outcome.document, console)
     if outcome.problem is not None:
         raise outcome.problem
