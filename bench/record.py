@@ -141,7 +141,7 @@ def read(path: Path) -> Record:
     for key, kind in KEYS.items():
         if not isinstance(document.get(key), kind):
             raise not_a_bench(path, f"no {key!r}")
-    return Record(path, *(document[key] for key in KEYS), is_quick=bool(document.get("quick")))
+    return Record(path, **{key: document[key] for key in KEYS}, is_quick=bool(document.get("quick")))
 
 
 def not_a_bench(path: Path, got: str) -> UsageError:
