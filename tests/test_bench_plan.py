@@ -138,3 +138,20 @@ def test_without_a_source_it_plans_from_the_last_bench(
     assert "build/bench/whole.json" in vitscore("bench", "plan", "--images", "1e9").out
     monkeypatch.setenv("OUT", str(made.write(tmp_path / "out", made.results(), gpus=["H100"])))
     assert f"{tmp_path}/out/whole.json" in vitscore("bench", "plan", "--images", "1e9").out.replace("\n  ", "")
+
+
+def test_without_any_bench_it_plans_from_those_that_come_with_the_package(
+    vitscore: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OUT", raising=False)
+    monkeypatch.setattr("vitscore.bench.stages.SHIPPED", tmp_path / "results")
+    words = ("bench", "plan", "--images", "1e9", "--json")
+    none = vitscore(*words)
+    assert none.code == 2 and "Run `vitscore bench` first" in none.err
+    made.write(tmp_path / "results" / "epyc", made.results())
+    assert json.loads(vitscore(*words).out)["is_gpu"] is False
+    made.write(tmp_path / "results" / "h100", made.results(), gpus=["H100"])
+    which = vitscore(*words)
+    assert which.code == 2 and "epyc, h100" in which.err
+    assert json.loads(vitscore(*words, "--from", "h100").out)["is_gpu"] is True
