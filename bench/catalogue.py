@@ -16,8 +16,8 @@ from typing import Any, Protocol, cast
 from vitscore.errors import SetupError, UsageError
 
 STANDARD = (
-    "reading", "decoding", "forward", "counting", "whole", "small", "several", "ranks", "startup", "memory", "corrupt",
-    "offline", "coverage", "robustness",
+    "reading", "decoding", "forward", "counting", "whole", "zeroshot", "small", "several", "ranks", "startup", "memory",
+    "corrupt", "offline", "coverage", "robustness",
 )  # fmt: skip
 LONG = ("million",)
 """Only run by name."""

@@ -110,8 +110,9 @@ def whole_bars(records: Records) -> Iterator[Bar]:
 def whole_peers(record: Record) -> Iterator[Bar]:
     """Other tools' whole runs: every `images_per_s` that is not ours, by the key above it."""
     for path, found in figures_in(record.result):
-        if len(path) > 1 and path[-1] == "images_per_s" and path[0] != "vitscore":
-            yield Bar(path[-2], found, "peer")
+        if len(path) == 2 and path[1] == "images_per_s" and path[0] != "vitscore":
+            owner = "transformers' " if path[0].startswith(PIPELINE) else ""
+            yield Bar(owner + path[0], found, "peer")
 
 
 def peers(rates: Mapping[str, Any], ours: str) -> Iterator[Bar]:

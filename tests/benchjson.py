@@ -39,7 +39,8 @@ def results() -> dict[str, Any]:
         "whole": {
             "vitscore": {"images_per_s": images(2_000, 2_200), "loop_images_per_s": images(3_500, 3_600, 3_700)},
             "bound_images_per_s": images(4_000, 4_000, 4_000),
-            "peers": {"transformers pipeline": {"images_per_s": images(600, 700, 800)}},
+            "pipeline batch 64": {"images_per_s": images(600, 700, 800), "loop_images_per_s": images(900, 900)},
+            "timm": {"images_per_s": images(800, 900), "other_settings": [{"images_per_s": images(1, 2)}]},
         },
         "startup": {"first_batch_s": figure([20.0, 20.0, 21.0], "s")},
         "offline": {

@@ -28,6 +28,15 @@ def test_the_list_has_every_bench_with_its_question(vitscore: Call) -> None:
     assert lines["million"].endswith("(only by name)")
 
 
+def test_every_module_that_measures_is_in_the_list() -> None:
+    found = set()
+    for path in (ROOT / "bench").glob("*.py"):
+        functions = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+        if {"measure", "table"} <= functions:
+            found.add(path.stem)
+    assert found <= {*catalogue.NAMES}
+
+
 @pytest.mark.parametrize("name", PRESENT)
 def test_a_bench_has_measure_with_quick_and_a_table(name: str) -> None:
     functions = {
