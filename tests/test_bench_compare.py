@@ -30,7 +30,7 @@ def test_a_change_is_beyond_the_spread_where_every_round_is_on_one_side_of_every
     expected = None if min(len(a), len(b)) < 2 else signs in ({1}, {-1})
     assert change.is_beyond == expected
     before, after = statistics.median(a), statistics.median(b)
-    assert change.percent == pytest.approx(100 * (after / before - 1), abs=1e-6)
+    assert change.percent == pytest.approx(100 * (after / before - 1), rel=1e-9, abs=1e-6)
 
 
 def test_every_figure_of_both_sides_is_compared(vitscore: Call, tmp_path: Path) -> None:
