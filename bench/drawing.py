@@ -139,7 +139,7 @@ def grid(axis: Axis, top: float, bottom: float, unit: str) -> Iterator[str]:
     for tick in axis.ticks:
         x = f"{axis.x(tick):.1f}"
         yield f'<path class="grid" d="M{x} {top}V{bottom}"/>'
-        yield f'<text class="soft" x="{x}" y="{bottom + 18}" text-anchor="middle">{number(tick)}</text>'
+        yield f'<text class="soft" x="{x}" y="{bottom + 18}" text-anchor="middle">{tick:,g}</text>'
     scale = ", logarithmic" if axis.is_log else ""
     yield f'<text class="soft" x="{WIDTH}" y="{top - 16}" text-anchor="end">{escape(unit + scale)}</text>'
 

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitscore.bench.catalogue import LIMIT_VARIABLE
+
 TOTAL_S = 465.0
 """For all steps together: what starts and ends around them fits into eight minutes."""
 TESTS = Path(__file__).resolve().parent.parent / "tests"
@@ -101,7 +103,8 @@ def run_step(step: Step, *, cwd: Path, limit_s: float) -> Done:
     if limit_s <= 0:
         return Done(step.name, 0.0, "no time left")
     started = time.monotonic()
-    process = subprocess.Popen(step.command, cwd=cwd, start_new_session=True)
+    env = {**os.environ, LIMIT_VARIABLE: f"{limit_s:.0f}"}
+    process = subprocess.Popen(step.command, cwd=cwd, env=env, start_new_session=True)
     try:
         code = process.wait(timeout=limit_s)
         said = "ok" if code == 0 else f"exit {code}"

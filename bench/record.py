@@ -108,7 +108,8 @@ def commit() -> str | None:
     here = Path(__file__).parent
     try:
         # An environment may lie in somebody else's repository: only a file that git knows is a checkout's.
-        for words in (["ls-files", "--error-unmatch", "record.py"], ["describe", "--always", "--dirty", "--abbrev=40"]):
+        describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        for words in (["ls-files", "--error-unmatch", "record.py"], describe):
             done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None

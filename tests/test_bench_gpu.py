@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from vitscore.bench.catalogue import time_limit_s
 from vitscore.bench.gpu import TOTAL_S, Step, gpu_tests, run_steps, steps, summary
 
 Call = Callable[..., Any]
@@ -34,6 +35,13 @@ def test_a_step_that_fails_or_takes_too_long_does_not_stop_the_next(tmp_path: Pa
     assert [step.said for step in done] == ["exit 3", "over its time", "ok"]
     assert (tmp_path / "made").exists() and done[1].seconds < 20
     assert [line.split()[0] for line in summary(done, tmp_path)[2:5]] == ["fails", "hangs", "works"]
+
+
+def test_a_step_is_told_how_long_it_may_take(tmp_path: Path) -> None:
+    code = "from vitscore.bench.catalogue import time_limit_s; open('told', 'w').write(str(time_limit_s()))"
+    run_steps([Step("one", python(code), 60)], cwd=tmp_path, total_s=30)
+    assert float((tmp_path / "told").read_text()) == pytest.approx(30, abs=1)
+    assert time_limit_s() is None
 
 
 def test_no_step_begins_when_the_time_is_up(tmp_path: Path) -> None:
