@@ -1,6 +1,7 @@
 """numba kernels on arrays: logits to predictions, predictions to counts. No I/O, no model.
 
-`score_rows` ranks logits, `add_counts` and `ConfusionCounts` count predictions, `add_reliability` bins confidence.
+`score_rows` ranks logits, `add_counts` and `ConfusionCounts` count predictions, `add_reliability` bins confidence,
+`softmax_bfloat16` turns attention scores into probabilities.
 `DeviceConfusionCounts` and `DeviceRows` are their twins on a GPU. Each has a plain NumPy twin in
 `vitscore.kernels.reference`. Names load on first use.
 """
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from vitscore.kernels.cuda import DeviceConfusionCounts, DeviceRows
     from vitscore.kernels.reliability import add_reliability
     from vitscore.kernels.rows import RowScores, score_rows
+    from vitscore.kernels.softmax import softmax_bfloat16
 
 __all__ = [
     "ConfusionCounts",
@@ -25,6 +27,7 @@ __all__ = [
     "add_counts",
     "add_reliability",
     "score_rows",
+    "softmax_bfloat16",
 ]
 
 _HOME = {
@@ -36,6 +39,7 @@ _HOME = {
     "add_reliability": "reliability",
     "RowScores": "rows",
     "score_rows": "rows",
+    "softmax_bfloat16": "softmax",
 }
 
 

@@ -50,6 +50,14 @@ def score_rows_reference(logits_BK: FloatArray, labels_B: IntArray, k: int = 5) 
     )
 
 
+def softmax_reference(scores_RN: FloatArray, scale: float) -> FloatArray:
+    """Softmax of scaled rows, in float64."""
+    scaled_RN = np.asarray(scores_RN, np.float64) * scale
+    exp_RN = np.exp(scaled_RN - scaled_RN.max(axis=1, keepdims=True))
+    probs_RN: FloatArray = exp_RN / exp_RN.sum(axis=1, keepdims=True)
+    return probs_RN
+
+
 def count_reference(labels_B: IntArray, preds_B: IntArray, num_classes: int) -> IntArray:
     """The confusion matrix of a batch, rows the truth."""
     confusion_KK = np.zeros((num_classes, num_classes), np.int64)

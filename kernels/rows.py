@@ -15,12 +15,10 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
-from numba import types
-from numba.extending import intrinsic
 
 from vitscore.errors import LabelError, UsageError
 from vitscore.kernels.arrays import BoolArray, FloatArray, IntArray, as_ids, as_logits, check_same_length
+from vitscore.kernels.bits import float_of_bits
 from vitscore.kernels.compiled import compiled
 
 
@@ -84,16 +82,6 @@ def score_rows(logits_BK: Any, labels_B: Any, k: int = 5) -> RowScores:
     )  # fmt: skip
 
 
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def _float_of_bits(typing_context: Any, bits: Any) -> Any:
-    """The float32 whose bits are those of an int32."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
-
-
 # The exponential is written out because a call into the C library, one class at a time, is most of the kernel's time;
 # this form becomes vector instructions. 2^n times the Taylor polynomial of e^r on |r| <= ln(2)/2, whose first left-out
 # term is 5e-9: below float32's rounding. ln(2) in two parts keeps r exact.
@@ -125,7 +113,7 @@ def _exponentials(logits_K: FloatArray, top: float, shifted_K: FloatArray, exp_K
         y = _T2 + r * y
         y = _ONE + r * y
         y = _ONE + r * y
-        y = y * _float_of_bits(np.int32((power + np.int32(127)) << np.int32(23)))
+        y = y * float_of_bits(np.int32((power + np.int32(127)) << np.int32(23)))
         shifted_K[j] = x
         exp_K[j] = _ZERO if is_gone else y
 

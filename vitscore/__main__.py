@@ -5,8 +5,11 @@ Started as a folder or with `-m` from the checkout, Python puts the folder or th
 package called `kernels`). Both are taken off before anything else is imported.
 """
 
+import atexit
+import gc
 import os
 import sys
+from typing import NoReturn
 
 
 def clean_path() -> None:
@@ -18,15 +21,34 @@ def clean_path() -> None:
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.getcwd()) not in own]
 
 
+def leave(code: int) -> NoReturn:
+    """End the process with a code; where torch is loaded at once, after what was asked for at exit.
+
+    Tearing down the interpreter with torch, DALI and CUDA's libraries in it takes 0.5 to 0.9 s, and frees what the
+    system frees anyway.
+    """
+    if "torch" not in sys.modules:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        sys.exit(code)  # Python says what is wrong with the stream
+    os._exit(code)
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
+    # Imports leave a million objects that stay: looking for garbage among them took a quarter of the time to import.
+    gc.set_threshold(100_000, 50, 1000)
     clean_path()
     from vitscore.launcher import end_with_launcher
 
     end_with_launcher()
     from vitscore.cli import main as run_cli
 
-    sys.exit(run_cli())
+    leave(run_cli())
 
 
 if __name__ == "__main__":

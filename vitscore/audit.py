@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +20,10 @@ import torch
 
 from vitscore import kernels
 from vitscore.decode import Decoded
+from vitscore.forward import pad
 
 if TYPE_CHECKING:
-    from vitscore.models import ImageModel, ModelOutput
+    from vitscore.models import ImageModel
 
 AUDITED_IMAGES = 64
 Array = np.ndarray[Any, Any]
@@ -48,7 +52,13 @@ class Audit:
         self._pixels += [tuple(pixels[row].cpu().clone() for pixels in decoded.pixels) for row in rows]
 
     def findings(
-        self, models: Sequence[ImageModel], source: Mapping[str, int], *, batch_size: int, precision: str
+        self,
+        models: Sequence[ImageModel],
+        source: Mapping[str, int],
+        *,
+        batch_size: int,
+        precision: str,
+        num_threads: int,
     ) -> dict[str, dict[str, Any]]:
         """By model: `images`, `against_processor` and `against_fp32`; None for what there is nothing to say of.
 
@@ -57,60 +67,96 @@ class Audit:
             source: for each model which of the decoder's geometries is its own.
             batch_size: rows of every forward.
             precision: the run's.
+            num_threads: batches, and images of a processor, side by side.
         """
-        found = {}
-        for model in models if self._pixels else ():
-            pixels = torch.stack([kept[source[model.name]] for kept in self._pixels])
-            scores = _scores(model, pixels, batch_size)
-            fp32 = _scores(model.rerun_fp32, pixels, batch_size) if precision != "fp32" else None
-            found[model.name] = {
-                "images": len(pixels),
-                "against_processor": self._against_processor(model, pixels, scores, batch_size),
-                "against_fp32": _difference(scores, fp32),
-            }
+        found: dict[str, dict[str, Any]] = {}
+        if not self._pixels:
+            return found
+        with warnings.catch_warnings(), ThreadPoolExecutor(num_threads, thread_name_prefix="audit") as pool:
+            warnings.simplefilter("ignore")
+            for model in models:
+                pixels = torch.stack([kept[source[model.name]] for kept in self._pixels])
+                answers = Answers(model, pool, num_threads=num_threads, batch_size=batch_size)
+                scores = answers.to(pixels)
+                found[model.name] = {
+                    "images": len(pixels),
+                    "against_processor": self._against_processor(model, pixels, scores, answers),
+                    "against_fp32": None,
+                }
+                if precision != "fp32":
+                    exact = Answers(model.fp32_twin(), pool, num_threads=num_threads, batch_size=batch_size)
+                    found[model.name]["against_fp32"] = _difference(scores, exact.to(pixels))
         return found
 
     def _against_processor(
-        self, model: ImageModel, pixels: torch.Tensor, scores: kernels.RowScores, batch_size: int
+        self, model: ImageModel, pixels: torch.Tensor, scores: kernels.RowScores, answers: Answers
     ) -> dict[str, Any] | None:
         """None where the run's pixels are the processor's own anyway, or it can't make any of these images."""
         if model.has_own_pixels:
             return None
         try:
-            theirs = torch.stack([_raw_pixels(model.processor, bytes(content)) for content in self._encoded])
+            found = list(answers.pool.map(partial(_compared, model.processor), self._encoded, pixels))
         # Pillow or the processor may refuse what the decoder took; an audit must not end a run.
         except Exception:
             return None
-        levels = float((theirs - pixels.float()).abs().mean())
-        rounded = theirs.clamp(0, 255).round().to(torch.uint8)
-        return {"mean_levels": levels, **(_difference(scores, _scores(model, rounded, batch_size)) or {})}
+        levels = sum(level for _, level in found) / len(found)
+        # Where the pixels are the same, so are the answers.
+        differ = [row for row, (theirs, _) in enumerate(found) if theirs is not None]
+        theirs = [each for each, _ in found if each is not None]
+        other = answers.to(torch.stack(theirs) if theirs else pixels[:0])
+        ours = kernels.RowScores(*(column[differ] for column in scores))
+        return {"mean_levels": levels, **_difference(ours, other)}
 
 
-def _raw_pixels(processor: Any, encoded: bytes) -> torch.Tensor:
-    """An image after the processor's resize and crop: float32 (H, W, 3) in levels of 0 to 255."""
+class Answers:
+    """A model's first answers, by batches of the run's one shape, several of them side by side.
+
+    Args:
+        model: idle.
+        pool: the threads; each batch is one's.
+        num_threads: of the pool; on a GPU batches come one after the other.
+        batch_size: rows of every forward.
+    """
+
+    def __init__(self, model: ImageModel, pool: ThreadPoolExecutor, *, num_threads: int, batch_size: int) -> None:
+        self.pool = pool
+        self._batch_size = batch_size
+        # Modules keep state while they compute, so each thread has its own; the weights are shared.
+        num_replicas = min(num_threads, -(-AUDITED_IMAGES // batch_size)) if model.is_on_cpu else 1
+        self._idle: SimpleQueue[ImageModel] = SimpleQueue()
+        for replica in range(num_replicas):
+            self._idle.put(model.replica() if replica else model)
+
+    def to(self, pixels: torch.Tensor) -> kernels.RowScores:
+        """The model's answers to (N, ...) pixels."""
+        starts = range(0, len(pixels), self._batch_size)
+        logits = list(self.pool.map(lambda start: self._logits(pixels[start : start + self._batch_size]), starts))
+        logits_NK = np.concatenate(logits) if logits else np.zeros((0, 1), np.float32)
+        return kernels.score_rows(logits_NK, np.full(len(pixels), -1, np.int32), 1)
+
+    def _logits(self, batch: torch.Tensor) -> Array:
+        model = self._idle.get()
+        try:
+            found: Array = model(pad(batch, self._batch_size)).logits[: len(batch)].cpu().numpy()
+        finally:
+            self._idle.put(model)
+        return found
+
+
+def _compared(processor: Any, encoded: Array, ours_HWC: torch.Tensor) -> tuple[torch.Tensor | None, float]:
+    """An image's pixels by its processor, None where they are ours to the bit; the mean difference in levels of 255."""
     from PIL import Image
     from transformers.image_utils import load_image
 
-    with warnings.catch_warnings(), Image.open(io.BytesIO(encoded)) as opened:
-        warnings.simplefilter("ignore")
+    with Image.open(io.BytesIO(bytes(encoded))) as opened:
         found = processor(images=load_image(opened), do_rescale=False, do_normalize=False, return_tensors="pt")
-    pixels: torch.Tensor = found["pixel_values"][0].permute(1, 2, 0).float()
-    return pixels
+    theirs_HWC = found["pixel_values"][0].permute(1, 2, 0).float()
+    rounded_HWC = theirs_HWC.clamp(0, 255).round().to(torch.uint8)
+    level = float((theirs_HWC - ours_HWC).abs().mean())
+    return None if torch.equal(rounded_HWC, ours_HWC) else rounded_HWC, level
 
 
-def _scores(forward: Callable[[torch.Tensor], ModelOutput], pixels: torch.Tensor, batch_size: int) -> kernels.RowScores:
-    """The first answers, by batches of the run's one shape."""
-    logits = []
-    for start in range(0, len(pixels), batch_size):
-        batch = pixels[start : start + batch_size]
-        missing = batch.new_zeros((batch_size - len(batch), *batch.shape[1:]))
-        logits.append(forward(torch.cat([batch, missing])).logits[: len(batch)].cpu().numpy())
-    return kernels.score_rows(np.concatenate(logits), np.full(len(pixels), -1, np.int32), 1)
-
-
-def _difference(ours: kernels.RowScores, other: kernels.RowScores | None) -> dict[str, Any] | None:
-    if other is None:
-        return None
+def _difference(ours: kernels.RowScores, other: kernels.RowScores) -> dict[str, Any]:
     prob_differences = np.abs(ours.prob - other.prob)[ours.is_finite & other.is_finite]
     return {
         "top1_differs": int((ours.pred != other.pred).sum()),

@@ -107,6 +107,7 @@ class Engine:
     ) -> None:
         self._plan = plan
         self._models = models
+        self._num_threads = num_threads
         self._waits = Waits()
         self._audit = Audit(AUDITED_IMAGES if ranks.is_main else 0)
         self._ranks = ranks
@@ -185,7 +186,11 @@ class Engine:
         self.tally.seconds = time.monotonic() - started
         self.tally.waiting_s = {stage: round(seconds, 3) for stage, seconds in self._waits.seconds.items()}
         self.tally.audit = self._audit.findings(
-            self._models, self._forward.source, batch_size=self._plan["batch_size"], precision=self._plan["precision"]
+            self._models,
+            self._forward.source,
+            batch_size=self._plan["batch_size"],
+            precision=self._plan["precision"],
+            num_threads=self._num_threads,
         )
         return self.tally
 

@@ -57,6 +57,16 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_flags() -> frozenset[str]:
+    """What the CPU says that it can do, in Linux' words (`avx512_bf16`, `amx_bf16`); empty where it does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return frozenset()
+    found = (line.partition(":")[2].split() for line in text.splitlines() if line.startswith(("flags", "Features")))
+    return frozenset(next(found, []))
+
+
 def num_usable_cpus() -> int:
     """CPUs that this process may use: its affinity, and its container's quota."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 import torch
 
-from vitscore import checkpoints, zeroshot
+from vitscore import attention, checkpoints, zeroshot
 from vitscore.checkpoints import Checkpoint, Kind
 from vitscore.classes import HeadMap, plain_names
 from vitscore.errors import SetupError
+from vitscore.first_token import FirstTokenLayer
 from vitscore.heads import ClassifierNet, CosineNet, Net, PixelNormalizer
 from vitscore.preprocess import (
     Geometry,
@@ -92,7 +93,7 @@ class ImageModel:
         self._precision = precision
         self._save_embeddings = save_embeddings
         self._text_weights_KD = text_weights_KD
-        self._fp32: Net | None = None
+        self._fp32: ImageModel | None = None
         self.net = self._build(loaded, _DTYPES[precision])
         self.embedding_dim = self.net.embedding_dim
         self._forward: Any = _compiled(self.net, device) if compile else self.net
@@ -112,22 +113,29 @@ class ImageModel:
         return ModelOutput(logits_BK, embedding_BD if self._save_embeddings else None)
 
     @property
+    def is_on_cpu(self) -> bool:
+        return self._device == "cpu"
+
+    @property
     def has_own_pixels(self) -> bool:
         """Whether its images go through its processor itself."""
         return isinstance(self.spec, ProcessorGeometry)
 
-    def rerun_fp32(self, pixels: torch.Tensor) -> ModelOutput:
-        """The same batch with an fp32 trunk: for rows that overflowed in half precision.
-
-        The fp32 copy is loaded on first use, and kept: where one image overflows, more will.
-        """
+    def fp32_twin(self) -> ImageModel:
+        """The same model with an fp32 trunk, which is loaded on first use and kept; itself where it has one."""
         if self._precision == "fp32":
-            return self(pixels)
+            return self
         if self._fp32 is None:
-            self._fp32 = self._build(load_weights(self._checkpoint).to(self._device), torch.float32)
-        with torch.inference_mode():
-            logits_BK, embedding_BD = self._fp32.forward(pixels.to(self._device))
-        return ModelOutput(logits_BK, embedding_BD if self._save_embeddings else None)
+            twin = copy.copy(self)
+            twin._precision = "fp32"
+            twin.net = self._build(load_weights(self._checkpoint).to(self._device), torch.float32)
+            twin._forward = twin.net
+            self._fp32 = twin
+        return self._fp32
+
+    def rerun_fp32(self, pixels: torch.Tensor) -> ModelOutput:
+        """The same batch with an fp32 trunk: for rows that overflowed in half precision."""
+        return self.fp32_twin()(pixels)
 
     def replica(self) -> ImageModel:
         """The same model for another thread: modules of its own, which keep state, and shared weights."""
@@ -146,6 +154,9 @@ class ImageModel:
 
         weights = [*self.net.parameters(), *self.net.buffers()]
         hollow = copy.deepcopy(self.net, {id(tensor): hollow_twin(tensor) for tensor in weights})
+        for module in hollow.modules():
+            if isinstance(module, FirstTokenLayer):
+                module.is_whole = True
         gflop = None
         with contextlib.suppress(Exception), FlopCounterMode(display=False) as counter, torch.inference_mode():
             hollow(self._black_images(1).to("meta"))
@@ -172,6 +183,8 @@ class ImageModel:
 
     def _build(self, loaded: Any, dtype: torch.dtype) -> Net:
         normalizer = PixelNormalizer(self.spec if isinstance(self.spec, Spec) else None, dtype)
+        if dtype is torch.bfloat16 and self._device == "cpu":
+            attention.use_where_faster(loaded)
         net: Net
         if self.kind == "classifier":
             assert self._head_map is not None

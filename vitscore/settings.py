@@ -13,6 +13,7 @@ from typing import Any
 from vitscore.config import RunOptions
 from vitscore.decode import is_dali_available
 from vitscore.errors import SetupError, UsageError
+from vitscore.machine import cpu_flags
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,7 @@ def choose_precision(device: str) -> Choice:
 
 def has_bf16_instructions() -> bool:
     """Whether this CPU multiplies bf16 in hardware (AVX512-BF16, AMX, Arm BF16)."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            flags = {word for line in file if line.startswith(("flags", "Features")) for word in line.split()}
-    except OSError:
-        return False
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def choose_compile(device: str) -> Choice:

@@ -1,0 +1,136 @@
+"""Our attention in bfloat16 against torch's in fp32, and inside transformers' own models."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from vitscore import attention
+from vitscore.checkpoints import find
+from vitscore.models import load_weights
+
+small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
+MODULE = torch.nn.Identity()
+
+
+def heads(seed: int, *, tokens: int = 37, gain: float = 1.0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """(2 images, 3 heads, tokens, 16), laid out as a model's projection leaves it."""
+    random = torch.Generator().manual_seed(seed)
+    return (gain * torch.randn(2, tokens, 3, 16, generator=random)).to(dtype).transpose(1, 2)
+
+
+def attend(*inputs: torch.Tensor, **options: object) -> torch.Tensor:
+    return attention.attend(MODULE, *inputs, None, **options)[0]
+
+
+def by_the_book(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attention in float64, rounded to bfloat16 where ours is: scores, probabilities, answer."""
+    scores = (query.double() @ key.double().transpose(-1, -2)).bfloat16()
+    probs = (scores.double() * scale).softmax(-1).bfloat16()
+    return (probs.double() @ value.double()).bfloat16()
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 50, 197, 600])
+@pytest.mark.parametrize("gain", [1.0, 4.0])
+@pytest.mark.parametrize("scale", [None, 1.5])
+def test_matches_float64_rounded_at_the_same_places(tokens: int, gain: float, scale: float | None) -> None:
+    query, key, value = heads(0, tokens=tokens, gain=gain), heads(1, tokens=tokens, gain=gain), heads(2, tokens=tokens)
+    expected = by_the_book(query, key, value, scale or 0.25)
+    found = attend(query, key, value, scaling=scale).transpose(1, 2)
+    assert found.dtype == torch.bfloat16
+    # Summed in another order a score may round to its neighbour, one part in 128 away, which few do.
+    error = (found - expected).abs().float()
+    assert error.mean() < 1e-3
+    assert (error > 0.02).float().mean() < 2e-3
+
+
+def test_a_models_logits_are_as_near_to_fp32_as_with_torchs_own(tmp_path: Path) -> None:
+    small.save_vit(tmp_path, ("cat", "dog", "cow", "hen"), hidden_size=96, num_attention_heads=3, num_hidden_layers=4)
+    checkpoint = find(str(tmp_path))
+    pixels = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    exact, theirs, ours = load_weights(checkpoint), *(load_weights(checkpoint).bfloat16() for _ in range(2))
+    attention.use_on(ours)
+    with torch.inference_mode():
+        logits = exact(pixel_values=pixels).logits
+        errors = [
+            (model(pixel_values=pixels.bfloat16()).logits - logits).pow(2).mean().sqrt() for model in (theirs, ours)
+        ]
+    assert 0 < errors[1] < 1.25 * errors[0]
+
+
+def test_steps_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = heads(0), heads(1), heads(2)
+    whole = attend(*inputs)
+    monkeypatch.setattr(attention, "_MOST_SCORES_BYTES", 2 * 37 * 37 * 4)  # six slices in steps of four and two
+    assert torch.equal(attend(*inputs), whole)
+
+
+def test_an_image_does_not_depend_on_its_neighbours() -> None:
+    query, key, value = heads(0), heads(1), heads(2)
+    alone = attend(query[1:], key[1:], value[1:])
+    assert torch.equal(attend(query, key, value)[1:], alone)
+
+
+def test_a_nan_stays_with_its_image() -> None:
+    query, key, value = heads(0), heads(1), heads(2)
+    clean = attend(query, key, value)
+    broken = query.clone()
+    broken[0, 1, 3, 2] = torch.nan
+    found = attend(broken, key, value)
+    assert found[0, 3, 1].isnan().all()
+    assert torch.equal(found[1], clean[1])
+
+
+@pytest.mark.parametrize("case", ["mask", "causal", "fp32", "fewer queries"])
+def test_all_else_is_left_to_torch(case: str) -> None:
+    query, key, value = heads(0), heads(1), heads(2)
+    mask = None
+    if case == "mask":
+        mask = torch.zeros(2, 1, 37, 37, dtype=torch.bool)
+        mask[..., :9] = True
+    if case == "fp32":
+        query, key, value = query.float(), key.float(), value.float()
+    if case == "fewer queries":
+        query = query[:, :, :7]
+    is_causal = case == "causal"
+    expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
+    found, _ = attention.attend(MODULE, query, key, value, mask, is_causal=is_causal)
+    assert torch.equal(found.transpose(1, 2), expected)
+
+
+def test_compiled_it_gives_the_same_within_rounding() -> None:
+    inputs = heads(0), heads(1), heads(2)
+    compiled = torch.compile(lambda *tensors: attention.attend(MODULE, *tensors, None)[0], backend="aot_eager")
+    assert torch.allclose(compiled(*inputs).float(), attend(*inputs).float(), atol=0.03)
+
+
+@pytest.mark.parametrize("kind", ["vit", "clip"])
+def test_transformers_models_use_it(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "vit":
+        small.save_vit(tmp_path / kind, ("cat", "dog"))
+    else:
+        small.save_clip(tmp_path / kind)
+    calls = []
+
+    def counted(*inputs: object, **options: object) -> object:
+        calls.append(1)
+        return original(*inputs, **options)
+
+    original = attention.attend
+    monkeypatch.setattr(attention, "attend", counted)
+    model = load_weights(find(str(tmp_path / kind))).to(torch.bfloat16)
+    vision = model if kind == "vit" else model.vision_model
+    size = model.config.image_size if kind == "vit" else model.config.vision_config.image_size
+    pixels = torch.rand(2, 3, size, size, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        theirs = vision(pixel_values=pixels)[0]
+        assert not calls
+        attention.use_on(model)
+        ours = vision(pixel_values=pixels)[0]
+    assert calls
+    assert torch.allclose(ours.float(), theirs.float(), atol=0.1, rtol=0.1)
