@@ -234,7 +234,6 @@ class Engine:
 
     def _settle(self, computing: Computing) -> None:
         """Wait for a batch's predictions; once all are there, put them into the rows of their shards, and commit."""
-        batch = computing.batch
         if computing.outputs is not None:
             with self._waits.on("forward"):
                 found = computing.outputs.result()
@@ -242,6 +241,12 @@ class Engine:
         if not computing.is_last:
             return
         outputs, self._gathered = self._gathered, {}
+        with self._waits.on("count"):
+            self._keep(computing, outputs)
+
+    def _keep(self, computing: Computing, outputs: Mapping[str, Ranked]) -> None:
+        """The loop's own work on a batch: rows, parts, counts."""
+        batch = computing.batch
         touched = {id(work): work for work in batch.opened}
         self._open.update(touched)
         for work, row, reason in batch.bad:
