@@ -19,6 +19,11 @@ VITS: dict[str, dict[str, int]] = {
     },
 }  # fmt: skip
 CLIPS: dict[str, dict[str, Any]] = {
+    "clip-tiny": {
+        "projection_dim": 256,
+        "vision_config": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768, "patch_size": 16},
+        "text_config": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
+    },
     "clip-base-32": {},
     "clip-large-14": {
         "projection_dim": 768,

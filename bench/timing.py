@@ -14,9 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 Figure = dict[str, Any]
+Found = TypeVar("Found")
 
 
 def figure(rounds: Sequence[float], unit: str) -> Figure:
@@ -99,14 +100,14 @@ def run_process(command: Sequence[str], *, env: Mapping[str, str] | None = None)
     return Finished(wall_s, cpu_s, peak_rss * unit, stdout)
 
 
-def rounds_in_turn(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def rounds_in_turn(ways: Mapping[str, Callable[[], Found]], rounds: int) -> dict[str, list[Found]]:
     """Measure every way once a round, so that whatever else the machine does meets all of them alike.
 
     Args:
-        ways: by name, what measures once and returns its value.
+        ways: by name, what measures once and returns its value, or several in a record.
         rounds: how many times each.
     """
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[Found]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, measure in ways.items():
             found[name].append(measure())

@@ -69,7 +69,9 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
         write_metrics(folder.path, folded)
         if tally is not None:
             by_rank = [ranks.count(f"scored by {rank}", 0) for rank in range(ranks.world_size)]
-            images, seconds = sum(by_rank), tally.seconds
+            # From the first rank's beginning to the last one's end: a rank may begin late, and wait at the end.
+            loops = ranks.loops()
+            images, seconds = sum(by_rank), max(ended for _, ended in loops)
             rate = images / seconds if seconds else None
             cpus = max(1, num_usable_cpus() // ranks.local_world_size)
             bound = find_bottleneck(
@@ -81,6 +83,7 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
                 {
                     "images": images,
                     "images_by_rank": by_rank,
+                    "loop_s_by_rank": [[round(began, 3), round(ended, 3)] for began, ended in loops],
                     "seconds": round(seconds, 3),
                     "first_batch_s": round(tally.first_batch_s, 2) if tally.first_batch_s is not None else None,
                     "images_per_s": round(rate, 2) if rate else None,

@@ -59,6 +59,8 @@ class Tally:
     labels_wrong: int = 0
     nonfinite: int = 0
     """Rows done again in fp32 because a logit was not finite."""
+    began: float = 0.0
+    """When the loop began, by the clock that other machines have too."""
     seconds: float = 0.0
     first_batch_s: float | None = None
     """From the process' start to the end of the first batch; None where there was none, or the system does not tell."""
@@ -159,7 +161,7 @@ class Engine:
         Raises:
             VitscoreError: too many bad samples, wrong labels, no space; parts that are done stay.
         """
-        started = time.monotonic()
+        self.tally.began, started = time.time(), time.monotonic()
         reader = Reader(
             self._plan, positions=positions, parts_folder=self._folder, columns=self._columns, depth=READ_AHEAD
         )

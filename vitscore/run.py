@@ -151,6 +151,7 @@ def take_part(
         )
         ranks.count(f"scored by {ranks.rank}", tally.images)
         ranks.count("again in fp32", tally.nonfinite)
+        ranks.publish(f"loop/{ranks.rank}", [tally.began, tally.began + tally.seconds])
     ranks.finish()
     return tally
 
