@@ -91,7 +91,7 @@ def run(
         raise UsageError("not a folder", where=f"--output {folder}")
     written = running.run(catalogue.require_known(names or []), folder, quick=quick, tell=typer.echo)
     if len(written) > 1:
-        draw(folder, folder)
+        draw(folder, folder, tells_none=False)
 
 
 @app.command(short_help="What changed between two benches, and whether it is beyond their rounds' spread.")
@@ -174,12 +174,15 @@ def picture(
     draw(folder, output or (folder if folder.is_dir() else folder.parent))
 
 
-def draw(folder: Path, output: Path) -> None:
+def draw(folder: Path, output: Path, *, tells_none: bool = True) -> None:
     """Write both pictures and say where; a folder whose benches have nothing to draw gets none."""
     from vitscore.bench.picture import write_pictures
 
     written = write_pictures(folder, output)
-    typer.echo(f"written to {output}: {', '.join(written)}" if written else "no rates to draw")
+    if written:
+        typer.echo(f"written to {output}: {', '.join(written)}")
+    elif tells_none:
+        typer.echo("no rates to draw")
 
 
 def tell_json(document: Any) -> None:
