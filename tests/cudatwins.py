@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from vitscore.errors import LabelError, UsageError
-from vitscore.kernels.cuda import SLOTS, DeviceConfusionCounts, DeviceRows, cuda
+from vitscore.kernels.cuda import SLOTS, DeviceConfusionCounts, DeviceRows, DeviceRowScores, cuda
 from vitscore.kernels.reference import count_reference, score_rows_reference
 
 
@@ -78,10 +78,24 @@ def check_full_table() -> None:
 
 def check_rows(logits: np.ndarray, labels: np.ndarray, k: int) -> None:
     num_rows, num_classes = logits.shape
-    rows = DeviceRows(num_rows + 2, num_classes, k=k)
-    scores = rows.score(to_device(logits), to_device(labels))
+    given = DeviceRowScores(
+        to_device(np.zeros((num_rows + 2, k), np.int32)),
+        to_device(np.zeros((num_rows + 2, k), np.float32)),
+        to_device(np.zeros((5, num_rows + 2), np.float32)),
+        to_device(np.zeros(num_rows + 2, np.uint8)),
+    )
+    for buffers in (None, given):
+        rows = DeviceRows(num_rows + 2, num_classes, k=k, scores=buffers)
+        scores = rows.score(to_device(logits), to_device(labels))
+        check_scores([array.copy_to_host() for array in scores], logits, labels, k)
+    assert (given.ids_BT.copy_to_host() == rows.scores.ids_BT.copy_to_host()).all()
+    assert not given.ids_BT.copy_to_host()[num_rows:].any()  # rows beyond the batch are not touched
+
+
+def check_scores(found: list[np.ndarray], logits: np.ndarray, labels: np.ndarray, k: int) -> None:
+    num_rows = len(logits)
     wanted = score_rows_reference(logits, labels, k)
-    ids, probs, figures, is_finite = (array.copy_to_host() for array in scores)
+    ids, probs, figures, is_finite = found
     assert (ids[:num_rows] == wanted.topk).all()
     names = ("label_logprob", "sum_sq_prob", "log_sum_exp", "margin", "entropy")
     np.testing.assert_allclose(probs[:num_rows], wanted.topk_prob, rtol=3e-6, atol=3e-6)
