@@ -238,9 +238,7 @@ class DeviceRows:
         scores: where to write, instead of buffers made here: arrays of those shapes and types on the device.
     """
 
-    def __init__(
-        self, max_rows: int, num_classes: int, *, k: int = 5, scores: DeviceRowScores | None = None
-    ) -> None:
+    def __init__(self, max_rows: int, num_classes: int, *, k: int = 5, scores: DeviceRowScores | None = None) -> None:
         if k < 1 or num_classes < 1:
             raise UsageError("nothing to rank", expected="k and K of at least 1", got=f"{k} and {num_classes}")
         self.num_classes = num_classes

@@ -163,6 +163,7 @@ def open_run(
         ranks.count("seen", sum(footer.expected for _, footer in parts.values()))
         ranks.count("labels tried", sum(footer.expected - footer.bad for _, footer in parts.values()))
     models = load_models(plan, ranks) if len(done) < len(plan.shards) else []
+    plan = warmed_up(plan, models, may_lower=not is_resumed and options.batch_size is None)
     if not is_resumed:
         folders.clear(folder)
         costs = {model.name: model.cost() for model in models}
@@ -185,7 +186,8 @@ def join_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan
     )
     plan = dataclasses.replace(plan, identity=record["identity"], models=planned)
     plan, done = folders.resume(folder, plan), set(told["done"])
-    return plan, load_models(plan, ranks) if len(done) < len(plan.shards) else [], done
+    models = load_models(plan, ranks) if len(done) < len(plan.shards) else []
+    return warmed_up(plan, models, may_lower=False), models, done
 
 
 def shared_record(ranks: Ranks, folder: RunFolder, told: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,18 +259,31 @@ def score(
         torch.set_num_threads(threads_before)
 
 
+def warmed_up(plan: Plan, models: Sequence[ImageModel], *, may_lower: bool) -> Plan:
+    """On a GPU: the models ready for their batch, and the plan with the batch that fits (see `warmup`)."""
+    if plan["device"] != "cuda":
+        return plan
+    from vitscore.warmup import warm_up
+
+    return warm_up(plan, models, may_lower=may_lower)
+
+
 def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
     """Every model of the plan, on this rank's device and in the plan's precision."""
     import torch
 
     from vitscore.augment.stage import require_bytes
+    from vitscore.cuda_device import keep_compiled_code, require_exact_fp32
     from vitscore.models import load_model
     from vitscore.zeroshot import default_cache
 
     device = "cpu"
+    if plan["compile"]:
+        keep_compiled_code(default_cache())
     if plan["device"] == "cuda":
         device = f"cuda:{ranks.local_rank}"
         torch.cuda.set_device(ranks.local_rank)
+        require_exact_fp32()
     models = [
         load_model(
             planned.checkpoint,
@@ -279,7 +294,7 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
             device=device,
             precision=plan["precision"],
             compile=plan["compile"],
-            batch_size=plan["batch_size"],
+            batch_size=plan["batch_size"] if device == "cpu" else None,
             save_embeddings="embeddings" in plan.options.save,
             cache_dir=default_cache(),
             fingerprint=planned.fingerprint,
