@@ -152,6 +152,28 @@ def test_the_folder_of_compiled_code_is_the_users_where_they_named_one(
     assert cache_dir() == str(tmp_path / "cache" / "compiled")
 
 
+def test_a_run_compiles_each_model_once(tmp_path: Path, vitscore: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole batches, the last one that is filled up, mirrored ones; with another number of threads than the run's."""
+    compiled: list[None] = []
+
+    def backend(graph: torch.fx.GraphModule, example: Any) -> Any:
+        compiled.append(None)
+        return graph.forward
+
+    monkeypatch.setattr(
+        "vitscore.models._compiled", lambda net, device: torch.compile(net, backend=backend, dynamic=False)
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        command = ("run", "demo", "-m", "demo-vit", "-m", "demo-clip", "--compile", "-b", 96, "--precision", "fp32")
+        done = vitscore(*command, "--tta", "hflip", "-o", tmp_path / "out")
+    finally:
+        torch.set_num_threads(before)
+    assert done.code == 0, done.err
+    assert len(compiled) == 2
+
+
 def test_the_error_names_the_batch_and_the_next_step() -> None:
     assert str(out_of_memory(256, next_step="Name -b 128.")) == "out of GPU memory: a batch of 256. Name -b 128."
 

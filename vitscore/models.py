@@ -108,7 +108,11 @@ class ImageModel:
             pixels: uint8 (B, H, W, 3) of the spec's geometry; float32 (B, 3, H, W) for a ProcessorGeometry.
         """
         with torch.inference_mode():
-            logits_BK, embedding_BD = self._forward(pixels.to(self._device, non_blocking=True))
+            pixels = pixels.to(self._device, non_blocking=True)
+            if self._forward is not self.net and not pixels.is_inference():
+                # The compiler tells tensors made in this mode from others, and would compile again for the other kind.
+                pixels = pixels.clone()
+            logits_BK, embedding_BD = self._forward(pixels)
         return ModelOutput(logits_BK, embedding_BD if self._save_embeddings else None)
 
     @property

@@ -241,7 +241,7 @@ def score(
 
     from vitscore.engine import Engine
 
-    threads = max(1, num_usable_cpus() // ranks.local_world_size)
+    threads = num_threads(ranks)
     threads_before = torch.get_num_threads()
     # Eager forwards on a CPU run side by side, one a thread, with one thread inside torch each (see forward.py).
     torch.set_num_threads(threads if plan["compile"] else 1)
@@ -257,6 +257,11 @@ def score(
         return engine.run(positions)
     finally:
         torch.set_num_threads(threads_before)
+
+
+def num_threads(ranks: Ranks) -> int:
+    """This rank's share of the usable CPUs."""
+    return max(1, num_usable_cpus() // ranks.local_world_size)
 
 
 def warmed_up(plan: Plan, models: Sequence[ImageModel], *, may_lower: bool) -> Plan:
@@ -280,6 +285,8 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
     device = "cpu"
     if plan["compile"]:
         keep_compiled_code(default_cache())
+        # The number that `score` sets: what is compiled under another is compiled once more.
+        torch.set_num_threads(num_threads(ranks))
     if plan["device"] == "cuda":
         device = f"cuda:{ranks.local_rank}"
         torch.cuda.set_device(ranks.local_rank)
@@ -294,7 +301,7 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
             device=device,
             precision=plan["precision"],
             compile=plan["compile"],
-            batch_size=plan["batch_size"] if device == "cpu" else None,
+            batch_size=None,
             save_embeddings="embeddings" in plan.options.save,
             cache_dir=default_cache(),
             fingerprint=planned.fingerprint,
@@ -303,4 +310,9 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
     ]
     if plan.options.augment or plan.options.cells:
         require_bytes({model.name: model.geometry for model in models})
+    if plan["compile"] and device == "cpu":
+        # When all are loaded: transformers keeps lists of its classes, and what was compiled before one grew is
+        # compiled again. On a GPU `warmed_up` does it, which may still change the batch.
+        for model in models:
+            model.warm_up(plan["batch_size"])
     return models
