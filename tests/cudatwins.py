@@ -104,6 +104,38 @@ def check_scores(found: list[np.ndarray], logits: np.ndarray, labels: np.ndarray
     assert (is_finite[:num_rows].astype(bool) == wanted.is_finite).all()
 
 
+def check_compiled() -> None:
+    """Every kernel becomes a Hopper GPU's assembly, with no GPU here: types, calls and all."""
+    from types import SimpleNamespace
+
+    from numba import types
+    from numba.cuda import dispatcher
+
+    from vitscore.kernels import cuda as twins
+
+    # Functions that kernels call are compiled for the current device, whatever the kernel is compiled for.
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(9, 0))
+
+    def array(item: object, num_axes: int = 1) -> object:
+        return types.Array(item, num_axes, "C")
+
+    flags, counts, square = array(types.int32), array(types.int64), array(types.int64, 2)
+    floats, ints = array(types.float32, 2), array(types.int32, 2)
+    for ids in (array(types.int32), array(types.int64)):
+        kernels = {
+            twins._start_batch: (flags,),
+            twins._check_ids: (flags, ids, ids, types.int64),
+            twins._count_square: (flags, square, ids, ids),
+            twins._count_table: (flags, counts, counts, ids, ids, types.int64),
+            twins._merge_square: (flags, square, flags, square),
+            twins._merge_table: (flags, counts, counts, flags, counts, counts),
+            twins._score_rows: (floats, ids, ints, floats, floats, array(types.uint8)),
+        }
+        for kernel, arguments in kernels.items():
+            assembly, _ = cuda.compile_ptx(kernel.py_func, types.void(*arguments), cc=(9, 0))
+            assert ".target sm_90" in assembly and ".entry" in assembly
+
+
 def main(is_thorough: bool) -> None:
     for num_classes, num_rows in ((1, 5), (3, 40), (10, 33), (5000, 30)):
         for dtype in (np.int32, np.int64):
@@ -124,4 +156,7 @@ def main(is_thorough: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(is_thorough="thorough" in sys.argv[1:])
+    if "compiled" in sys.argv[1:]:
+        check_compiled()
+    else:
+        main(is_thorough="thorough" in sys.argv[1:])

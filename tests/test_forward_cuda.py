@@ -368,3 +368,29 @@ def test_a_gpu_whose_memory_is_taken_ends_the_run_in_one_line(
         monkeypatch.undo()
     assert forward.submit(decoded, labels).result()["vit"].is_finite.all()
     forward.close()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("decoder", ["dali", "torchvision"])
+def test_a_compiled_run_on_a_gpu_compiles_once_and_predicts_as_the_cpu_does(
+    decoder: str, vitscore: Call, tmp_path: Path
+) -> None:
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    from vitscore import load_run
+
+    models = ("-m", "demo-vit", "-m", "demo-clip", "--decoder", decoder)
+    torch._dynamo.reset()
+    counters.clear()
+    done = vitscore("run", "demo", *models, "--device", "cuda", "--compile", "-b", 96, "-o", tmp_path / "gpu")
+    assert done.code == 0, done.err
+    assert "AUTOTUNE" not in done.err
+    assert counters["stats"]["unique_graphs"] == 2
+    assert vitscore("run", "demo", *models, "--device", "cpu", "-o", tmp_path / "cpu").code == 0
+    found, wanted = (load_run(tmp_path / name).predictions() for name in ("gpu", "cpu"))
+    for name in ("demo-vit", "demo-clip"):
+        is_clear = wanted[f"{name}.prob"].to_numpy() > 0.9
+        column = f"{name}.pred"
+        assert (found[column].to_numpy()[is_clear] == wanted[column].to_numpy()[is_clear]).all()

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from vitscore.cuda_memory import is_out_of_memory
 from vitscore.errors import SetupError
 from vitscore.score_buffer import ScoreBuffer
 
@@ -107,11 +106,9 @@ class CudaDevice:
     def graphed(self, forward: Run, pixels: torch.Tensor) -> Run | None:
         try:
             return Graphed(forward, pixels.to(self._device))
-        except RuntimeError as error:
-            # A model that waits for the device inside its forward cannot be captured; it runs as it is. So does one
-            # for which a graph's memory, which is its own, is too much.
-            if "captur" not in str(error).lower() and not is_out_of_memory(error):
-                raise
+        except RuntimeError:
+            # A model that waits for the device inside its forward cannot be captured, and a graph's own memory may be
+            # too much. Whatever else is wrong, the forward as it is will say.
             return None
 
     def free_memory(self) -> None:
