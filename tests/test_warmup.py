@@ -1,6 +1,7 @@
 """The batch that fits a GPU's memory: the arithmetic against a search, the backing off on models that say no."""
 
 import functools
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from vitscore.cuda_memory import (
 )
 from vitscore.errors import SetupError
 from vitscore.settings import Choice, choose_batch_size
-from vitscore.warmup import footprint, settled, warm_up
+from vitscore.warmup import footprint, settled, warm_up, with_batch_size
 
 GIB = 1 << 30
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -126,6 +127,31 @@ def test_on_a_cpu_the_plan_stays_as_it_is() -> None:
     assert models[0].tried == []
 
 
+def test_a_lowered_batch_is_the_runs_own_and_is_kept_when_it_goes_on(
+    tmp_path: Path, vitscore: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warmed_up(plan: Any, models: Any, *, may_lower: bool) -> Any:
+        told.append((plan["batch_size"], may_lower))
+        return with_batch_size(plan, Choice(48, "96 ran out of GPU memory")) if may_lower else plan
+
+    told: list[tuple[int, bool]] = []
+    monkeypatch.setattr("vitscore.run.warmed_up", warmed_up)
+    command = ("run", "demo", "-m", "demo-vit", "-o", tmp_path / "out")
+    assert vitscore(*command).code == 0
+    record = json.loads((tmp_path / "out" / "run.json").read_bytes())
+    assert record["choices"]["batch_size"] == {"value": 48, "reason": "96 ran out of GPU memory"}
+    assert record["identity"]["batch_size"] == 48
+    parts = sorted((tmp_path / "out" / "parts").iterdir())
+    whole = parts[0].read_bytes()
+    parts[0].unlink()
+    assert vitscore(*command).code == 0
+    assert parts[0].read_bytes() == whole
+    assert told[1:] == [(48, False)]
+    assert vitscore(*command, "-b", 64).code == 2
+    assert vitscore(*command, "-b", 64, "--overwrite").code == 0
+    assert told[2:] == [(64, False)]
+
+
 @pytest.mark.parametrize(
     ("device", "edge", "size"),
     [("cuda", 224, 256), ("cuda", 336, 256), ("cuda", 158, 512), ("cuda", 32, 512), ("cpu", 224, 16), ("cpu", 32, 128)],
@@ -193,8 +219,6 @@ def test_what_a_forward_needs_is_foretold_from_two_small_ones() -> None:
 def test_a_run_in_little_memory_takes_a_smaller_batch_and_says_so(
     tmp_path: Path, vitscore: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import json
-
     monkeypatch.setattr("vitscore.warmup.free_bytes", functools.partial(int, 3.2 * GIB))
     out = tmp_path / "out"
     done = vitscore("run", "demo", "-m", "demo-vit", "-o", out, "--device", "cuda", "--no-compile")

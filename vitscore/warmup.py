@@ -42,7 +42,11 @@ def warm_up(plan: Plan, models: Sequence[ImageModel], *, may_lower: bool) -> Pla
     if may_lower:
         footprints = [found for found in map(footprint, models) if found is not None]
         batch_size = fitting(batch_size, footprints, free_bytes=free_bytes())
-    batch_size = settled(batch_size, models, may_lower=may_lower, free_memory=torch.cuda.empty_cache)
+    return with_batch_size(plan, settled(batch_size, models, may_lower=may_lower, free_memory=torch.cuda.empty_cache))
+
+
+def with_batch_size(plan: Plan, batch_size: Choice) -> Plan:
+    """The plan of the run whose batches have this size."""
     return dataclasses.replace(
         plan,
         settings={**plan.settings, "batch_size": batch_size},
