@@ -22,7 +22,7 @@ from vitscore.cuda_memory import (
     out_of_memory,
 )
 from vitscore.errors import SetupError
-from vitscore.settings import Choice, choose_batch_size
+from vitscore.settings import Choice, choose_batch_size, choose_compile
 from vitscore.warmup import footprint, settled, warm_up, with_batch_size
 
 GIB = 1 << 30
@@ -158,6 +158,16 @@ def test_a_lowered_batch_is_the_runs_own_and_is_kept_when_it_goes_on(
 )
 def test_the_planned_batch_by_device_and_pixels(device: str, edge: int, size: int) -> None:
     assert choose_batch_size(device, edge * edge).value == size
+
+
+def test_without_a_compiler_a_gpu_run_is_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "gcc"
+    compiler.touch(mode=0o755)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert choose_compile("cuda").value
+    compiler.unlink()
+    assert choose_compile("cuda") == Choice(False, "no C compiler is here, which Triton needs")
 
 
 def test_graphs_are_for_batches_of_little_arithmetic() -> None:

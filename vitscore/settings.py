@@ -6,6 +6,9 @@ is kept there. Only measurements and plain facts of the machine decide.
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +109,10 @@ def has_bf16_instructions() -> bool:
 
 def choose_compile(device: str) -> Choice:
     if device == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return Choice(False, "Triton is not installed")
+        if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+            return Choice(False, "no C compiler is here, which Triton needs")
         return Choice(True, "pays for itself on CUDA")
     return Choice(False, "on a CPU compiling takes 10 to 40 s and gains little")
 
