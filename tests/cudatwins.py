@@ -104,6 +104,32 @@ def check_scores(found: list[np.ndarray], logits: np.ndarray, labels: np.ndarray
     assert (is_finite[:num_rows].astype(bool) == wanted.is_finite).all()
 
 
+def check_one_piece() -> None:
+    """The kernel's arrays as views of one buffer, and the scores read out of it; simulated, on the host."""
+    import torch
+
+    from vitscore.kernels.rows import RowScores
+    from vitscore.score_buffer import ScoreBuffer
+
+    rng = np.random.default_rng(3)
+    for num_rows, num_classes, k in ((5, 7, 3), (3, 4, 4), (1, 1, 1)):
+        logits = (rng.normal(size=(num_rows, num_classes)) * 5).astype(np.float32)
+        logits[0, 0] = np.nan if num_rows > 3 else 0
+        labels = rng.integers(-1, num_classes, num_rows).astype(np.int32)
+        max_rows = num_rows + 2
+        whole = torch.full((ScoreBuffer.num_bytes(max_rows, k),), 0x7F, dtype=torch.uint8)
+        buffer = ScoreBuffer(whole, max_rows=max_rows, width=k)
+        rows = DeviceRows(max_rows, num_classes, k=k, scores=DeviceRowScores(*(view.numpy() for view in buffer.arrays)))
+        rows.score(logits, labels)
+        copy = ScoreBuffer(whole.clone(), max_rows=max_rows, width=k)
+        whole.fill_(0)
+        found, wanted = copy.read(num_rows), score_rows_reference(logits, labels, k)
+        for name in RowScores._fields:
+            one, other = getattr(found, name), getattr(wanted, name)
+            assert one.dtype == other.dtype and one.shape == other.shape, name
+            np.testing.assert_allclose(one, other, rtol=3e-6, atol=3e-6, err_msg=name)
+
+
 def check_compiled() -> None:
     """Every kernel becomes a Hopper GPU's assembly, with no GPU here: types, calls and all."""
     from types import SimpleNamespace
@@ -143,6 +169,7 @@ def main(is_thorough: bool) -> None:
     check_bad_ids()
     if not is_thorough:
         check_full_table()
+        check_one_piece()
     rng = np.random.default_rng(0)
     for num_classes in (1, 2, 7, 21, *((1000, 21841) if is_thorough else ())):
         for k in (1, 3, 30):
