@@ -7,7 +7,7 @@ LINKS := build/types
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models test unit lint types crash fuzz bench gpu clean
+.PHONY: help setup demo demo-models test unit lint types links crash fuzz bench gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,11 +35,14 @@ unit: $(READY)
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
 
-# mypy cannot see through the mapping of folders to packages, so it gets a tree of links that looks like the package.
-types: $(READY)  ## mypy, strict
-	rm -rf $(LINKS) && mkdir -p $(LINKS)/vitscore
-	for entry in vitscore/*; do ln -s "$(CURDIR)/$$entry" $(LINKS)/vitscore/; done
-	for package in kernels shards bench; do ln -s "$(CURDIR)/$$package" $(LINKS)/vitscore/; done
+# A tree of links that looks like the installed package: mypy cannot see through the mapping of folders to packages, and
+# an interpreter in which nothing is installed needs no more than to find it.
+links:
+	@rm -rf $(LINKS) && mkdir -p $(LINKS)/vitscore
+	@for entry in vitscore/*; do ln -s "$(CURDIR)/$$entry" $(LINKS)/vitscore/; done
+	@for package in kernels shards bench; do ln -s "$(CURDIR)/$$package" $(LINKS)/vitscore/; done
+
+types: $(READY) links  ## mypy, strict
 	cd $(LINKS) && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p vitscore
 
 fuzz: $(READY)  ## the long fuzz run: 10,000 damaged images, 2,000 damaged tars
@@ -48,12 +51,13 @@ fuzz: $(READY)  ## the long fuzz run: 10,000 damaged images, 2,000 damaged tars
 crash: $(READY)  ## the long crash tests: every system call failing, kills, power loss, sixty random kills
 	$(BIN)/python -m pytest -m crash tests/test_crash.py
 
-bench: $(READY)  ## throughput; writes JSON and prints a table
-	$(BIN)/python -m vitscore.bench
+bench: $(READY)  ## measure this machine, stage by stage and whole; JSON and a picture into $$OUT, else build/bench
+	$(BIN)/vitscore bench
 
-gpu: $(READY)  ## on a machine with an NVIDIA GPU: its tests, then the benches; JSON into $$OUT
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python -m vitscore.bench
+# GPU_PYTHON=python3 takes an interpreter that has the packages already, as machines without a network come with.
+gpu: $(if $(GPU_PYTHON),,$(READY)) links  ## on an NVIDIA GPU, in 8 minutes: its tests, then the benches; into $$OUT
+	PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR)/$(LINKS)$${PYTHONPATH:+:$$PYTHONPATH}" \
+		$(or $(GPU_PYTHON),$(BIN)/python) -m vitscore.bench.gpu
 
 clean:  ## remove everything that was built, the environment included
 	rm -rf $(VENV) build demo-run .mypy_cache .ruff_cache .pytest_cache *.egg-info

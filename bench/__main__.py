@@ -1,43 +1,20 @@
-"""`python -m vitscore.bench [NAME ...]`: run benches, print their tables, write one JSON each.
+"""`python -m vitscore.bench ...`: another door to `vitscore bench ...`."""
 
-A bench is a module beside this one with `measure()` and `table(result)`; its docstring states question, expectation,
-command and method. JSON goes to `build/bench/` below the current folder, or to the folder that $OUT names.
-"""
-
-from __future__ import annotations
-
-import importlib
-import json
-import os
-import platform
 import sys
-from pathlib import Path
 
-NAMES = ("whole", "memory", "corrupt", "offline", "coverage", "counting", "robustness")
-LONG = ("million",)
-"""Only run by name."""
+from vitscore.__main__ import clean_path
 
 
-def main(names: list[str]) -> int:
-    """Run the named benches; without names all but the long ones."""
-    unknown = sorted(set(names) - {*NAMES, *LONG})
-    if unknown:
-        sys.stderr.write(f"unknown bench: {', '.join(unknown)} - expected {', '.join((*NAMES, *LONG))}.\n")
-        return 2
-    out = Path(os.environ.get("OUT", "build/bench"))
-    out.mkdir(parents=True, exist_ok=True)
-    from vitscore.machine import hardware, versions
+def main() -> None:
+    """Run the command line's `bench` and exit with its code."""
+    clean_path()
+    from vitscore.launcher import end_with_launcher
 
-    for name in names or NAMES:
-        module = importlib.import_module(f"vitscore.bench.{name}")
-        sys.stdout.write(f"{(module.__doc__ or name).splitlines()[0]}\n")
-        result = module.measure()
-        sys.stdout.write("".join(f"  {line}\n" for line in module.table(result)))
-        document = {"bench": name, "result": result, "hardware": hardware(), "versions": versions()}
-        (out / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    sys.stdout.write(f"JSON in {out} ({platform.machine()})\n")
-    return 0
+    end_with_launcher()
+    from vitscore.cli import main as run_cli
+
+    sys.exit(run_cli(["bench", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

@@ -1,6 +1,6 @@
 """Shards for the benches, made from data that scikit-learn ships: the same bytes from the same seed.
 
-`photos` are JPEGs like ImageNet's: crops of two real photographs, mixed aspect, about 400 x 500 pixels and 110 KB.
+`photos` are JPEGs like ImageNet's: crops of two real photographs, mixed aspect, about 475 pixels a side and 105 KB.
 `digits` are the 1,797 scanned digits of 8 x 8 pixels as PNGs, over and over, each with its own grey noise, so that no
 two files are equal and nothing but the per-image cost counts.
 """
@@ -22,19 +22,19 @@ Sample = tuple[bytes, str, int]
 
 
 def photos(count: int) -> Iterator[Sample]:
-    """JPEGs of about 400 x 500 pixels and 110 KB, in ten made-up classes."""
+    """JPEGs of about 475 pixels a side and 105 KB, in ten made-up classes."""
     random = np.random.default_rng(SEED)
     sources = [Image.fromarray(image) for image in load_sample_images().images]
     for number in range(count):
         source = sources[number % len(sources)]
-        width, height = (int(side) for side in random.integers(280, 420, 2))
+        width, height = (int(side) for side in random.integers(300, 427, 2))
         left = int(random.integers(0, source.width - width + 1))
         top = int(random.integers(0, source.height - height + 1))
         scale = float(random.uniform(1.1, 1.5))
         crop = source.crop((left, top, left + width, top + height))
         image = crop.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=94)
+        image.save(buffer, "JPEG", quality=97)
         yield buffer.getvalue(), "jpg", number % 10
 
 

@@ -4,7 +4,7 @@ Question: with both demo models and 8 x 8 PNGs, 5,000 a shard, from 50,000 image
 memory grow, does start-up, and how long does a run that was killed at half take until it scores again?
 Expected: the rate within 5%; peak memory within 10%; until the first new sample under 1 s more than a fresh start takes
 (100 footers to read); the end (fold of a million rows) under 10 s.
-Command:  python -m vitscore.bench million      (half an hour; not among those that run by default)
+Command:  vitscore bench million      (half an hour; not among those that run by default)
 Method:   every run in a process of its own. "first image" is when the first new part appeared, less the time that a
           part takes at the run's rate; "end" is from the last part to the end of the process. Memory is the peak that
           the system counted for the process (VmHWM), read while it ran.
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,25 @@ from vitscore.bench.corpus import digits, write
 from vitscore.bench.memory import NAMES
 
 SMALL, LARGE, PER_SHARD = 50_000, 1_000_000, 5_000
+QUICK = (2_000, 8_000, 500)
 
 
-def measure(small: int = SMALL, large: int = LARGE) -> dict[str, Any]:
+def measure(*, quick: bool = False) -> dict[str, Any]:
     """Rates, peaks and times of both sizes."""
+    small, large, per_shard = QUICK if quick else (SMALL, LARGE, PER_SHARD)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        result: dict[str, Any] = {"small": small, "large": large, "per_shard": PER_SHARD}
+        result: dict[str, Any] = {"small": small, "large": large, "per_shard": per_shard}
         for size in (small, large):
             started = time.perf_counter()
-            write(root / str(size), digits(size), per_shard=PER_SHARD, classes=NAMES)
+            write(root / str(size), digits(size), per_shard=per_shard, classes=NAMES)
             result[f"make_{size}_s"] = time.perf_counter() - started
             result[f"dry_run_{size}_s"] = wall_s([*command(root / str(size), root / "none"), "--dry-run"])
-        result["small run"] = watch(command(root / str(small), root / "small"), root / "small", small, kill_at=None)
+        watched = partial(watch, per_shard=per_shard)
+        result["small run"] = watched(command(root / str(small), root / "small"), root / "small", small, kill_at=None)
         run = command(root / str(large), root / "large")
-        result["until half"] = watch(run, root / "large", large, kill_at=large // PER_SHARD // 2)
-        result["from half"] = watch(run, root / "large", large, kill_at=None)
+        result["until half"] = watched(run, root / "large", large, kill_at=large // per_shard // 2)
+        result["from half"] = watched(run, root / "large", large, kill_at=None)
         result["fold_s"] = wall_s([sys.executable, "-m", "vitscore", "metrics", str(root / "large")])
         result["check_s"] = wall_s([sys.executable, "-m", "vitscore", "metrics", str(root / "large"), "--check"])
         result["ledger"] = json.loads((root / "large" / "metrics.json").read_bytes())["ledger"]
@@ -59,7 +63,7 @@ def wall_s(words: list[str]) -> float:
     return time.perf_counter() - started
 
 
-def watch(words: list[str], out: Path, size: int, *, kill_at: int | None) -> dict[str, Any]:
+def watch(words: list[str], out: Path, size: int, *, per_shard: int, kill_at: int | None) -> dict[str, Any]:
     """Run to the end, or until there are `kill_at` parts; peak memory, and when each part appeared."""
     before = num_parts(out)
     started = time.perf_counter()
@@ -77,8 +81,8 @@ def watch(words: list[str], out: Path, size: int, *, kill_at: int | None) -> dic
     assert process.returncode == 0 or kill_at is not None, process.returncode
     part_s = (appeared[-1] - appeared[0]) / (len(appeared) - 1)
     return {
-        "images": (count - before) * PER_SHARD,
-        "images_per_s": PER_SHARD / part_s,
+        "images": (count - before) * per_shard,
+        "images_per_s": per_shard / part_s,
         "peak_rss_bytes": peak,
         "first_image_s": appeared[0] - part_s,
         "last_part_to_end_s": ended - appeared[-1],

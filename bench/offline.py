@@ -3,20 +3,18 @@
 Question: `vitscore metrics DIR` over 1,000,000 rows of two models and 1,000 classes: seconds from start to exit, peak
           resident memory; the same with corrected labels, a subset of keys and groups of classes.
 Expected: under 10 s and under 1 GB each.
-Command:  python -m vitscore.bench offline
+Command:  vitscore bench offline
 Method:   100 real parts of 10,000 rows, written by the run's own writer; 80% and 75% right, mistakes spread over all
           classes, which is the worst for what is counted of pairs. Each command in a process of its own, imports and
-          all; peak and CPU time of the child by wait4 (where others keep the cores busy, CPU time is what counts).
+          all, three times by turns; peak and CPU time of the child by wait4 (where others keep the cores busy, CPU time
+          is what counts).
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,17 @@ from typing import Any
 import numpy as np
 
 from vitscore.bench.madeup import MadeShard, write_run
+from vitscore.bench.timing import Figure, Finished, figure, run_process, show
 from vitscore.parts import Predictions
 
-ROWS, PER_SHARD, CLASSES = 1_000_000, 10_000, 1_000
+ROWS, QUICK_ROWS, PER_SHARD, CLASSES = 1_000_000, 20_000, 10_000, 1_000
+ROUNDS = 3
 MODELS = {"vit": 0.80, "clip": 0.75}
 
 
-def measure(rows: int = ROWS) -> dict[str, Any]:
-    """Seconds and peak bytes of each command."""
+def measure(*, quick: bool = False) -> dict[str, Any]:
+    """Seconds and peak bytes of each command, and the size of the parts."""
+    rows, rounds = (QUICK_ROWS, 1) if quick else (ROWS, ROUNDS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = write_run(folder / "run", made_shards(rows), [f"class {i}" for i in range(CLASSES)])
@@ -43,8 +44,19 @@ def measure(rows: int = ROWS) -> dict[str, Any]:
             "metrics --groups": ["metrics", run, "--groups", folder / "groups.json"],
             "compare": ["compare", run],
         }
-        timed = {title: run_command([str(word) for word in command]) for title, command in commands.items()}
-    return {"rows": rows, "classes": CLASSES, "models": len(MODELS), "commands": timed}
+        runs: dict[str, list[Finished]] = {title: [] for title in commands}
+        for _ in range(rounds):
+            for title, command in commands.items():
+                runs[title].append(run_process([sys.executable, "-m", "vitscore", *map(str, command)]))
+        parts_bytes = sum(part.stat().st_size for part in (run / "parts").iterdir())
+    timed = {title: figures_of(found) for title, found in runs.items()}
+    return {
+        "rows": rows,
+        "classes": CLASSES,
+        "models": len(MODELS),
+        "parts_bytes": parts_bytes,
+        "commands": timed,
+    }
 
 
 def made_shards(rows: int) -> Iterator[MadeShard]:
@@ -84,26 +96,18 @@ def write_inputs(folder: Path, rows: int) -> None:
     (folder / "groups.json").write_text(json.dumps(groups))
 
 
-def run_command(arguments: list[str]) -> dict[str, float]:
-    """One command in a process of its own: wall-clock seconds, and peak RSS by wait4."""
-    started = time.perf_counter()
-    with open(os.devnull, "w") as nowhere:
-        child = subprocess.Popen([sys.executable, "-m", "vitscore", *arguments], stdout=nowhere)
-        _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, arguments)
-    peak = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
+def figures_of(runs: list[Finished]) -> dict[str, Figure]:
+    """One command's wall-clock and CPU seconds, and its peak RSS."""
     return {
-        "seconds": round(time.perf_counter() - started, 2),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
-        "peak_rss_bytes": peak,
+        "seconds": figure([run.wall_s for run in runs], "s"),
+        "cpu_seconds": figure([run.cpu_s for run in runs], "s"),
+        "peak_rss_bytes": figure([run.peak_rss_bytes for run in runs], "bytes"),
     }
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    lines = [f"{'over ' + format(result['rows'], ',') + ' rows':<22}{'seconds':>9}{'of CPU':>9}{'peak RSS':>12}"]
+    lines = [f"{'over ' + format(result['rows'], ',') + ' rows':<22}{'seconds':>20}{'of CPU':>9}{'peak RSS':>12}"]
     for title, timed in result["commands"].items():
-        peak = f"{timed['peak_rss_bytes'] / 1e6:,.0f} MB"
-        lines.append(f"{title:<22}{timed['seconds']:>9.1f}{timed['cpu_seconds']:>9.1f}{peak:>12}")
-    return lines
+        peak = f"{timed['peak_rss_bytes']['median'] / 1e6:,.0f} MB"
+        lines.append(f"{title:<22}{show(timed['seconds']):>20}{timed['cpu_seconds']['median']:>9.1f}{peak:>12}")
+    return [*lines, f"parts: {result['parts_bytes'] / 1e6:,.0f} MB"]

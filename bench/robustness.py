@@ -5,7 +5,7 @@ runs that give the same predictions, `vitscore run --augment OP:severity=N`? Twi
 ImageNet-like JPEGs, where reading and decoding are most of a run, and ViT-Tiny/16, which is bound by its forward. And
 how do the demo's models fare over all 14 operators and 5 severities, on the 500 held-out digits?
 Expected: at most 0.5 where decoding dominates, and no more than 1 where the forward does.
-Command:  python -m vitscore.bench robustness
+Command:  vitscore bench robustness
 Method:   seconds of the loops alone, as run.json has them: without the imports that N + 1 processes would each pay for.
 """
 
@@ -16,17 +16,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from vitscore.bench.checkpoints import make_checkpoint
 from vitscore.bench.corpus import photos, write
 from vitscore.bench.memory import NAMES as DIGIT_NAMES
-from vitscore.bench.whole import make_checkpoint
 
 OPERATORS = ("contrast", "jpeg_compression", "occlusion", "gaussian_noise")
 SEVERITIES = (1, 3, 5)
 CELLS = tuple(f"{name}:severity={level}" for name in OPERATORS for level in SEVERITIES)
 
 
-def measure(num_small: int = 1_000, num_large: int = 60) -> dict[str, Any]:
+def measure(*, quick: bool = False) -> dict[str, Any]:
     """Seconds of the grid and of the runs, and the demo's robustness."""
+    num_small, num_large = (40, 10) if quick else (1_000, 60)
     result: dict[str, Any] = {"ratios": {}}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -46,7 +47,7 @@ def measure(num_small: int = 1_000, num_large: int = 60) -> dict[str, Any]:
             ]
             figures = {"images": count, "cells": len(CELLS), "grid_s": grid, "runs_s": sum(runs), "one_run_s": runs[0]}
             result["ratios"][what] = {**figures, "ratio": grid / sum(runs)}
-        result["digits"] = demo_robustness(root / "digits")
+        result["digits"] = demo_robustness(root / "digits", limit=50 if quick else None)
     return result
 
 
@@ -59,12 +60,12 @@ def loop_s(shards: Path, models: list[str], out: Path, **options: Any) -> float:
     return seconds
 
 
-def demo_robustness(out: Path) -> dict[str, Any]:
+def demo_robustness(out: Path, *, limit: int | None) -> dict[str, Any]:
     """robustness.json of the demo over the whole grid, and its images/s."""
     from vitscore import score
     from vitscore.robustness import make_cells, refold
 
-    score("demo", ["demo-vit", "demo-clip"], out, progress=False, cells=make_cells([], []))
+    score("demo", ["demo-vit", "demo-clip"], out, progress=False, cells=make_cells([], []), limit=limit)
     session = json.loads((out / "run.json").read_bytes())["sessions"][-1]
     return {"images_per_s": session["images_per_s"], "document": refold(out)}
 

@@ -6,6 +6,7 @@ compares two benches, or plans from one, looks for dicts with a `median`.
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -13,9 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 Figure = dict[str, Any]
+Found = TypeVar("Found")
 
 
 def figure(rounds: Sequence[float], unit: str) -> Figure:
@@ -60,33 +62,52 @@ class Finished:
     stdout: str
 
 
+# A process's peak starts from the memory of the one that started it: so a small one stands between us and what is
+# measured, and tells what the system counted.
+_START = """
+import json, os, sys, time
+told = int(sys.argv[1])
+os.set_inheritable(told, False)
+started = time.perf_counter()
+_, status, usage = os.wait4(os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ), 0)
+wall_s = time.perf_counter() - started
+found = os.waitstatus_to_exitcode(status), wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss
+os.write(told, json.dumps(found).encode())
+"""
+
+
 def run_process(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Finished:
     """Run a command and wait for it; its standard error is passed through.
 
     Raises:
         subprocess.CalledProcessError: it failed.
     """
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})})
-    assert process.stdout is not None
-    stdout = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    wall_s = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, list(command), stdout)
+    reading, told = os.pipe()
+    with open(reading, encoding="ascii") as answer:
+        words = [sys.executable, "-I", "-S", "-c", _START, str(told), *command]
+        try:
+            process = subprocess.Popen(
+                words, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}, pass_fds=[told]
+            )
+        finally:
+            os.close(told)
+        stdout, _ = process.communicate()
+        found = answer.read()
+    code, wall_s, cpu_s, peak_rss = json.loads(found) if found else (process.returncode, 0.0, 0.0, 0)
+    if code:
+        raise subprocess.CalledProcessError(code, list(command), stdout)
     unit = 1 if sys.platform == "darwin" else 1024
-    return Finished(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, stdout)
+    return Finished(wall_s, cpu_s, peak_rss * unit, stdout)
 
 
-def rounds_in_turn(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def rounds_in_turn(ways: Mapping[str, Callable[[], Found]], rounds: int) -> dict[str, list[Found]]:
     """Measure every way once a round, so that whatever else the machine does meets all of them alike.
 
     Args:
-        ways: by name, what measures once and returns its value.
+        ways: by name, what measures once and returns its value, or several in a record.
         rounds: how many times each.
     """
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[Found]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, measure in ways.items():
             found[name].append(measure())

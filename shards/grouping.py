@@ -51,6 +51,11 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (match[1], match[2].lower()) if match else None
 
 
+def _is_odd(key: str) -> bool:
+    """Whether a name with this before its first dot may be a dotfile or a meta name."""
+    return not key or key[-1] == "/" or key[:2] == "__"
+
+
 def group_members(names: Iterable[str], *, image_extensions: tuple[str, ...], label_extension: str) -> Grouping:
     """Group a tar's members into samples, in order of their first members."""
     groups = Grouping()
@@ -62,11 +67,20 @@ def group_members(names: Iterable[str], *, image_extensions: tuple[str, ...], la
     image_ranks: list[int] = []
     row, row_key = -1, None
     keys, extensions, images, labels = groups.keys, groups.extensions, groups.image_members, groups.label_members
+    # What a name's part behind its first dot stands for, where its key is the part before: nearly always.
+    kinds: dict[str, tuple[str, int | None]] = {}
     for member, name in enumerate(names):
-        key_and_extension = split_name(name)
-        if key_and_extension is None:
-            continue
-        key, extension = key_and_extension
+        key, _, suffix = name.partition(".")
+        kind = kinds.get(suffix)
+        if kind is None or (key != row_key and _is_odd(key)):
+            key_and_extension = split_name(name)
+            if key_and_extension is None:
+                continue
+            kind = key_and_extension[1], rank_of.get(key_and_extension[1])
+            if key_and_extension[0] == key and suffix and not suffix.endswith("__"):
+                kinds[suffix] = kind
+            key = key_and_extension[0]
+        extension, rank = kind
         if key != row_key:
             row_key = key
             row = row_of.get(key, -1)
@@ -88,7 +102,6 @@ def group_members(names: Iterable[str], *, image_extensions: tuple[str, ...], la
             labels.append(NO_MEMBER)
             image_ranks.append(len(rank_of))
         extensions[target].append(extension)
-        rank = rank_of.get(extension)
         if rank is not None:
             if images[target] != NO_MEMBER:
                 many_images.add(target)

@@ -45,6 +45,10 @@ def read_spans(fd: int, offsets: Sequence[int], sizes: Sequence[int]) -> list[By
         base = int(starts[first])
         buffer = _read(fd, base, int(reach[last - 1]) - base)
         lows, highs = (starts[first:last] - base).tolist(), (ends[first:last] - base).tolist()
+        if buffer is not None and len(buffer) == reach[last - 1] - base:
+            for position, low, high in zip(positions[first:last], lows, highs, strict=True):
+                results[position] = buffer[low:high]
+            continue
         for position, low, high in zip(positions[first:last], lows, highs, strict=True):
             view = buffer[low:high] if buffer is not None else None
             is_whole = view is not None and len(view) == high - low

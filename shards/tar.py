@@ -45,6 +45,7 @@ from vitscore.shards.tarheader import (
     parse_pax_records,
     pax_overrides,
 )
+from vitscore.shards.tarwindow import plain_headers
 
 # Small members: one large read covers hundreds of headers. Large members: a small read a header, so that an index of
 # 110 KB images copies 4% of the file.
@@ -188,7 +189,9 @@ class _Walk:
             self.advised_up_to = start + READAHEAD_BYTES
 
     def walk_window(self) -> None:
-        """Take the window's headers one after the other; the plain ones, nearly all of them, right here."""
+        """Take the window's headers: a run of plain ones at once, the others one by one, plain ones right here."""
+        if self.window_bytes == WIDE_WINDOW_BYTES and not self.pending and not self.global_pax:
+            self.take_run()
         window, window_start, file_bytes = self.window, self.window_start, self.index.num_bytes
         names, offsets, sizes = self.index.names, self.index.offsets, self.index.sizes
         last = len(window) - BLOCK_BYTES
@@ -220,6 +223,19 @@ class _Walk:
             sizes.append(size)
             at = end - window_start
             self.position = end
+
+    def take_run(self) -> None:
+        """The plain headers at the window's start; of small members that is mostly all there are."""
+        index = self.index
+        found = plain_headers(self.window, self.window_start, num_bytes=index.num_bytes)
+        if found is None:
+            return
+        self.unverified += found.blocks
+        self.num_members_before += range(len(index.names), len(index.names) + len(found.names))
+        index.names += found.names
+        index.offsets += found.offsets
+        index.sizes += found.sizes
+        self.position = found.next_position
 
     def take_special(self, at: int) -> int:
         """A header that is not plain: verified at once, then handled by its kind; where the next one starts."""

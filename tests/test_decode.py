@@ -202,6 +202,23 @@ def test_a_bad_image_costs_its_batch_one_further_decode_and_other_batches_none()
         made.close()
 
 
+@needs_dali
+def test_after_a_failure_a_bad_image_takes_few_others_with_it():
+    photo = pictures.encode(pictures.photo(500, 400), "JPEG")
+    bad = pictures.hidden_bad()["jpeg without its tables"]
+    made = decoder("dali", GEOMETRIES[:1], batch_size=48)
+    alone = decode("dali", [photo], GEOMETRIES[:1]).pixels[0][0]
+    try:
+        for row, again in ((0, 48), (20, 48 + 16), (47, 48 + 16 + 16)):
+            made.submit([pictures.as_array(bad if index == row else photo) for index in range(48)])
+            decoded = made.collect()
+            assert made.num_decoded_again == again
+            assert list(decoded.faults) == [row]
+            assert all(torch.equal(pixels, alone) for index, pixels in enumerate(decoded.pixels[0]) if index != row)
+    finally:
+        made.close()
+
+
 @pytest.mark.parametrize("kind", DECODERS)
 def test_batches_stay_in_order_after_a_bad_one(kind):
     contents = list(pictures.ordinary().values())[:8]

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-KNOWS_TERMINALS = {"cli.py", "cli_options.py", "cli_results.py", "cli_robustness.py", "cli_shards.py", "show.py"}
+KNOWS_TERMINALS = {
+    "cli.py", "cli_bench.py", "cli_options.py", "cli_results.py", "cli_robustness.py", "cli_shards.py", "show.py",
+}  # fmt: skip
 
 
 def imported_by(path: Path) -> Iterator[str]:
@@ -60,6 +62,8 @@ def test_only_the_command_line_knows_about_terminals() -> None:
         "import vitscore.cli; assert vitscore.cli.main(['shards', '--help']) == 0",
         "import vitscore.cli; assert vitscore.cli.main(['robustness', '--list']) == 0",
         "import vitscore.robustness, vitscore.robustness_html",
+        "import vitscore.cli; assert vitscore.cli.main(['bench', '--list']) == 0",
+        "import vitscore.bench.compare, vitscore.bench.plan, vitscore.bench.picture, vitscore.bottleneck",
     ],
 )
 def test_no_torch_is_imported(code: str) -> None:

@@ -1,9 +1,13 @@
 """What is installed: one package, its data, nothing at the top level but itself; and what serves where DALI is not."""
 
+import ast
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,8 @@ def test_the_wheel_holds_the_whole_package_below_one_name(wheel: zipfile.ZipFile
         if path.suffix in (".py", ".html", ".css", ".js"):
             assert f"vitscore/report/{path.name}" in names
     assert "vitscore/py.typed" in names
+    for path in (ROOT / "bench" / "results").rglob("*.json"):
+        assert f"vitscore/{path.relative_to(ROOT).as_posix()}" in names
 
 
 def test_dali_is_asked_for_on_linux_alone(wheel: zipfile.ZipFile) -> None:
@@ -48,6 +54,22 @@ def test_dali_is_asked_for_on_linux_alone(wheel: zipfile.ZipFile) -> None:
     lines = [line for line in metadata.splitlines() if "nvidia-dali" in line]
     assert len(lines) == 1
     assert 'platform_system == "Linux"' in lines[0]
+
+
+def test_what_the_benches_import_is_a_dependency_or_in_their_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["bench"]]
+    named = {re.split(r"[\[>;=]", line)[0].strip().lower().replace("_", "-") for line in wanted}
+    assert all(">=" in line for line in wanted)
+    assert "vitscore[bench]" in project["optional-dependencies"]["test"]
+    distributions = packages_distributions()
+    for path in (ROOT / "bench").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for top in {name.split(".")[0] for name in names} - {*sys.stdlib_module_names, "vitscore"}:
+                found = {name.lower().replace("_", "-") for name in distributions.get(top, [top])}
+                assert found & named, f"{path.name} imports {top}"
 
 
 def test_constraints_hold_versions_and_no_address() -> None:

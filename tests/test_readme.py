@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def test_the_demo_prints_what_the_readme_shows(tmp_path: Path, vitscore: Callabl
     shown = shown_demo()
     assert len(shown) > 5
     for line in shown:
-        if "images/s" not in line and "written to" not in line:
+        if not any(words in line for words in ("images/s", "-bound (", "written to")):
             assert line in printed
 
 
@@ -89,5 +90,30 @@ OTHERS = {
 def test_every_flag_the_readme_names_exists(flag: str, vitscore: Callable[..., Any]) -> None:
     commands = re.findall(r"^  (\w+)  ", vitscore("--help").out.partition("Commands:")[2], re.M)
     assert {"run", "metrics", "status"} <= set(commands)
-    words = [(command,) for command in commands] + [("shards", "make")]
+    words = [(command,) for command in commands] + [("shards", "make"), ("bench", "compare"), ("bench", "plan")]
     assert any(re.search(rf"{flag}\b", vitscore(*some, "--help").out) for some in words)
+
+
+def shown(mark: str) -> list[str]:
+    match = re.search(rf"<!-- {mark} -->\n```text\n(.*?)```", README, re.S)
+    assert match
+    return match[1].splitlines()
+
+
+def test_the_readme_lists_every_bench_as_the_command_does(vitscore: Callable[..., Any]) -> None:
+    from vitscore.bench.catalogue import question
+
+    listed = vitscore("bench", "--list").out.splitlines()
+    assert [line.split()[0] for line in shown("bench list")] == [line.split()[0] for line in listed]
+    for line, told in zip(shown("bench list"), listed, strict=True):
+        assert line == told or not question(told.split()[0])
+
+
+def test_the_plan_that_the_readme_shows_is_what_the_command_prints(
+    tmp_path: Path, vitscore: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = runpy.run_path(str(ROOT / "tests" / "benchjson.py"))
+    monkeypatch.chdir(tmp_path)
+    made["write"](Path("made-up"), made["results"](), gpus=["Some GPU"])
+    words = ("--images", "1e9", "--gpus", 64, "--price", "2.50", "--from", "made-up", "-m", "vit-base")
+    assert shown("plan") == vitscore("bench", "plan", *words).out.splitlines()

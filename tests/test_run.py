@@ -259,31 +259,43 @@ def test_what_half_precision_changes_is_counted_against_a_run_in_fp32(
     assert "What preprocessing and precision changed" in (tmp_path / "bf16" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("stage", ["decode", "forward", "write"])
+@pytest.mark.parametrize("stage", ["read", "decode", "forward", "count", "write"])
 def test_the_run_says_what_it_waited_for(
     stage: str, tmp_path: Path, vitscore: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each stage held up in its turn: a decoder, a forward, a disk that takes its time."""
+    """Each stage held up in its turn: a store, a decoder, a forward, the loop itself, a disk that takes its time."""
     import time
 
     from vitscore.decode_dali import DaliDecoder
+    from vitscore.engine import Engine
     from vitscore.forward import Forward
     from vitscore.parts import ShardRows
+    from vitscore.shards.samples import OpenShard
 
-    held, name = {"decode": (DaliDecoder, "collect"), "forward": (Forward, "_compute"), "write": (ShardRows, "commit")}[
-        stage
-    ]
+    held, name = {
+        "read": (OpenShard, "read"),
+        "decode": (DaliDecoder, "collect"),
+        "forward": (Forward, "_compute"),
+        "count": (Engine, "_count"),
+        "write": (ShardRows, "commit"),
+    }[stage]
     real = getattr(held, name)
     monkeypatch.setattr(held, name, lambda *a, **k: (time.sleep(0.5), real(*a, **k))[1])
-    done = vitscore("run", "demo", "-m", "demo-vit", "-b", "64", "--decoder", "dali", "-o", tmp_path / "out")
+    done = vitscore(
+        *("run", "demo", "-m", "demo-vit", "-b", "64", "--decoder", "dali", "--tta", "hflip", "-o", tmp_path / "out")
+    )
     assert done.code == 0, done.err
     session = json.loads((tmp_path / "out" / "run.json").read_bytes())["sessions"][-1]
     waiting = session["waiting_s"]
-    assert max(waiting, key=waiting.get) == stage
+    assert list(waiting) == ["read", "decode", "forward", "count", "write"]
+    assert max(waiting, key=waiting.get) == stage == session["bottleneck"]["stage"]
     assert waiting[stage] <= session["seconds"] + 0.01 and sum(waiting.values()) <= session["seconds"] + 0.05
-    share = round(100 * waiting[stage] / session["seconds"])
-    told = int(re.search(r"; (\d+)% of the time waiting for ", done.out)[1])
-    assert share > 40 and abs(told - share) <= 1
+    share = session["bottleneck"]["share"]
+    assert share > 0.4 and share == pytest.approx(waiting[stage] / session["seconds"], abs=0.002)
+    rate, told = done.out.splitlines()[-3:-1]
+    assert rate.endswith("images/s through 1 model(s), 2 forwards an image each")
+    assert told == f"{stage}-bound ({100 * share:.0f}%): {session['bottleneck']['advice']}"
+    assert max(len(rate), len(told)) <= 80
 
 
 def test_how_far_pixels_and_answers_are_from_transformers_own_is_in_the_record(

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
 
-from vitscore.shards.grouping import split_name
+from vitscore.shards.grouping import group_members, split_name
 from vitscore.shards.labels import LabelRule
 from vitscore.shards.locate import Shard
 from vitscore.shards.samples import OpenShard, SampleBlock
@@ -51,6 +51,16 @@ def test_names_split_as_webdataset_splits_them(name: str) -> None:
     key, extension = base_plus_ext(name)
     is_skipped = key is None or re.match(tar_file_iterator.__defaults__[0], name)
     assert split_name(name) == (None if is_skipped else (key, extension.lower()))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.text("aB._/", min_size=1, max_size=6), max_size=12))
+def test_names_that_were_seen_before_split_as_they_do_alone(names: list[str]) -> None:
+    alone = sorted(split for name in names if (split := split_name(name)))
+    groups = group_members(names, image_extensions=("a",), label_extension="b")
+    keys = (key.partition("#")[0] for key in groups.keys)
+    together = sorted((key, extension) for key, own in zip(keys, groups.extensions, strict=True) for extension in own)
+    assert together == alone
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

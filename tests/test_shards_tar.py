@@ -76,6 +76,51 @@ def test_thousands_of_members_cross_many_windows(tmp_path: Path) -> None:
     assert rows(index_file(path)) == tarfile_index(path)
 
 
+def test_a_tar_in_a_tar_is_one_member(tmp_path: Path) -> None:
+    """Its headers look like headers of the outer one."""
+    inner = write_tar(tmp_path / "inner.tar", [(f"{n}.cls", b"7") for n in range(20)]).read_bytes()
+    members = [(f"{n:02d}.{extension}", data) for n in range(30) for extension, data in (("cls", b"1"), ("tar", inner))]
+    path = write_tar(tmp_path / "t.tar", members)
+    assert rows(index_file(path)) == tarfile_index(path)
+
+
+ODD_MEMBERS = st.sampled_from(["plain", "long", "prefix", "folder", "100", "bytes", "link", "space", "empty", "binary"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kinds=st.lists(ODD_MEMBERS, min_size=1, max_size=40), flips=st.lists(st.integers(0, 1 << 20), max_size=3))
+def test_headers_taken_at_once_are_those_taken_one_by_one(
+    tmp_path: Path, kinds: list[str], flips: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytearray(b"".join(odd_member(kind, number) for number, kind in enumerate(kinds)) + bytes(1024))
+    for flip in flips:
+        content[flip % len(content)] ^= 1 << flip % 8
+    path = tmp_path / "t.tar"
+    path.write_bytes(content)
+    at_once = index_file(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("vitscore.shards.tar.plain_headers", lambda *_, **__: None)
+        assert index_file(path) == at_once
+
+
+def odd_member(kind: str, number: int) -> bytes:
+    """A member of a tar, whole: header, data and padding."""
+    stem = f"{number:04d}"
+    longer = {"long": "l" * 120, "prefix": "p" * 80 + "/" + stem * 9, "100": "n" * 96}
+    info = tarfile.TarInfo(longer.get(kind, "") + stem + "/" * (kind == "folder"))
+    info.size = 0 if kind in ("link", "folder", "empty") else number * 37
+    info.type = tarfile.SYMTYPE if kind == "link" else tarfile.AREGTYPE if kind == "folder" else tarfile.REGTYPE
+    tar_format = tarfile.USTAR_FORMAT if kind == "prefix" else tarfile.GNU_FORMAT
+    header = bytearray(info.tobuf(tar_format))
+    if kind in ("bytes", "space", "binary"):
+        place, content = {"bytes": (0, b"\xff\xfe"), "space": (124, b"   "), "binary": (5, b"\0x")}[kind]
+        header[place : place + len(content)] = content
+        header[148:156] = b" " * 8
+        header[148:156] = f"{sum(header):06o}\0 ".encode()
+    data = bytes(info.size)
+    return bytes(header) + data + bytes(-len(data) % 512)
+
+
 def test_folders_links_and_devices_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "t.tar"
     with tarfile.open(path, "w") as tar:

@@ -95,17 +95,16 @@ class Audit:
         if model.has_own_pixels:
             return None
         try:
-            raw = answers.pool.map(partial(_raw_pixels, model.processor), map(bytes, self._encoded))
-            theirs = torch.stack(list(raw))
+            found = list(answers.pool.map(partial(_compared, model.processor), self._encoded, pixels))
         # Pillow or the processor may refuse what the decoder took; an audit must not end a run.
         except Exception:
             return None
-        levels = float((theirs - pixels.float()).abs().mean())
-        rounded = theirs.clamp(0, 255).round().to(torch.uint8)
+        levels = sum(level for _, level in found) / len(found)
         # Where the pixels are the same, so are the answers.
-        differ = (rounded != pixels).flatten(1).any(dim=1)
-        other = answers.to(rounded[differ])
-        ours = kernels.RowScores(*(column[differ.numpy()] for column in scores))
+        differ = [row for row, (theirs, _) in enumerate(found) if theirs is not None]
+        theirs = [each for each, _ in found if each is not None]
+        other = answers.to(torch.stack(theirs) if theirs else pixels[:0])
+        ours = kernels.RowScores(*(column[differ] for column in scores))
         return {"mean_levels": levels, **_difference(ours, other)}
 
 
@@ -144,15 +143,17 @@ class Answers:
         return found
 
 
-def _raw_pixels(processor: Any, encoded: bytes) -> torch.Tensor:
-    """An image after the processor's resize and crop: float32 (H, W, 3) in levels of 0 to 255."""
+def _compared(processor: Any, encoded: Array, ours_HWC: torch.Tensor) -> tuple[torch.Tensor | None, float]:
+    """An image's pixels by its processor, None where they are ours to the bit; the mean difference in levels of 255."""
     from PIL import Image
     from transformers.image_utils import load_image
 
-    with Image.open(io.BytesIO(encoded)) as opened:
+    with Image.open(io.BytesIO(bytes(encoded))) as opened:
         found = processor(images=load_image(opened), do_rescale=False, do_normalize=False, return_tensors="pt")
-    pixels: torch.Tensor = found["pixel_values"][0].permute(1, 2, 0).float()
-    return pixels
+    theirs_HWC = found["pixel_values"][0].permute(1, 2, 0).float()
+    rounded_HWC = theirs_HWC.clamp(0, 255).round().to(torch.uint8)
+    level = float((theirs_HWC - ours_HWC).abs().mean())
+    return None if torch.equal(rounded_HWC, ours_HWC) else rounded_HWC, level
 
 
 def _difference(ours: kernels.RowScores, other: kernels.RowScores) -> dict[str, Any]:

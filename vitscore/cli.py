@@ -215,8 +215,9 @@ def show_outcome(outcome: Outcome, *, per_class: bool, as_json: bool) -> None:
         show.show_notes(outcome.notes, console)
         if outcome.images_per_s:
             views = show.views_text(outcome.plan)
-            rate = f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s){views}"
-            console.print(rate + show.bottleneck_text(outcome.bottleneck))
+            console.print(f"{outcome.images_per_s:,.0f} images/s through {len(outcome.plan.models)} model(s){views}")
+        if outcome.bottleneck is not None:
+            console.print(show.bottleneck_line(outcome.bottleneck))
         show.show_written(outcome.folder, outcome.document, console)
     if outcome.problem is not None:
         raise outcome.problem
@@ -241,6 +242,7 @@ def demo(
 
 
 def mount_others() -> None:
+    from vitscore.cli_bench import app as bench_app
     from vitscore.cli_results import register
     from vitscore.cli_robustness import robustness
     from vitscore.cli_shards import app as shards_app
@@ -248,6 +250,7 @@ def mount_others() -> None:
     register(app)
     app.command(short_help="How accuracy falls as images get worse.")(robustness)
     app.add_typer(shards_app, name="shards", help="Build and inspect shards.")
+    app.add_typer(bench_app, name="bench", short_help="Measure this machine; compare, plan and draw what was found.")
 
 
 mount_others()

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitscore import folder as folders
+from vitscore.bottleneck import Bottleneck, find_bottleneck
 from vitscore.config import BadLimit, RunOptions
 from vitscore.durable import writing
 from vitscore.errors import DataError, LabelError, LedgerError, SetupError, TooManyBadError
 from vitscore.folder import RunFolder
-from vitscore.machine import peak_rss_bytes
+from vitscore.machine import num_usable_cpus, peak_rss_bytes
 from vitscore.parts import finished_parts
 from vitscore.prepare import Plan
 from vitscore.ranks import POLL_S, SHARED_S, Ranks
 from vitscore.shards.reasons import LABEL_REASONS, UNREACHABLE, reason_kind
-from vitscore.waits import bottleneck
 
 if TYPE_CHECKING:
     from vitscore.engine import Tally
@@ -41,8 +41,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     """What a user should know of the shards."""
     confusions: Mapping[str, Confusion] = field(default_factory=dict)
-    bottleneck: tuple[str, float] | None = None
-    """The stage that this rank waited for longest, and its share of the loop's time."""
+    bottleneck: Bottleneck | None = None
 
 
 def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, session_id: str) -> Outcome:
@@ -65,22 +64,31 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise LedgerError("shard has no part", where=absent[0] + more, next_step="Start the same command again.")
     folded = refold(folder.path, parts=parts)
-    rate = None
+    rate = bound = None
     with writing(folder.path):
         write_metrics(folder.path, folded)
         if tally is not None:
             by_rank = [ranks.count(f"scored by {rank}", 0) for rank in range(ranks.world_size)]
-            images, seconds = sum(by_rank), tally.seconds
+            # From the first rank's beginning to the last one's end: a rank may begin late, and wait at the end.
+            loops = ranks.loops()
+            images, seconds = sum(by_rank), max(ended for _, ended in loops)
             rate = images / seconds if seconds else None
+            cpus = max(1, num_usable_cpus() // ranks.local_world_size)
+            bound = find_bottleneck(
+                tally.waiting_s, seconds, plan=plan, ranks=ranks.world_size, cpus=cpus, images_per_s=rate
+            )
             folders.end_session(
                 folder,
                 session_id,
                 {
                     "images": images,
                     "images_by_rank": by_rank,
+                    "loop_s_by_rank": [[round(began, 3), round(ended, 3)] for began, ended in loops],
                     "seconds": round(seconds, 3),
+                    "first_batch_s": round(tally.first_batch_s, 2) if tally.first_batch_s is not None else None,
                     "images_per_s": round(rate, 2) if rate else None,
                     "waiting_s": tally.waiting_s,
+                    "bottleneck": asdict(bound) if bound else None,
                     "rows_again_in_fp32": ranks.count("again in fp32", 0),
                     "peak_rss_bytes": peak_rss_bytes(),
                     "audit": tally.audit,
@@ -89,7 +97,6 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
     notes = tuple(f"{footer.shard}: {note}" for _, footer in parts.values() for note in footer.notes)
     notes += report_run(folder, folded)
     problem = find_problem(plan.options, folded.document)
-    bound = bottleneck(tally.waiting_s, tally.seconds) if tally is not None else None
     return Outcome(plan, folder.path, folded.document, problem, rate, notes, folded.confusions, bound)
 
 

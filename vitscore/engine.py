@@ -27,6 +27,7 @@ from vitscore.durable import writing
 from vitscore.errors import DataError, LabelError, TooManyBadError
 from vitscore.forward import Awaited, Ranked, make_forward
 from vitscore.handout import HandOut
+from vitscore.machine import process_age_s
 from vitscore.parts import ShardRows
 from vitscore.prepare import Plan
 from vitscore.ranks import Ranks
@@ -58,7 +59,11 @@ class Tally:
     labels_wrong: int = 0
     nonfinite: int = 0
     """Rows done again in fp32 because a logit was not finite."""
+    began: float = 0.0
+    """When the loop began, by the clock that other machines have too."""
     seconds: float = 0.0
+    first_batch_s: float | None = None
+    """From the process' start to the end of the first batch; None where there was none, or the system does not tell."""
     waiting_s: dict[str, float] = field(default_factory=dict)
     """What the loop waited for (see waits)."""
     audit: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -157,7 +162,7 @@ class Engine:
         Raises:
             VitscoreError: too many bad samples, wrong labels, no space; parts that are done stay.
         """
-        started = time.monotonic()
+        self.tally.began, started = time.time(), time.monotonic()
         reader = Reader(
             self._plan, positions=positions, parts_folder=self._folder, columns=self._columns, depth=READ_AHEAD
         )
@@ -232,7 +237,6 @@ class Engine:
 
     def _settle(self, computing: Computing) -> None:
         """Wait for a batch's predictions; once all are there, put them into the rows of their shards, and commit."""
-        batch = computing.batch
         if computing.outputs is not None:
             with self._waits.on("forward"):
                 found = computing.outputs.result()
@@ -240,6 +244,12 @@ class Engine:
         if not computing.is_last:
             return
         outputs, self._gathered = self._gathered, {}
+        with self._waits.on("count"):
+            self._keep(computing, outputs)
+
+    def _keep(self, computing: Computing, outputs: Mapping[str, Ranked]) -> None:
+        """The loop's own work on a batch: rows, parts, counts."""
+        batch = computing.batch
         touched = {id(work): work for work in batch.opened}
         self._open.update(touched)
         for work, row, reason in batch.bad:
@@ -248,6 +258,7 @@ class Engine:
             self.tally.bytes += work.bytes_per_row
         if computing.outputs is not None:
             self._scatter(batch, computing.faults, computing.labels, outputs)
+            self.tally.first_batch_s = self.tally.first_batch_s or process_age_s()
             touched.update({id(segment.work): segment.work for segment in batch.segments})
         for key, work in touched.items():
             if work.num_open == 0:

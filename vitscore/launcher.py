@@ -20,6 +20,12 @@ from pathlib import Path
 from vitscore.durable import host_name, start_time
 
 PR_SET_PDEATHSIG = 1
+VARIABLES = {
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
+    "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "FORK_LAUNCHED",
+}  # fmt: skip
+PREFIXES = ("TORCHELASTIC_", "ACCELERATE_")
+"""What launchers tell a rank by its environment."""
 LOOK_EVERY_S = 0.5
 GRACE_S = 10.0
 """How long a rank may take to end by itself once its launcher is gone."""
@@ -61,6 +67,19 @@ def end_with_launcher() -> None:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     threading.Thread(target=_watch, name="launcher", daemon=True).start()
+
+
+def leave() -> None:
+    """Take what a launcher told this process out of its environment, so that the processes it starts know of none.
+
+    torchrun gives each of several ranks one thread (`OMP_NUM_THREADS=1`), unless the user said otherwise; a process of
+    its own gets the machine's again.
+    """
+    if name() != "none" and os.environ.get("OMP_NUM_THREADS") == "1":
+        del os.environ["OMP_NUM_THREADS"]
+    for variable in [*os.environ]:
+        if variable in VARIABLES or variable.startswith(PREFIXES):
+            del os.environ[variable]
 
 
 def _is_launcher(pid: int) -> bool:

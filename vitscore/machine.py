@@ -9,9 +9,12 @@ import contextlib
 import os
 import platform
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from vitscore.durable import start_time
 
 VERSIONED = (
     "vitscore",
@@ -80,7 +83,18 @@ def num_usable_cpus() -> int:
 
 def peak_rss_bytes() -> int:
     """This process' peak resident memory."""
+    # What getrusage says of the peak begins with the memory of the process that started this one.
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
     import resource  # only Unix has it
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def process_age_s() -> float | None:
+    """Seconds since this process was started, its imports included; None where the system does not tell."""
+    ticks = start_time(os.getpid())
+    if ticks is None:
+        return None
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))

@@ -21,6 +21,7 @@ from vitscore import attention, checkpoints, zeroshot
 from vitscore.checkpoints import Checkpoint, Kind
 from vitscore.classes import HeadMap, plain_names
 from vitscore.errors import SetupError
+from vitscore.first_token import FirstTokenLayer
 from vitscore.heads import ClassifierNet, CosineNet, Net, PixelNormalizer
 from vitscore.preprocess import (
     Geometry,
@@ -157,6 +158,9 @@ class ImageModel:
 
         weights = [*self.net.parameters(), *self.net.buffers()]
         hollow = copy.deepcopy(self.net, {id(tensor): hollow_twin(tensor) for tensor in weights})
+        for module in hollow.modules():
+            if isinstance(module, FirstTokenLayer):
+                module.is_whole = True
         gflop = None
         with contextlib.suppress(Exception), FlopCounterMode(display=False) as counter, torch.inference_mode():
             hollow(self.black_images(1).to("meta"))

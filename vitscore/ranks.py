@@ -103,6 +103,12 @@ class Ranks:
             time.sleep(POLL_S)
         return json.loads(self.store.get(key))
 
+    def loops(self) -> list[tuple[float, float]]:
+        """On rank 0, when all are done: when each rank's loop began and ended, in seconds since the first one began."""
+        times = [json.loads(self.store.get(f"loop/{rank}")) for rank in range(self.world_size)]
+        first = min(began for began, _ in times)
+        return [(began - first, ended - first) for began, ended in times]
+
     def report_error(self, error: BaseException, *, is_patient: bool = True) -> None:
         """Tell the other ranks; rank 0 alone prints, so an error anywhere is told once.
 

@@ -18,10 +18,10 @@ from rich.text import Text
 
 from vitscore.augment import operators
 from vitscore.config import VIEWS
-from vitscore.waits import STAGES
 
 if TYPE_CHECKING:
     from vitscore import progress
+    from vitscore.bottleneck import Bottleneck
     from vitscore.kernels.counts import Confusion
     from vitscore.prepare import Plan
 
@@ -165,9 +165,9 @@ def conclusions(document: Mapping[str, Any]) -> Iterable[str]:
             yield conclusion(comparison)
 
 
-def bottleneck_text(found: tuple[str, float] | None) -> str:
-    """What the run waited for, to go on behind its rate."""
-    return f"; {100 * found[1]:.0f}% of the time waiting for {STAGES[found[0]]}" if found else ""
+def bottleneck_line(found: Bottleneck) -> str:
+    """What limits the run, its share of the loop's time, and what to change: one line below the rate."""
+    return f"{found.stage}-bound ({100 * found.share:.0f}%): {found.advice}"
 
 
 def show_written(folder: Path, document: Mapping[str, Any], console: Console) -> None:

@@ -1,0 +1,90 @@
+"""The benches by name, and how one is loaded.
+
+A bench is a module beside this one with `measure(*, quick=False)` and `table(result)`; its docstring states question,
+expectation, command and method, the question first. `quick` asks for small counts: to see that a bench works, not to
+report what it finds. Modules are read as text for the list, and imported only when they are to run: they need packages
+that a run does not.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from vitscore.errors import SetupError, UsageError
+
+STANDARD = (
+    "reading", "decoding", "forward", "counting", "whole", "zeroshot", "small", "several", "ranks", "startup", "memory",
+    "corrupt", "offline", "coverage", "robustness",
+)  # fmt: skip
+LONG = ("million",)
+"""Only run by name."""
+NAMES = (*STANDARD, *LONG)
+LIMIT_VARIABLE = "VITSCORE_BENCH_LIMIT_S"
+INSTALL = "Run `pip install 'vitscore[bench]'`."
+
+
+class Bench(Protocol):
+    """What a bench's module has."""
+
+    def measure(self, *, quick: bool = False) -> dict[str, Any]: ...
+
+    def table(self, result: dict[str, Any]) -> list[str]: ...
+
+
+def require_known(names: list[str]) -> list[str]:
+    """The benches to run: the named ones once each, without names the standard ones.
+
+    Raises:
+        UsageError: a name is no bench's.
+    """
+    if unknown := [name for name in names if name not in NAMES]:
+        raise UsageError("unknown bench", where=", ".join(unknown), expected=f"one of {', '.join(NAMES)}")
+    return list(dict.fromkeys(names)) or list(STANDARD)
+
+
+def question(name: str) -> str:
+    """The first line of a bench's docstring; empty where its module is not there."""
+    path = Path(__file__).with_name(f"{name}.py")
+    if not path.is_file():
+        return ""
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+def lines() -> list[str]:
+    """`--list`: every bench with its question."""
+    width = max(map(len, NAMES))
+    return [f"{name:<{width}}  {question(name)}{' (only by name)' if name in LONG else ''}".rstrip() for name in NAMES]
+
+
+def time_limit_s() -> float | None:
+    """Seconds that a bench may take where somebody has set a limit, as `make gpu` does; None where nobody has.
+
+    A bench with many cases measures the most telling of them first, or only those, to stay below: over its limit it is
+    ended, and leaves nothing.
+    """
+    value = os.environ.get(LIMIT_VARIABLE)
+    return float(value) if value else None
+
+
+def load(name: str) -> Bench:
+    """Import a bench's module.
+
+    Raises:
+        SetupError: a package that it needs is not installed.
+    """
+    try:
+        return cast(Bench, importlib.import_module(f"vitscore.bench.{name}"))
+    except ModuleNotFoundError as error:
+        raise missing(name, error) from error
+
+
+def missing(name: str, error: ModuleNotFoundError) -> Exception:
+    """A package that a bench lacks, as an error with its cure; the project's own modules are no packages to install."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "vitscore"):
+        return error
+    return SetupError("bench needs a package", where=name, expected=package, got="none", next_step=INSTALL)

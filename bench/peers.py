@@ -1,0 +1,198 @@
+"""The peers that a whole run is measured against, each in a process of its own, at settings that were swept.
+
+`python -m vitscore.bench.peers NAME SHARDS CHECKPOINT` runs one and prints one JSON line; the options are the fields of
+`Settings`, and `--predictions FILE`. Nothing of vitscore's is imported or set up there but `peer_loops`, so that it is
+neither helped nor hindered. Here are also the settings at which each is best, and the sweep that found them:
+`python -m vitscore.bench.peers sweep SHARDS CHECKPOINT --peer NAME`. Peers:
+
+    pipeline    transformers' pipeline over shards read by webdataset
+    loop        what a good engineer writes in an afternoon: webdataset, DataLoader, bf16 or fp16, torch's counts
+    timm        timm's ViT-Tiny/16 with its own transforms, random weights
+    open_clip   open_clip's ViT-B-32 with its own transforms and tokenizer, zero-shot, random weights
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NAMES = ("pipeline", "loop", "timm", "open_clip")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be chosen about a peer without changing its predictions by more than rounding."""
+
+    batch_size: int = 64
+    precision: str = "fp32"
+    """fp32; `autocast`, or `half` for weights in it too: fp16 on CUDA, bf16 on a CPU."""
+    workers: int = 0
+    """Of the DataLoader; 0 reads in the process itself."""
+    threads: int = 0
+    """Of torch; 0 leaves it alone."""
+    transform: str = "torchvision"
+    """The loop's: `torchvision`'s v2 transforms, or transformers' own `processor`."""
+    attention: str = "sdpa"
+    """transformers' implementation: sdpa, its default, or eager."""
+    compile: bool = False
+
+    def __str__(self) -> str:
+        words = [f"batch {self.batch_size}", self.precision, f"{self.workers} worker{'s' * (self.workers != 1)}"]
+        words += [f"{self.threads} thread{'s' * (self.threads != 1)}"] if self.threads else []
+        words += [word for word in (self.transform, self.attention) if word not in ("torchvision", "sdpa")]
+        return ", ".join([*words, *(["compiled"] if self.compile else [])])
+
+
+# Found by `sweep`, best first (see LOG.md): small batches stay in the cache.
+BEST_WITH_HALF: dict[str, tuple[Settings, ...]] = {
+    "pipeline": (Settings(16, "half"),),
+    "loop": (Settings(16, "half", workers=1), Settings(16, "autocast", workers=1)),
+    "timm": (Settings(16, "autocast", workers=1),),
+    "open_clip": (Settings(16, "autocast", workers=1),),
+}
+BEST_WITHOUT: dict[str, tuple[Settings, ...]] = {
+    "pipeline": (Settings(16),),
+    "loop": (Settings(16, workers=1), Settings(16, workers=2)),
+    "timm": (Settings(16, workers=1),),
+    "open_clip": (Settings(16, workers=1),),
+}
+BEST_ON_CUDA: dict[str, tuple[Settings, ...]] = {
+    "pipeline": (Settings(256, "half", workers=1),),
+    "loop": (Settings(256, "half", workers=14, compile=True), Settings(256, "autocast", workers=14)),
+    "timm": (Settings(256, "autocast", workers=14),),
+    "open_clip": (Settings(256, "autocast", workers=14),),
+}
+"""Not swept yet; 14 workers for the 16 cores that come with one GPU."""
+
+
+@dataclass(frozen=True)
+class PeerRun:
+    """What a peer's process said, and how long it took from outside."""
+
+    wall_s: float
+    images: int
+    loop_s: float
+    """From the first image asked for to the last prediction."""
+    confusion: list[list[int]]
+    predictions: Mapping[str, tuple[int, float]]
+    """By key: the best class, and by how much its probability leads; empty where not asked for."""
+
+    @property
+    def correct(self) -> int:
+        return sum(row[number] for number, row in enumerate(self.confusion))
+
+
+def run_peer(
+    name: str, shards: Path, checkpoint: Path | str, settings: Settings, *, predictions: Path | None = None
+) -> PeerRun:
+    """Run a peer in a process of its own; keeps its predictions by way of a file where one is named."""
+    from vitscore.bench.timing import run_process
+
+    done = run_process(command(name, shards, checkpoint, settings, predictions=predictions))
+    found = json.loads(done.stdout.splitlines()[-1])
+    rows = json.loads(predictions.read_text()) if predictions else {}
+    by_key = {key: (int(pred), float(lead)) for key, (pred, lead) in rows.items()}
+    return PeerRun(done.wall_s, found["images"], found["loop_s"], found["confusion"], by_key)
+
+
+def best_settings(name: str) -> tuple[Settings, ...]:
+    """The settings at which a peer is fastest on this kind of machine, best first."""
+    import torch
+
+    from vitscore.settings import has_bf16_instructions
+
+    if torch.cuda.is_available():
+        return BEST_ON_CUDA[name]
+    return (BEST_WITH_HALF if has_bf16_instructions() else BEST_WITHOUT)[name]
+
+
+def command(
+    name: str, shards: Path, checkpoint: Path | str, settings: Settings, *, predictions: Path | None = None
+) -> list[str]:
+    words = [sys.executable, "-m", "vitscore.bench.peers", name, str(shards), str(checkpoint)]
+    for key, value in dataclasses.asdict(settings).items():
+        flag = "--" + key.replace("_", "-")
+        words += ([flag] if value else []) if isinstance(value, bool) else [flag, str(value)]
+    return [*words, "--predictions", str(predictions)] if predictions else words
+
+
+def candidates(name: str) -> Iterator[Settings]:
+    """What the sweep tries, for the CPU of a machine with two cores."""
+    is_pipeline = name == "pipeline"
+    for precision in ("fp32", "half") if is_pipeline else ("autocast", "half"):
+        for batch_size in (8, 16, 32, 64):
+            for workers in (0, 1) if is_pipeline else (1, 2):
+                for threads in (0, 1):
+                    yield Settings(batch_size, precision, workers, threads)
+
+
+def variants(best: Settings) -> Iterator[Settings]:
+    """What is tried at the best settings found; a peer of other makers than transformers ignores it."""
+    yield dataclasses.replace(best, attention="eager")
+    yield dataclasses.replace(best, transform="processor")
+
+
+def sweep(name: str, shards: Path, checkpoint: Path | str) -> list[tuple[float, Settings]]:
+    """Loop images/s of every candidate, fastest first."""
+    found = [(loop_rate(name, shards, checkpoint, each), each) for each in candidates(name)]
+    best = max(found, key=lambda pair: pair[0])[1]
+    found += [(loop_rate(name, shards, checkpoint, each), each) for each in variants(best)]
+    return sorted(found, key=lambda pair: -pair[0])
+
+
+def loop_rate(name: str, shards: Path, checkpoint: Path | str, settings: Settings) -> float:
+    run = run_peer(name, shards, checkpoint, settings)
+    return run.images / run.loop_s
+
+
+def main(words: Sequence[str]) -> int:
+    asked, settings = parse(words)
+    if asked.name == "sweep":
+        for rate, each in sweep(asked.peer, asked.shards, asked.checkpoint):
+            sys.stdout.write(f"{rate:>8,.1f} images/s  {each}\n")
+        return 0
+    sys.stdout.write(json.dumps(run_here(asked.name, asked.shards, asked.checkpoint, settings, asked.predictions)))
+    return 0
+
+
+def parse(words: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
+    """The door's words: what is to run, and how."""
+    parser = argparse.ArgumentParser(prog="python -m vitscore.bench.peers")
+    parser.add_argument("name", choices=(*NAMES, "sweep"))
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--peer", choices=NAMES, default="loop", help="which one to sweep")
+    parser.add_argument("--predictions", type=Path)
+    default = Settings()
+    for name in ("batch_size", "workers", "threads"):
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(default, name))
+    parser.add_argument("--precision", choices=("fp32", "autocast", "half"), default=default.precision)
+    parser.add_argument("--transform", choices=("torchvision", "processor"), default=default.transform)
+    parser.add_argument("--attention", choices=("sdpa", "eager"), default=default.attention)
+    parser.add_argument("--compile", action="store_true")
+    asked = parser.parse_args(words)
+    return asked, Settings(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(Settings)})
+
+
+def run_here(name: str, shards: Path, checkpoint: str, settings: Settings, predictions: Path | None) -> dict[str, Any]:
+    """Run a peer in this process."""
+    from vitscore.bench import peer_loops
+
+    seen = peer_loops.PEERS[name](shards, checkpoint, settings)
+    if predictions is not None:
+        predictions.write_text(json.dumps(seen.predictions))
+    return {"images": len(seen.predictions), "loop_s": seen.loop_s, "confusion": seen.confusion}
+
+
+if __name__ == "__main__":
+    # From a checkout's root Python finds its `kernels` folder, which transformers would take for the public package.
+    from vitscore.__main__ import clean_path
+
+    clean_path()
+    sys.exit(main(sys.argv[1:]))

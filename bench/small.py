@@ -1,0 +1,87 @@
+"""How fast are small images, where everything but the forward counts?
+
+Question: over PNGs of 8 x 8 pixels and the demo's small models, how many times the images/s of transformers' pipeline
+          and of a careful hand-written loop does `vitscore run` reach? And what share of its bound is its loop?
+Expected: 8 times the pipeline, 3 times the loop.
+Command:  python -m vitscore.bench small
+Method:   demo-vit and, in another row, demo-clip; 20,000 images for vitscore, 4,000 for the hand-written loop and 2,000
+          for the pipeline, which has the same work for each image; each in a process of its own, in turn over three
+          rounds. The ratios are of the loops alone, since start-up would be another part of each; the rates with the
+          start stand beside. Decode and forward alone as in `whole`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vitscore.bench.bound import measure_bound
+from vitscore.bench.corpus import digits, write
+from vitscore.bench.memory import NAMES
+from vitscore.bench.peers import Settings, run_peer
+from vitscore.bench.runs import run_own
+from vitscore.bench.timing import ratio, rounds_in_turn, show
+from vitscore.bench.whole import bound_figures, rates
+
+ROUNDS = 3
+NUM_IMAGES = {"vitscore": 20_000, "pipeline": 2_000, "hand-written loop": 4_000}
+PEERS = {"pipeline": "pipeline", "hand-written loop": "loop"}
+# Swept on two cores: these models are so small that the DataLoader's worker is what the loop waits for.
+SETTINGS = {"pipeline": Settings(64), "hand-written loop": Settings(64, workers=2, threads=1)}
+TARGETS = {"pipeline": 8.0, "hand-written loop": 3.0}
+
+
+def measure(*, quick: bool = False) -> dict[str, Any]:
+    """By model, rates of all ways, their ratios, the bound and our share of it.
+
+    Args:
+        quick: 256 images each, one round, demo-vit alone: to see that everything works.
+    """
+    rounds = 1 if quick else ROUNDS
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        for way, num_images in NUM_IMAGES.items():
+            count = 256 if quick else num_images
+            write(root / way, digits(count), per_shard=max(64, count // 16), classes=NAMES)
+        models = ("demo-vit",) if quick else ("demo-vit", "demo-clip")
+        return {model: measure_model(root, model, rounds=rounds, is_short=quick) for model in models}
+
+
+def measure_model(root: Path, model: str, *, rounds: int, is_short: bool) -> dict[str, Any]:
+    from vitscore import checkpoints
+
+    folder = checkpoints.find(model).path
+    limits: dict[str, Any] = {"num_images": 128, "at_least_s": 0.3} if is_short else {"num_images": 4_096}
+    ways: dict[str, Callable[[], Any]] = {
+        "vitscore": partial(run_own, root / "vitscore", [model], root / "out"),
+        **{way: partial(run_peer, name, root / way, folder, SETTINGS[way]) for way, name in PEERS.items()},
+        "bound": partial(measure_bound, root / "vitscore", [model], **limits),
+    }
+    found = rounds_in_turn(ways, rounds)
+    bounds = found.pop("bound")
+    result: dict[str, Any] = {"vitscore": rates(found["vitscore"], found["vitscore"][-1].settings)}
+    for way in PEERS:
+        result[way] = rates(found[way], str(SETTINGS[way]))
+    own = result["vitscore"]["loop_images_per_s"]
+    result["loop_ratios"] = {way: ratio(own, result[way]["loop_images_per_s"]) for way in PEERS}
+    return {**result, **bound_figures(own, bounds)}
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """A model a block, a way a line."""
+    lines: list[str] = []
+    for model, each in result.items():
+        lines.append(f"{model + ', images/s':<20}{'start included':>23}{'loop':>23}{'ours':>7}{'target':>7}")
+        for way in ("vitscore", *PEERS):
+            shown = f"{show(each[way]['images_per_s'], 0):>23}{show(each[way]['loop_images_per_s'], 0):>23}"
+            if way in PEERS:
+                shown += f"{each['loop_ratios'][way]['median']:>6.1f}x{TARGETS[way]:>6.1f}x"
+            lines.append(f"  {way:<18}{shown}")
+        for stage in ("decode", "forward", "bound"):
+            alone = "" if stage == "bound" else " alone"
+            lines.append(f"  {stage + alone:<41}{show(each[f'{stage}_images_per_s'], 0):>23}")
+        lines.append(f"  {'our loop / the bound':<41}{show(each['share_of_bound'], 2):>23}")
+    return [*lines, *(f"{way}: {SETTINGS[way]}" for way in PEERS)]

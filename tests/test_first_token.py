@@ -1,0 +1,68 @@
+"""The last layer for the first token alone: the same answers as all of it gives."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import BeitConfig, BeitForImageClassification, DeiTConfig, DeiTForImageClassification
+
+from vitscore.checkpoints import find
+from vitscore.first_token import FirstTokenLayer, shorten
+from vitscore.models import load_weights
+
+small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
+
+
+def vision_model(kind: str, folder: Path) -> Any:
+    if kind == "vit":
+        return load_weights(find(str(small.save_vit(folder, ("cat", "dog", "cow")))))
+    if kind == "clip":
+        return load_weights(find(str(small.save_clip(folder)))).vision_model
+    torch.manual_seed(0)
+    return DeiTForImageClassification(DeiTConfig(**small.VISION, num_labels=3)).eval()
+
+
+def answers(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        found = model(pixel_values=pixels)
+    answer: torch.Tensor = found.logits if "logits" in found else found.pooler_output
+    return answer
+
+
+@pytest.mark.parametrize("num_images", [1, 3, 16, 70])
+@pytest.mark.parametrize("kind", ["vit", "deit", "clip"])
+def test_the_answers_stay_the_same(kind: str, num_images: int, tmp_path: Path) -> None:
+    model = vision_model(kind, tmp_path)
+    pixels = torch.rand(num_images, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    whole = answers(model, pixels)
+    shorten(model)
+    shortened = [module for module in model.modules() if isinstance(module, FirstTokenLayer)]
+    assert len(shortened) == 1
+    torch.testing.assert_close(answers(model, pixels), whole, atol=1e-5, rtol=1e-5)
+    shortened[0].is_whole = True
+    assert torch.equal(answers(model, pixels), whole)
+
+
+def test_it_spares_what_nobody_reads(tmp_path: Path) -> None:
+    model = vision_model("vit", tmp_path)
+    shorten(model)
+    (layer,) = (module for module in model.modules() if isinstance(module, FirstTokenLayer))
+    assert layer(torch.rand(16, 17, 48)).shape == (16, 4, 48)
+
+
+def test_other_models_stay_as_they_are() -> None:
+    model = BeitForImageClassification(BeitConfig(**small.VISION, num_labels=3))
+    shorten(model)
+    assert not any(isinstance(module, FirstTokenLayer) for module in model.modules())
+
+
+def test_a_layer_laid_out_otherwise_stays_as_it_is(tmp_path: Path) -> None:
+    model = vision_model("vit", tmp_path)
+    del model.vit.layers[-1].attention.head_dim
+    shorten(model)
+    assert not any(isinstance(module, FirstTokenLayer) for module in model.modules())
