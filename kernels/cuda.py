@@ -10,8 +10,10 @@ classes, T the k of top-k, S slots of a hash table.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,13 +32,19 @@ SLOTS = 1 << (10 if IS_SIMULATED else 25)
 _BAD_ID, _FULL = 1, 2
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
+# numba warns of every grid under 128 blocks: a batch of few rows is no mistake, and nobody waits for its kernel.
+warnings.filterwarnings("ignore", message="Grid size .* low occupancy")
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
 def on_device(function: AnyFunction) -> Any:
-    """A kernel, to be launched as `function[grid, block, stream](...)`."""
-    return cuda.jit(function)
+    """A kernel, to be launched as `function[grid, block, stream](...)`; kept on disk where a folder allows it."""
+    try:
+        return cuda.jit(cache=True)(function)
+    except RuntimeError:
+        # numba found no folder to write to (a read-only install and a read-only home).
+        return cuda.jit(function)
 
 
 def on_device_inside(function: AnyFunction) -> AnyFunction:
@@ -50,8 +58,12 @@ def lend(values: Any) -> Any:
     return values if IS_SIMULATED or isinstance(values, np.ndarray) else cuda.as_cuda_array(values, sync=False)
 
 
+@functools.lru_cache
 def as_stream(pointer: int) -> Any:
-    """A stream by its pointer (`torch.cuda.current_stream().cuda_stream`); 0 is the default one."""
+    """A stream by its pointer (`torch.cuda.current_stream().cuda_stream`); 0 is the default one.
+
+    The same object each time, since numba keeps prepared launches by it.
+    """
     return 0 if IS_SIMULATED or pointer == 0 else cuda.external_stream(pointer)
 
 
@@ -223,19 +235,25 @@ class DeviceRows:
         max_rows: the largest batch.
         num_classes: K.
         k: how many of the best classes to keep; K of them where k is larger.
+        scores: where to write, instead of buffers made here: arrays of those shapes and types on the device.
     """
 
-    def __init__(self, max_rows: int, num_classes: int, *, k: int = 5) -> None:
+    def __init__(self, max_rows: int, num_classes: int, *, k: int = 5, scores: DeviceRowScores | None = None) -> None:
         if k < 1 or num_classes < 1:
             raise UsageError("nothing to rank", expected="k and K of at least 1", got=f"{k} and {num_classes}")
         self.num_classes = num_classes
         width = min(k, num_classes)
-        self.scores = DeviceRowScores(
-            cuda.device_array((max_rows, width), np.int32),
-            cuda.device_array((max_rows, width), np.float32),
-            cuda.device_array((5, max_rows), np.float32),
-            cuda.device_array(max_rows, np.uint8),
-        )
+        if scores is None:
+            scores = DeviceRowScores(
+                cuda.device_array((max_rows, width), np.int32),
+                cuda.device_array((max_rows, width), np.float32),
+                cuda.device_array((5, max_rows), np.float32),
+                cuda.device_array(max_rows, np.uint8),
+            )
+        self.scores = DeviceRowScores(*map(lend, scores))
+        shapes = [tuple(array.shape) for array in self.scores]
+        if shapes != [(max_rows, width), (max_rows, width), (5, max_rows), (max_rows,)]:
+            raise UsageError("buffers do not fit", expected=f"{max_rows} rows, {width} classes", got=str(shapes))
 
     def score(self, logits: Any, labels: Any, *, stream: int = 0) -> DeviceRowScores:
         """Score a batch; returns at once.

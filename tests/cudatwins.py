@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from vitscore.errors import LabelError, UsageError
-from vitscore.kernels.cuda import SLOTS, DeviceConfusionCounts, DeviceRows, cuda
+from vitscore.kernels.cuda import SLOTS, DeviceConfusionCounts, DeviceRows, DeviceRowScores, cuda
 from vitscore.kernels.reference import count_reference, score_rows_reference
 
 
@@ -78,16 +78,88 @@ def check_full_table() -> None:
 
 def check_rows(logits: np.ndarray, labels: np.ndarray, k: int) -> None:
     num_rows, num_classes = logits.shape
-    rows = DeviceRows(num_rows + 2, num_classes, k=k)
-    scores = rows.score(to_device(logits), to_device(labels))
+    given = DeviceRowScores(
+        to_device(np.zeros((num_rows + 2, k), np.int32)),
+        to_device(np.zeros((num_rows + 2, k), np.float32)),
+        to_device(np.zeros((5, num_rows + 2), np.float32)),
+        to_device(np.zeros(num_rows + 2, np.uint8)),
+    )
+    for buffers in (None, given):
+        rows = DeviceRows(num_rows + 2, num_classes, k=k, scores=buffers)
+        scores = rows.score(to_device(logits), to_device(labels))
+        check_scores([array.copy_to_host() for array in scores], logits, labels, k)
+    assert (given.ids_BT.copy_to_host() == rows.scores.ids_BT.copy_to_host()).all()
+    assert not given.ids_BT.copy_to_host()[num_rows:].any()  # rows beyond the batch are not touched
+
+
+def check_scores(found: list[np.ndarray], logits: np.ndarray, labels: np.ndarray, k: int) -> None:
+    num_rows = len(logits)
     wanted = score_rows_reference(logits, labels, k)
-    ids, probs, figures, is_finite = (array.copy_to_host() for array in scores)
+    ids, probs, figures, is_finite = found
     assert (ids[:num_rows] == wanted.topk).all()
     names = ("label_logprob", "sum_sq_prob", "log_sum_exp", "margin", "entropy")
     np.testing.assert_allclose(probs[:num_rows], wanted.topk_prob, rtol=3e-6, atol=3e-6)
     for name, found in zip(names, figures[:, :num_rows], strict=True):
         np.testing.assert_allclose(found, getattr(wanted, name), rtol=3e-6, atol=3e-6, err_msg=name)
     assert (is_finite[:num_rows].astype(bool) == wanted.is_finite).all()
+
+
+def check_one_piece() -> None:
+    """The kernel's arrays as views of one buffer, and the scores read out of it; simulated, on the host."""
+    import torch
+
+    from vitscore.kernels.rows import RowScores
+    from vitscore.score_buffer import ScoreBuffer
+
+    rng = np.random.default_rng(3)
+    for num_rows, num_classes, k in ((5, 7, 3), (3, 4, 4), (1, 1, 1)):
+        logits = (rng.normal(size=(num_rows, num_classes)) * 5).astype(np.float32)
+        logits[0, 0] = np.nan if num_rows > 3 else 0
+        labels = rng.integers(-1, num_classes, num_rows).astype(np.int32)
+        max_rows = num_rows + 2
+        whole = torch.full((ScoreBuffer.num_bytes(max_rows, k),), 0x7F, dtype=torch.uint8)
+        buffer = ScoreBuffer(whole, max_rows=max_rows, width=k)
+        rows = DeviceRows(max_rows, num_classes, k=k, scores=DeviceRowScores(*(view.numpy() for view in buffer.arrays)))
+        rows.score(logits, labels)
+        copy = ScoreBuffer(whole.clone(), max_rows=max_rows, width=k)
+        whole.fill_(0)
+        found, wanted = copy.read(num_rows), score_rows_reference(logits, labels, k)
+        for name in RowScores._fields:
+            one, other = getattr(found, name), getattr(wanted, name)
+            assert one.dtype == other.dtype and one.shape == other.shape, name
+            np.testing.assert_allclose(one, other, rtol=3e-6, atol=3e-6, err_msg=name)
+
+
+def check_compiled() -> None:
+    """Every kernel becomes a Hopper GPU's assembly, with no GPU here: types, calls and all."""
+    from types import SimpleNamespace
+
+    from numba import types
+    from numba.cuda import dispatcher
+
+    from vitscore.kernels import cuda as twins
+
+    # Functions that kernels call are compiled for the current device, whatever the kernel is compiled for.
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(9, 0))
+
+    def array(item: object, num_axes: int = 1) -> object:
+        return types.Array(item, num_axes, "C")
+
+    flags, counts, square = array(types.int32), array(types.int64), array(types.int64, 2)
+    floats, ints = array(types.float32, 2), array(types.int32, 2)
+    for ids in (array(types.int32), array(types.int64)):
+        kernels = {
+            twins._start_batch: (flags,),
+            twins._check_ids: (flags, ids, ids, types.int64),
+            twins._count_square: (flags, square, ids, ids),
+            twins._count_table: (flags, counts, counts, ids, ids, types.int64),
+            twins._merge_square: (flags, square, flags, square),
+            twins._merge_table: (flags, counts, counts, flags, counts, counts),
+            twins._score_rows: (floats, ids, ints, floats, floats, array(types.uint8)),
+        }
+        for kernel, arguments in kernels.items():
+            assembly, _ = cuda.compile_ptx(kernel.py_func, types.void(*arguments), cc=(9, 0))
+            assert ".target sm_90" in assembly and ".entry" in assembly
 
 
 def main(is_thorough: bool) -> None:
@@ -97,6 +169,7 @@ def main(is_thorough: bool) -> None:
     check_bad_ids()
     if not is_thorough:
         check_full_table()
+        check_one_piece()
     rng = np.random.default_rng(0)
     for num_classes in (1, 2, 7, 21, *((1000, 21841) if is_thorough else ())):
         for k in (1, 3, 30):
@@ -110,4 +183,7 @@ def main(is_thorough: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(is_thorough="thorough" in sys.argv[1:])
+    if "compiled" in sys.argv[1:]:
+        check_compiled()
+    else:
+        main(is_thorough="thorough" in sys.argv[1:])

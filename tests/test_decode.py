@@ -364,3 +364,23 @@ def test_gpu_batches_are_ordered_with_torchs_stream():
         torch.cuda.current_stream().synchronize()
     made.close()
     assert len({int(value) for value in sums}) == 3 and all(sums[turn] == sums[turn % 3] for turn in range(12))
+
+
+@pytest.mark.gpu
+@needs_dali
+@needs_gpu
+def test_gpu_pixels_stay_as_long_as_they_are_held_mended_ones_too():
+    contents = [pictures.as_array(content) for content in pictures.ordinary().values()]
+    bad = pictures.as_array(pictures.hidden_bad()["jpeg without its tables"])
+    made = decoder("dali", batch_size=16, device_id=0)
+    kept, copies = [], []
+    for turn in range(12):
+        images = [contents[(turn + row) % len(contents)] for row in range(16)]
+        images[turn % 16] = bad if turn % 3 == 0 else images[turn % 16]
+        made.submit(images)
+        kept.append(made.collect())
+        copies.append([pixels.cpu() for pixels in kept[-1].pixels])
+    made.close()
+    for decoded, copied in zip(kept, copies, strict=True):
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(decoded.pixels, copied, strict=True))
+    assert [bool(decoded.faults) for decoded in kept] == [turn % 3 == 0 for turn in range(12)]

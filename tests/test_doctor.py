@@ -86,7 +86,7 @@ def test_what_is_missing_is_exit_4_and_the_report_is_still_there(
         (doctor.check_dali(is_there=True, load=lambda: 1 / 0), "problem", "--force-reinstall"),
         (doctor.check_nvjpeg(has_gpu=True, is_there=False), "optional", "pip install nvidia-nvjpeg"),
         (doctor.check_nvjpeg(has_gpu=True, is_there=True), "ok", ""),
-        (doctor.check_numba_cuda(has_gpu=True, is_there=False), "optional", "numba-cuda[cu13]"),
+        (doctor.check_numba_cuda(has_gpu=True, is_there=False), "problem", "numba-cuda[cu13]"),
         (doctor.check_compile(compiler=None, has_gpu=False, has_triton=False), "optional", "apt install g++"),
         (doctor.check_compile(compiler="g++", has_gpu=True, has_triton=False), "optional", "pip install triton"),
         (doctor.check_store("s3", is_there=False), "optional", 'pip install "vitscore[s3]"'),

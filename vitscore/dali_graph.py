@@ -104,7 +104,12 @@ class DaliPipeline:
             Failed: an image of it cannot be decoded.
             Misplaced: it is not the batch with this serial.
         """
-        # On a GPU the outputs are bound to torch's stream, and handed over on it: the host does not wait for them.
+        # On a GPU the outputs are bound to torch's stream: what DALI still has to do for them, that stream waits for
+        # and the host does not (`share_outputs(cuda_stream)`, default executor). `from_dlpack` names torch's current
+        # stream once more to DALI's `__dlpack__`, which would put an event into it were one needed. From then on the
+        # memory is torch's: with this executor `release_outputs` takes nothing back, and a buffer is DALI's again when
+        # the last tensor on it goes. DALI 2.4 then queues it for deletion, and does not document what the queue waits
+        # for; so whoever gives the device work on these tensors holds them until it is done (see `Decoded.held`).
         stream = None if self._device is None else torch.cuda.current_stream(self._device)
         try:
             serials, sizes, *lists = self._pipe.share_outputs(stream)
@@ -146,6 +151,10 @@ def _graph(geometries: Sequence[Geometry], *, is_gpu: bool, hw_decoder_load: flo
         # What libjpeg, and so Pillow, does; nvJPEG's default is the plain kind.
         jpeg_fancy_upsampling=True,
         hw_decoder_load=hw_decoder_load,
+        # By default DALI ties each of the decoder's threads to a core, the same ones in every rank of a node.
+        affine=False,
+        # Sizes to allocate for ahead (`preallocate_width_hint`, `device_memory_padding`) are left to DALI: buffers only
+        # grow, so a run stalls for them in its first batches alone, and a hint too large would be paid for each thread.
     )
     pixels = [_resized(images, geometry, index) for index, geometry in enumerate(geometries)]
     return serial, images.shape(device="cpu"), *(pixels or [images])

@@ -4,8 +4,9 @@ In the flow, bytes of samples come in (`submit`) and batches of pixels go out in
 for each geometry asked for, all from one decode of each image. Several batches may be under way, so that decoding goes
 on while a model computes. A bad image is a row of zeros and a reason, never an exception.
 
-Whatever the decoder, an image's pixels depend on that image alone: not on its neighbours, its place, the batch size or
-the number of threads. This module does not normalise: bytes leave as bytes.
+On a CPU, whatever the decoder, an image's pixels depend on that image alone: not on its neighbours, its place, the
+batch size or the number of threads. On a GPU its place may decide which of two JPEG decoders it goes to. This module
+does not normalise: bytes leave as bytes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ AnyGeometry = Geometry | ProcessorGeometry
 DecoderKind = Literal["dali", "torchvision"]
 
 
+HW_DECODER_LOAD = 0.65
+"""The share of a batch's JPEGs that goes to a GPU's own decoder, where it has one; DALI's default.
+
+Not an option: that decoder and nvJPEG's kernels may differ by a level of 255, so the share would belong to the run's
+identity. Benches sweep it through `make_decoder`."""
+
 # 13,000 x 13,000: twice the size from which Pillow warns of a decompression bomb, and where it refuses.
 MAX_PIXELS = 178_956_970
 
@@ -43,10 +50,12 @@ class Decoded:
     Args:
         pixels: for each geometry uint8 (B, H, W, 3), contiguous; for a `ProcessorGeometry` float32 (B, 3, H, W).
         faults: row to reason; such a row's pixels are zeros.
+        held: on a GPU what the pixels are made from, which it may still be reading: kept as long as the pixels are.
     """
 
     pixels: tuple[torch.Tensor, ...]
     faults: dict[int, str] = field(default_factory=dict)
+    held: tuple[torch.Tensor, ...] = ()
 
 
 class Decoder(Protocol):
@@ -81,7 +90,7 @@ def make_decoder(
     num_threads: int,
     device_id: int | None = None,
     max_pixels: int = MAX_PIXELS,
-    hw_decoder_load: float = 0.65,
+    hw_decoder_load: float = HW_DECODER_LOAD,
 ) -> Decoder:
     """Make a decoder for these geometries.
 

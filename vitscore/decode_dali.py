@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from vitscore.dali_graph import DaliPipeline, Failed, Misplaced, Sizes, is_beyond_dali
-from vitscore.decode import MAX_PIXELS, AnyGeometry, BadImage, Decoded, EncodedImage, too_large
+from vitscore.decode import HW_DECODER_LOAD, MAX_PIXELS, AnyGeometry, BadImage, Decoded, EncodedImage, too_large
 from vitscore.decode_torchvision import blank_pixels, open_image, render_alike
 from vitscore.imageheader import ImageHeader, read_header
 from vitscore.native_stderr import NativeStderr
@@ -105,7 +105,7 @@ class DaliDecoder:
         num_threads: int,
         device_id: int | None = None,
         max_pixels: int = MAX_PIXELS,
-        hw_decoder_load: float = 0.65,
+        hw_decoder_load: float = HW_DECODER_LOAD,
         resize_in_dali: bool | None = None,
     ) -> None:
         self._geometries = tuple(geometries)
@@ -349,18 +349,25 @@ class DaliDecoder:
             return Decoded(tuple(parts[0].pixels), batch.faults)
         pixels = [blank_pixels(geometry, num_rows, device=self._device) for geometry in self._geometries]
         for part in parts:
-            index = torch.tensor(part.rows, device=self._device)
+            index = self._sent(torch.tensor(part.rows))
             for geometry, rendered in zip(self._served, part.pixels, strict=True):
                 pixels[geometry][index] = rendered
         for row, (wanted, future) in batch.patches.items():
             try:
                 for geometry, one in zip(wanted, future.result(), strict=True):
-                    pixels[geometry][row] = one.to(pixels[geometry].device)
+                    pixels[geometry][row] = self._sent(one)
             except BadImage as bad:
                 batch.faults[row] = str(bad)
                 for whole in pixels:
                     whole[row] = 0
-        return Decoded(tuple(pixels), batch.faults)
+        held = () if self._device is None else tuple(rendered for part in parts for rendered in part.pixels)
+        return Decoded(tuple(pixels), batch.faults, held)
+
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor where the pixels are; nobody waits for the copy, whose source torch keeps until it is done."""
+        if self._device is None:
+            return tensor
+        return tensor.contiguous().pin_memory().to(self._device, non_blocking=True)
 
 
 def alike(images_HWC: Sequence[torch.Tensor], *, at_least: int) -> Iterator[list[int]]:

@@ -181,6 +181,8 @@ class TorchvisionDecoder:
             except BadImage as bad:
                 faults[row] = str(bad)
         if self._device is not None:
+            # Pinned memory that is let go is used again only when the copies out of it are done: torch's allocator
+            # keeps an event for each.
             pixels = [batch.pin_memory().to(self._device, non_blocking=True) for batch in pixels]
         return Decoded(tuple(pixels), faults)
 

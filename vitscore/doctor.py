@@ -204,8 +204,10 @@ def check_nvjpeg(*, has_gpu: bool, is_there: bool) -> Finding:
 def check_numba_cuda(*, has_gpu: bool, is_there: bool) -> Finding:
     if is_there:
         return Finding("numba-cuda", OK if has_gpu else OPTIONAL, "installed" + ("" if has_gpu else "; needs a GPU"))
-    fix = f'{sys.executable} -m pip install "numba-cuda[cu13]"' if has_gpu else ""
-    return Finding("numba-cuda", OPTIONAL, "not installed", fix)
+    if not has_gpu:
+        return Finding("numba-cuda", OPTIONAL, "not installed; needs a GPU")
+    fix = f'{sys.executable} -m pip install "numba-cuda[cu13]"'
+    return Finding("numba-cuda", PROBLEM, "not installed: runs on the GPU rank with it", fix)
 
 
 def check_compile(*, compiler: str | None, has_gpu: bool, has_triton: bool) -> Finding:

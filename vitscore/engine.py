@@ -25,7 +25,7 @@ from vitscore.config import BadLimit
 from vitscore.decode import make_decoder
 from vitscore.durable import writing
 from vitscore.errors import DataError, LabelError, TooManyBadError
-from vitscore.forward import Forward, Ranked
+from vitscore.forward import Awaited, Ranked, make_forward
 from vitscore.handout import HandOut
 from vitscore.machine import process_age_s
 from vitscore.parts import ShardRows
@@ -80,7 +80,7 @@ class Computing:
     batch: Batch
     labels: Array
     faults: Mapping[int, str]
-    outputs: Future[Mapping[str, Ranked]] | None
+    outputs: Awaited | None
     """None where the batch has no image."""
     suffix: str = ""
     """What the condition adds to the models' names."""
@@ -119,12 +119,13 @@ class Engine:
         self._folder = parts_folder
         self._on_progress = on_progress
         is_cuda = plan["device"] == "cuda"
-        self._forward = Forward(
+        self._forward = make_forward(
             models,
+            device_id=ranks.local_rank if is_cuda else None,
             batch_size=plan["batch_size"],
             top_k=plan["top_k"],
             save=plan.options.save,
-            num_workers=0 if is_cuda or plan["compile"] else num_threads,
+            num_workers=0 if plan["compile"] else num_threads,
             has_fp32_rerun=plan["precision"] != "fp32",
             tta=plan.options.tta,
         )

@@ -3,7 +3,7 @@
 Between decoder and engine. On a CPU several batches are computed side by side, one a thread, each with one thread
 inside torch: small batches stay in a core's cache, no thread waits for another at the end of every layer (with DALI's
 threads on the same cores such waits cost more than the work), and a row's bits cannot depend on the number of threads.
-On a GPU the batches are computed in order, on the caller's thread and stream.
+On a GPU the batches are computed in order, on the caller's thread and stream (`forward_cuda`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -143,3 +143,47 @@ def pad(pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
     if missing == 0:
         return pixels
     return torch.cat([pixels, pixels.new_zeros((missing, *pixels.shape[1:]))])
+
+
+class Awaited(Protocol):
+    """A batch under way."""
+
+    def result(self) -> Mapping[str, Ranked]:
+        """Wait for its predictions, by model."""
+
+
+class AnyForward(Protocol):
+    """`Forward`, or its twin on a GPU."""
+
+    geometries: list[Geometry | ProcessorGeometry]
+    source: dict[str, int]
+    depth: int
+    """How many batches may be under way after one is submitted."""
+
+    def submit(self, decoded: Decoded, labels: Array) -> Awaited:
+        """Begin to compute a batch's predictions."""
+
+    def close(self) -> None:
+        """Stop."""
+
+
+def make_forward(
+    models: Sequence[ImageModel], *, device_id: int | None, num_workers: int, **options: Any
+) -> AnyForward:
+    """The forward for where the models are.
+
+    Args:
+        models: loaded.
+        device_id: their GPU, None for the CPU.
+        num_workers: batches side by side on a CPU; on a GPU they are computed in order.
+        options: `Forward`'s others.
+
+    Raises:
+        SetupError: the GPU's kernels cannot be used.
+    """
+    if device_id is None:
+        return Forward(models, num_workers=num_workers, **options)
+    from vitscore.cuda_device import CudaDevice
+    from vitscore.forward_cuda import CudaForward
+
+    return CudaForward(models, device=CudaDevice(device_id), **options)

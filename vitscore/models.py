@@ -109,7 +109,11 @@ class ImageModel:
             pixels: uint8 (B, H, W, 3) of the spec's geometry; float32 (B, 3, H, W) for a ProcessorGeometry.
         """
         with torch.inference_mode():
-            logits_BK, embedding_BD = self._forward(pixels.to(self._device, non_blocking=True))
+            pixels = pixels.to(self._device, non_blocking=True)
+            if self._forward is not self.net and not pixels.is_inference():
+                # The compiler tells tensors made in this mode from others, and would compile again for the other kind.
+                pixels = pixels.clone()
+            logits_BK, embedding_BD = self._forward(pixels)
         return ModelOutput(logits_BK, embedding_BD if self._save_embeddings else None)
 
     @property
@@ -159,7 +163,7 @@ class ImageModel:
                 module.is_whole = True
         gflop = None
         with contextlib.suppress(Exception), FlopCounterMode(display=False) as counter, torch.inference_mode():
-            hollow(self._black_images(1).to("meta"))
+            hollow(self.black_images(1).to("meta"))
             gflop = round(counter.get_total_flops() / 1e9, 6)
         geometry = self.geometry
         return {
@@ -169,7 +173,8 @@ class ImageModel:
             "interpolation": getattr(geometry, "interpolation", None),
         }
 
-    def _black_images(self, batch_size: int) -> torch.Tensor:
+    def black_images(self, batch_size: int) -> torch.Tensor:
+        """A batch of the shape and type that it takes, on the host."""
         size = (self.geometry.height, self.geometry.width)
         if isinstance(self.spec, Spec):
             return torch.zeros((batch_size, *size, 3), dtype=torch.uint8)
@@ -177,7 +182,7 @@ class ImageModel:
 
     def warm_up(self, batch_size: int) -> None:
         """One batch of black images: compiles, and lets the libraries choose their kernels."""
-        self(self._black_images(batch_size))
+        self(self.black_images(batch_size))
         if self._device.startswith("cuda"):
             torch.cuda.synchronize()
 
@@ -211,7 +216,7 @@ def load_model(
     device: str,
     precision: Precision,
     compile: bool,
-    batch_size: int,
+    batch_size: int | None,
     save_embeddings: bool = False,
     cache_dir: Path | None = None,
     fingerprint: str | None = None,
@@ -227,7 +232,7 @@ def load_model(
         device: "cpu", "cuda" or "cuda:N".
         precision: of the trunk; heads are fp32.
         compile: compile the model for batches of `batch_size`.
-        batch_size: rows of every batch to come.
+        batch_size: rows of every batch to come; None where they are not known yet, and the caller warms up.
         save_embeddings: give embeddings out with the logits.
         cache_dir: where text weights are kept between runs; None keeps none.
         fingerprint: the checkpoint's, where it is known already; text weights are kept under it.
@@ -259,7 +264,7 @@ def load_model(
         text_weights_KD=weights_KD,
         loaded=loaded,
     )
-    if compile:
+    if compile and batch_size is not None:
         model.warm_up(batch_size)
     return model
 
@@ -382,5 +387,9 @@ def reading(checkpoint: Checkpoint, what: str) -> Iterator[None]:
 
 def _compiled(net: Net, device: str) -> Any:
     """One static shape; on CUDA the kernels are tuned, but without CUDA graphs: these would own the output buffers."""
-    mode = "max-autotune-no-cudagraphs" if device.startswith("cuda") else None
-    return torch.compile(net, dynamic=False, mode=mode)
+    if not device.startswith("cuda"):
+        return torch.compile(net, dynamic=False)
+    from torch._inductor import select_algorithm
+
+    select_algorithm.PRINT_AUTOTUNE = False  # tables of candidates, on the terminal
+    return torch.compile(net, dynamic=False, mode="max-autotune-no-cudagraphs")

@@ -17,7 +17,7 @@ from vitscore.augment.seeds import sample_words
 from vitscore.augment.stage import Stage
 from vitscore.decode import make_decoder
 from vitscore.dryrun import estimate_rows
-from vitscore.forward import Forward
+from vitscore.forward import make_forward
 from vitscore.machine import num_usable_cpus
 from vitscore.prepare import Plan
 from vitscore.shards.cache import Cache
@@ -66,12 +66,13 @@ def estimate(plan: Plan, models: Sequence[ImageModel]) -> Estimate | None:
         return None
     threads = num_usable_cpus()
     is_cuda = plan["device"] == "cuda"
-    forward = Forward(
+    forward = make_forward(
         models,
+        device_id=0 if is_cuda else None,
         batch_size=plan["batch_size"],
         top_k=plan["top_k"],
         save=(),
-        num_workers=0 if is_cuda or plan["compile"] else threads,
+        num_workers=0 if plan["compile"] else threads,
         has_fp32_rerun=False,
         tta=plan.options.tta,
     )

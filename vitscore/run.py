@@ -179,6 +179,7 @@ def open_run(
         ranks.count("seen", sum(footer.expected for _, footer in parts.values()))
         ranks.count("labels tried", sum(footer.expected - footer.bad for _, footer in parts.values()))
     models = load_models(plan, ranks) if len(done) < len(plan.shards) else []
+    plan = warmed_up(plan, models, may_lower=not is_resumed and options.batch_size is None)
     if not is_resumed:
         folders.clear(folder)
         costs = {model.name: model.cost() for model in models}
@@ -201,7 +202,8 @@ def join_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan
     )
     plan = dataclasses.replace(plan, identity=record["identity"], models=planned)
     plan, done = folders.resume(folder, plan), set(told["done"])
-    return plan, load_models(plan, ranks) if len(done) < len(plan.shards) else [], done
+    models = load_models(plan, ranks) if len(done) < len(plan.shards) else []
+    return warmed_up(plan, models, may_lower=False), models, done
 
 
 def shared_record(ranks: Ranks, folder: RunFolder, told: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,7 +257,7 @@ def score(
 
     from vitscore.engine import Engine
 
-    threads = max(1, num_usable_cpus() // ranks.local_world_size)
+    threads = num_threads(ranks)
     threads_before = torch.get_num_threads()
     # Eager forwards on a CPU run side by side, one a thread, with one thread inside torch each (see forward.py).
     torch.set_num_threads(threads if plan["compile"] else 1)
@@ -273,18 +275,38 @@ def score(
         torch.set_num_threads(threads_before)
 
 
+def num_threads(ranks: Ranks) -> int:
+    """This rank's share of the usable CPUs."""
+    return max(1, num_usable_cpus() // ranks.local_world_size)
+
+
+def warmed_up(plan: Plan, models: Sequence[ImageModel], *, may_lower: bool) -> Plan:
+    """On a GPU: the models ready for their batch, and the plan with the batch that fits (see `warmup`)."""
+    if plan["device"] != "cuda":
+        return plan
+    from vitscore.warmup import warm_up
+
+    return warm_up(plan, models, may_lower=may_lower)
+
+
 def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
     """Every model of the plan, on this rank's device and in the plan's precision."""
     import torch
 
     from vitscore.augment.stage import require_bytes
+    from vitscore.cuda_device import keep_compiled_code, require_exact_fp32
     from vitscore.models import load_model
     from vitscore.zeroshot import default_cache
 
     device = "cpu"
+    if plan["compile"]:
+        keep_compiled_code(default_cache())
+        # The number that `score` sets: what is compiled under another is compiled once more.
+        torch.set_num_threads(num_threads(ranks))
     if plan["device"] == "cuda":
         device = f"cuda:{ranks.local_rank}"
         torch.cuda.set_device(ranks.local_rank)
+        require_exact_fp32()
     models = [
         load_model(
             planned.checkpoint,
@@ -295,7 +317,7 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
             device=device,
             precision=plan["precision"],
             compile=plan["compile"],
-            batch_size=plan["batch_size"],
+            batch_size=None,
             save_embeddings="embeddings" in plan.options.save,
             cache_dir=default_cache(),
             fingerprint=planned.fingerprint,
@@ -304,4 +326,9 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
     ]
     if plan.options.augment or plan.options.cells:
         require_bytes({model.name: model.geometry for model in models})
+    if plan["compile"] and device == "cpu":
+        # When all are loaded: transformers keeps lists of its classes, and what was compiled before one grew is
+        # compiled again. On a GPU `warmed_up` does it, which may still change the batch.
+        for model in models:
+            model.warm_up(plan["batch_size"])
     return models

@@ -6,6 +6,9 @@ is kept there. Only measurements and plain facts of the machine decide.
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +44,8 @@ def resolve(
     device = asked_or("device", options.device, kept) or choose_device()
     check_device(device.value)
     precision = asked_or("precision", options.precision, kept) or choose_precision(device.value)
+    if (device.value, precision) == ("cuda", Choice("fp32", "asked for")):
+        precision = Choice("fp32", "asked for; convolutions and products without TF32")
     if precision.value == "fp16" and device.value == "cpu":
         raise UsageError(
             "fp16 on a CPU", where="--precision", expected="fp32 or bf16", got="fp16", next_step="It would be slower."
@@ -104,6 +109,10 @@ def has_bf16_instructions() -> bool:
 
 def choose_compile(device: str) -> Choice:
     if device == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return Choice(False, "Triton is not installed")
+        if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+            return Choice(False, "no C compiler is here, which Triton needs")
         return Choice(True, "pays for itself on CUDA")
     return Choice(False, "on a CPU compiling takes 10 to 40 s and gains little")
 
@@ -115,10 +124,20 @@ def choose_decoder() -> Choice:
 
 
 def choose_batch_size(device: str, pixels_per_image: int) -> Choice:
-    """On a CPU a batch whose activations stay in the cache: 16 images of 224 x 224 or as many pixels, at most 128."""
+    """On a CPU a batch whose activations stay in the cache: 16 images of 224 x 224 or as many pixels, at most 128.
+
+    On a GPU 256 such images, at most 512: 50,000 tokens of 16 x 16 pixels, whose products are cut into hundreds of
+    tiles for each multiprocessor, so that more rows would take more memory and gain nothing. `warmup` lowers it.
+    """
     if device == "cuda":
-        return Choice(256, "fills a GPU without filling its memory")
-    size = 16
-    while size < 128 and size * 2 * pixels_per_image <= 16 * 224 * 224:
-        size *= 2
+        return Choice(largest_power(256, 512, 256 * 224 * 224 // pixels_per_image), "fills a GPU")
+    size = largest_power(16, 128, 16 * 224 * 224 // pixels_per_image)
     return Choice(size, "keeps a batch's activations in the CPU's cache")
+
+
+def largest_power(least: int, most: int, limit: int) -> int:
+    """`least`, doubled as often as it stays within both bounds."""
+    size = least
+    while size * 2 <= min(most, limit):
+        size *= 2
+    return size

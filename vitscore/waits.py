@@ -1,7 +1,8 @@
 """What the loop waits for: the seconds that its own thread stood still, by stage, and those of its own work.
 
 A clock is read twice a batch and stage, and nothing else; the stages themselves are not touched. `count` is the loop's
-own work: rows into parts, and counting. What is left of the loop's time is between the stages.
+own work: rows into parts, and counting. What is left of the loop's time is between the stages. On a GPU the loop does
+not wait for the device to decode, its stream does; the loop meets that time where it waits for the forward behind it.
 """
 
 from __future__ import annotations

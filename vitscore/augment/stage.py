@@ -79,12 +79,13 @@ class Stage:
                 yield from ((each, decoded) for each in conditions)
                 continue
             recipes = tuple(each.recipe for each in conditions)
+            held = decoded.pixels if self._device_id is not None else ()
             sets = [
                 self._studio(recipes, geometry).apply(pixels, words)
                 for geometry, pixels in zip(self._geometries, decoded.pixels, strict=True)
             ]
             for condition, pixels in zip(conditions, zip(*sets, strict=True), strict=True):
-                yield condition, Decoded(pixels, decoded.faults)
+                yield condition, Decoded(pixels, decoded.faults, held)
 
     def close(self) -> None:
         for studio in self._studios.values():
