@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -28,12 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from vitscore.bench.catalogue import time_limit_s
 from vitscore.bench.checkpoints import CLASSES, make_checkpoint
 from vitscore.bench.timing import Figure, figure, rounds_in_turn, show
 from vitscore.checkpoints import find
 from vitscore.classes import BY_POSITION, match_head
 from vitscore.decode import Decoded
-from vitscore.forward import Forward
+from vitscore.forward import AnyForward, Awaited, make_forward
 from vitscore.machine import num_usable_cpus
 from vitscore.models import ImageModel, Precision, load_model
 from vitscore.settings import has_bf16_instructions
@@ -77,20 +77,31 @@ GPU = (
     *(Case(kind, "bf16", 256) for kind in GPU_KINDS),
     *(Case(kind, "fp32", 256) for kind in GPU_KINDS),
 )
+GPU_SHORT = (
+    Case("vit-base", "fp16", 256, is_compiled=True),
+    *(Case(kind, "fp16", 256) for kind in ("vit-base", "clip-base-32", "clip-large-14")),
+    Case("vit-base", "bf16", 256),
+)
+"""Within `make gpu`, whose time is short."""
 
 
-def choose_cases(*, quick: bool, has_gpu: bool, has_bf16: bool) -> tuple[Case, ...]:
+def choose_cases(*, quick: bool, has_gpu: bool, has_bf16: bool, is_short: bool = False) -> tuple[Case, ...]:
     """What this machine is asked; without bf16 instructions only fp32, which is all that a run would choose."""
     if quick:
         return QUICK
+    if has_gpu and is_short:
+        return GPU_SHORT
     cases = GPU if has_gpu else CPU
     return tuple(case for case in cases if has_gpu or has_bf16 or case.precision == "fp32")
 
 
 def measure(*, quick: bool = False) -> dict[str, Any]:
     """Images/s by case, GFLOP an image by model, seconds of compiling by case."""
-    cases = choose_cases(quick=quick, has_gpu=torch.cuda.is_available(), has_bf16=has_bf16_instructions())
-    rounds, at_least_s = (1, 0.2) if quick else (ROUNDS, AT_LEAST_S)
+    is_short = time_limit_s() is not None
+    cases = choose_cases(
+        quick=quick, has_gpu=torch.cuda.is_available(), has_bf16=has_bf16_instructions(), is_short=is_short
+    )
+    rounds, at_least_s = (1, 0.2) if quick else (ROUNDS, 1.0 if is_short else AT_LEAST_S)
     found: dict[str, Figure] = {}
     gflop: dict[str, float] = {}
     compile_s: dict[str, float] = {}
@@ -158,12 +169,13 @@ def rate_of(model: ImageModel, case: Case, *, at_least_s: float) -> float:
     """Images/s, with as many batches under way as the engine has."""
     set_threads(is_compiled=case.is_compiled)
     is_cuda = torch.cuda.is_available()
-    forward = Forward(
+    forward = make_forward(
         [model],
         batch_size=case.batch_size,
         top_k=5,
         save=(),
-        num_workers=0 if is_cuda or case.is_compiled else num_usable_cpus(),
+        device_id=0 if is_cuda else None,
+        num_workers=0 if case.is_compiled else num_usable_cpus(),
         has_fp32_rerun=case.precision != "fp32",
     )
     size = model.geometry.height, model.geometry.width
@@ -176,11 +188,11 @@ def rate_of(model: ImageModel, case: Case, *, at_least_s: float) -> float:
         return count / (time.perf_counter() - started)
 
 
-def run_for(forward: Forward, decoded: Decoded, *, seconds: float) -> int:
+def run_for(forward: AnyForward, decoded: Decoded, *, seconds: float) -> int:
     """Compute the same batch again and again; returns how many images, all of them ranked when it returns."""
     size = len(decoded.pixels[0])
     labels = np.full(size, -1, np.int32)
-    computing: deque[Future[Any]] = deque()
+    computing: deque[Awaited] = deque()
     count = 0
     deadline = time.perf_counter() + seconds
     while not count or time.perf_counter() < deadline:
@@ -193,7 +205,7 @@ def run_for(forward: Forward, decoded: Decoded, *, seconds: float) -> int:
     return count
 
 
-def settle(outputs: Future[Any]) -> None:
+def settle(outputs: Awaited) -> None:
     for ranked in outputs.result().values():
         assert ranked.is_finite.all() and not ranked.num_redone, "a forward overflowed: its time says nothing"
 
