@@ -8,8 +8,8 @@ Expected: 3.0 times the pipeline at batch 64, 1.5 times the hand-written loop, 0
 Command:  python -m vitscore.bench whole
 Method:   2,000 JPEGs; every way in a process of its own (see peers, bound), in turn over three rounds; images over the
           seconds from the process' start to its end, and over those of its loop alone. The peers run at the settings
-          that a sweep found best on such a machine; of the loop's two best the better is taken. timm's model is of the
-          same architecture and input size, with weights of its own. The pipeline's predictions are compared with ours.
+          that a sweep found best on such a machine; of two the better is taken. timm's model is of the same
+          architecture and input size, with weights of its own. The pipeline's predictions are compared with ours.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vitscore.bench.timing import Figure, figure, ratio, rounds_in_turn, show
 NUM_IMAGES, ROUNDS = 2_000, 3
 TARGETS = {"pipeline batch 64": 3.0, "hand-written loop": 1.5}
 BOUND_TARGET = 0.92
-LOOP = "hand-written loop"
+LOOP, PIPELINE = "hand-written loop", "pipeline, best"
 
 
 def measure(*, quick: bool = False) -> dict[str, Any]:
@@ -59,8 +59,9 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
         "vitscore": rates(own, own[-1].settings),
         **{way: rates(runs, str(settings[way])) for way, runs in found.items()},
     }
-    keep_better_loop(result)
-    peers = [way for way in ("pipeline batch 64", "pipeline, best", LOOP, "timm") if way in result]
+    for kind in (PIPELINE, LOOP):
+        keep_better(result, kind)
+    peers = [way for way in ("pipeline batch 64", PIPELINE, LOOP, "timm") if way in result]
     result["ratios"] = ratios(result, peers, "images_per_s")
     result["loop_ratios"] = ratios(result, peers, "loop_images_per_s")
     return {**result, **bound_figures(result["vitscore"]["loop_images_per_s"], bounds), "agreement": agreement}
@@ -68,12 +69,14 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
 
 def peer_settings(*, is_short: bool) -> dict[str, Settings]:
     """By way; a short run has each kind of peer once, with one thread, so that it is short beside other work too."""
-    loops = best_settings("loop")[: 1 if is_short else 2]
-    pipelines = {"pipeline batch 64": Settings(batch_size=64)}
-    if not is_short:
-        pipelines["pipeline, best"] = best_settings("pipeline")[0]
-    numbered = {f"{LOOP} {number}": each for number, each in enumerate(loops, 1)}
-    settings = {**pipelines, **numbered, "timm": best_settings("timm")[0]}
+    pipelines = () if is_short else best_settings("pipeline")
+    loops = best_settings("loop")[: 1 if is_short else None]
+    settings = {
+        "pipeline batch 64": Settings(batch_size=64),
+        **{f"{PIPELINE} {number}": each for number, each in enumerate(pipelines, 1)},
+        **{f"{LOOP} {number}": each for number, each in enumerate(loops, 1)},
+        "timm": best_settings("timm")[0],
+    }
     return {way: replace(each, threads=1) for way, each in settings.items()} if is_short else settings
 
 
@@ -96,11 +99,12 @@ def rates(runs: Sequence[OwnRun | PeerRun], settings: str) -> dict[str, Any]:
     }
 
 
-def keep_better_loop(result: dict[str, Any]) -> None:
-    """Of the hand-written loop's settings the faster one stands for it; the others are kept apart."""
-    tried = [result.pop(way) for way in list(result) if way.startswith(LOOP)]
+def keep_better(result: dict[str, Any], kind: str) -> None:
+    """Of a peer's settings the faster one stands for it; the others are kept apart."""
+    tried = [result.pop(way) for way in list(result) if way.startswith(kind)]
     tried.sort(key=lambda each: -each["images_per_s"]["median"])
-    result[LOOP] = {**tried[0], "other_settings": tried[1:]}
+    if tried:
+        result[kind] = {**tried[0], "other_settings": tried[1:]}
 
 
 def ratios(result: Mapping[str, Any], peers: Sequence[str], key: str) -> dict[str, Any]:

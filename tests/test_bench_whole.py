@@ -66,6 +66,13 @@ def test_several_compares_one_run_with_both() -> None:
     assert case["one_run_of_two"]["median"] == pytest.approx(case["loop_s"]["together"]["median"] / apart)
 
 
+def test_of_a_peers_settings_the_faster_one_stands_for_it() -> None:
+    slow, fast = ({"images_per_s": figure([rate], "images/s")} for rate in (3, 5))
+    rates = {f"{whole.LOOP} 1": slow, f"{whole.LOOP} 2": fast}
+    whole.keep_better(rates, whole.LOOP)
+    assert rates == {whole.LOOP: {**fast, "other_settings": [slow]}}
+
+
 def wide(count: float) -> dict[str, Any]:
     """A figure with three rounds of as many digits as a fast machine gives."""
     return figure([count, count * 1.01, count * 0.99], "images/s")
