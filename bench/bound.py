@@ -149,14 +149,15 @@ def forward_rate(plan: Plan, model: ImageModel, pixels: torch.Tensor, *, threads
     import numpy as np
 
     from vitscore.decode import Decoded
-    from vitscore.forward import Forward
+    from vitscore.forward import make_forward
 
-    forward = Forward(
+    forward = make_forward(
         [model],
+        device_id=0 if plan["device"] == "cuda" else None,
         batch_size=plan["batch_size"],
         top_k=plan["top_k"],
         save=(),
-        num_workers=0 if plan["device"] == "cuda" or plan["compile"] else threads,
+        num_workers=0 if plan["compile"] else threads,
         has_fp32_rerun=plan["precision"] != "fp32",
     )
     num_rows = len(pixels)

@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +32,7 @@ from vitscore.bench.timing import Figure, figure, rounds_in_turn, show
 from vitscore.checkpoints import find
 from vitscore.classes import BY_POSITION, match_head
 from vitscore.decode import Decoded
-from vitscore.forward import Forward
+from vitscore.forward import AnyForward, Awaited, make_forward
 from vitscore.machine import num_usable_cpus
 from vitscore.models import ImageModel, Precision, load_model
 from vitscore.settings import has_bf16_instructions
@@ -158,12 +157,13 @@ def rate_of(model: ImageModel, case: Case, *, at_least_s: float) -> float:
     """Images/s, with as many batches under way as the engine has."""
     set_threads(is_compiled=case.is_compiled)
     is_cuda = torch.cuda.is_available()
-    forward = Forward(
+    forward = make_forward(
         [model],
+        device_id=0 if is_cuda else None,
         batch_size=case.batch_size,
         top_k=5,
         save=(),
-        num_workers=0 if is_cuda or case.is_compiled else num_usable_cpus(),
+        num_workers=0 if case.is_compiled else num_usable_cpus(),
         has_fp32_rerun=case.precision != "fp32",
     )
     size = model.geometry.height, model.geometry.width
@@ -176,11 +176,11 @@ def rate_of(model: ImageModel, case: Case, *, at_least_s: float) -> float:
         return count / (time.perf_counter() - started)
 
 
-def run_for(forward: Forward, decoded: Decoded, *, seconds: float) -> int:
+def run_for(forward: AnyForward, decoded: Decoded, *, seconds: float) -> int:
     """Compute the same batch again and again; returns how many images, all of them ranked when it returns."""
     size = len(decoded.pixels[0])
     labels = np.full(size, -1, np.int32)
-    computing: deque[Future[Any]] = deque()
+    computing: deque[Awaited] = deque()
     count = 0
     deadline = time.perf_counter() + seconds
     while not count or time.perf_counter() < deadline:
@@ -193,7 +193,7 @@ def run_for(forward: Forward, decoded: Decoded, *, seconds: float) -> int:
     return count
 
 
-def settle(outputs: Future[Any]) -> None:
+def settle(outputs: Awaited) -> None:
     for ranked in outputs.result().values():
         assert ranked.is_finite.all() and not ranked.num_redone, "a forward overflowed: its time says nothing"
 
