@@ -153,10 +153,10 @@ def forward_rate(plan: Plan, model: ImageModel, pixels: torch.Tensor, *, threads
 
     forward = make_forward(
         [model],
-        device_id=0 if plan["device"] == "cuda" else None,
         batch_size=plan["batch_size"],
         top_k=plan["top_k"],
         save=(),
+        device_id=0 if plan["device"] == "cuda" else None,
         num_workers=0 if plan["compile"] else threads,
         has_fp32_rerun=plan["precision"] != "fp32",
     )

@@ -23,10 +23,11 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from vitscore.bench.catalogue import time_limit_s
 from vitscore.bench.checkpoints import CLASSES
 from vitscore.bench.corpus import photos, write
 from vitscore.bench.decodeways import WAYS, Stream, Way, decode_by_dali, read_images, submit_and_collect
@@ -36,11 +37,22 @@ from vitscore.machine import num_usable_cpus
 ROUNDS = 5
 BATCH = 16
 BATCHES_A_THREAD = 50
-GPU_LOADS = (0.65, 0.75, 0.85, 0.95, 1.0)
-GPU_BATCHES = (64, 128, 256, 512)
-GPU_ROUNDS, GPU_IMAGES = 3, 16_384
 LARGEST_DIFFERENCE = 3.0
 """Of 255 levels, between two ways' first batches: another filter's rounding, not another image."""
+
+
+class Extent(NamedTuple):
+    """How much of a GPU's decoding is measured."""
+
+    loads: tuple[float, ...]
+    batches: tuple[int, ...]
+    rounds: int
+    images: int
+
+
+WHOLE = Extent(loads=(0.65, 0.75, 0.85, 0.95, 1.0), batches=(64, 128, 256, 512), rounds=3, images=16_384)
+SHORT = Extent(loads=(0.65, 0.85, 1.0), batches=(128, 256), rounds=2, images=4_096)
+"""Within `make gpu`, whose time is short."""
 
 Sweep = dict[str, dict[str, Figure]]
 """By load, then by batch size."""
@@ -49,14 +61,15 @@ Sweep = dict[str, dict[str, Figure]]
 def measure(*, quick: bool = False) -> dict[str, Any]:
     """Images/s by way and threads; the sweep where there is a GPU."""
     cpus = num_usable_cpus()
-    threads = [cpus] if quick or cpus == 1 else [1, cpus]
-    timed, rounds = (2, 1) if quick else (BATCHES_A_THREAD, ROUNDS)
+    is_short = time_limit_s() is not None
+    threads = [cpus] if quick or is_short or cpus == 1 else [1, cpus]
+    timed, rounds = (2, 1) if quick else (10, 2) if is_short else (BATCHES_A_THREAD, ROUNDS)
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a run: the decoders' own threads work side by side
     try:
         with tempfile.TemporaryDirectory() as name:
             # A shard a worker at least, and a batch a shard.
-            per_shard, num_shards = (BATCH, cpus) if quick else (BATCH * 4, max(8, cpus))
+            per_shard, num_shards = (BATCH, cpus) if quick or is_short else (BATCH * 4, max(8, cpus))
             paths = write(Path(name), photos(per_shard * num_shards), per_shard=per_shard, classes=[*CLASSES])
             ways = {
                 name_of(way, count): partial(rate_on, stream, paths, num_threads=count, timed=timed * count)
@@ -71,7 +84,11 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
                 "images_per_s": found,
                 "ratio_to_loader": ratio_to("webdataset, Pillow, DataLoader", found, cpus),
                 "ratio_to_dali": ratio_to("DALI alone", found, cpus),
-                **(measure_gpu(paths, num_threads=cpus) if torch.cuda.is_available() else {}),
+                **(
+                    measure_gpu(paths, num_threads=cpus, extent=SHORT if is_short else WHOLE)
+                    if torch.cuda.is_available()
+                    else {}
+                ),
             }
     finally:
         torch.set_num_threads(torch_threads)
@@ -129,7 +146,7 @@ def compare_first_batches(paths: Sequence[Path], *, num_threads: int) -> dict[st
     return found
 
 
-def measure_gpu(paths: Sequence[Path], *, num_threads: int) -> dict[str, Any]:
+def measure_gpu(paths: Sequence[Path], *, num_threads: int, extent: Extent) -> dict[str, Any]:
     """On a GPU: our decoder's sweep, images from memory, and DALI alone, from its own reader."""
     encoded = [image for block in read_images(paths) for image in block]
 
@@ -137,17 +154,17 @@ def measure_gpu(paths: Sequence[Path], *, num_threads: int) -> dict[str, Any]:
         images = itertools.cycle(encoded)
         options = {"device_id": 0, "hw_decoder_load": load}
         stream = submit_and_collect(images, "dali", batch_size=batch_size, num_threads=num_threads, **options)
-        return steady_rate(stream, GPU_IMAGES // batch_size)
+        return steady_rate(stream, extent.images // batch_size)
 
     def alone(batch_size: int) -> float:
         stream = decode_by_dali(paths, batch_size=batch_size, num_threads=num_threads, device_id=0)
-        return steady_rate(stream, GPU_IMAGES // batch_size)
+        return steady_rate(stream, extent.images // batch_size)
 
-    peers = {f"batch {size}": partial(alone, size) for size in GPU_BATCHES}
+    peers = {f"batch {size}": partial(alone, size) for size in extent.batches}
     return {
-        "mixed_images_per_s": sweep(GPU_LOADS, GPU_BATCHES, mixed, rounds=GPU_ROUNDS),
+        "mixed_images_per_s": sweep(extent.loads, extent.batches, mixed, rounds=extent.rounds),
         "dali_mixed_images_per_s": {
-            name: figure(rates, "images/s") for name, rates in rounds_in_turn(peers, GPU_ROUNDS).items()
+            name: figure(rates, "images/s") for name, rates in rounds_in_turn(peers, extent.rounds).items()
         },
     }
 

@@ -17,6 +17,7 @@ from transformers import CLIPImageProcessor, EfficientNetImageProcessor, ViTImag
 from transformers.image_utils import load_image
 
 from vitscore.decode import is_dali_available, make_decoder
+from vitscore.decode_torchvision import render, render_alike
 from vitscore.errors import SetupError
 from vitscore.preprocess import Geometry, processor_geometry, spec_from_processor
 
@@ -158,6 +159,26 @@ def test_pixels_do_not_depend_on_batch_or_threads(kind):
         )
     for other in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize(("size", "crop"), [((32, 32), None), ((40, 40), (32, 32)), ((20, 20), (32, 32))])
+def test_images_of_one_size_get_the_same_bits_together(interpolation, size, crop):
+    geometry = Geometry("shortest_edge" if crop else "exact", size, interpolation, crop)
+    random = np.random.default_rng(0)
+    for edges in ((8, 8), (28, 20), (3, 50), (64, 64)):
+        images = [torch.from_numpy(random.integers(0, 256, (*edges, 3), np.uint8)) for _ in range(7)]
+        alone = [render(image, geometry).numpy() for image in images]
+        assert np.array_equal(render_alike(images, geometry), np.stack(alone))
+
+
+@needs_dali
+def test_rows_go_together_only_with_rows_of_their_size_and_few_pixels():
+    from vitscore.decode_dali import alike
+
+    sizes = [(8, 8)] * 9 + [(500, 400), (8, 9), (500, 400)]
+    groups = list(alike([torch.zeros(*size, 3) for size in sizes], at_least=2))
+    assert groups == [[0, 1, 2, 3, 4], [5, 6, 7, 8], [9], [11], [10]]
 
 
 @pytest.mark.parametrize("kind", DECODERS)

@@ -20,7 +20,7 @@ its end missing, by either decoder, is not.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,10 +29,13 @@ import torch
 
 from vitscore.dali_graph import DaliPipeline, Failed, Misplaced, Sizes, is_beyond_dali
 from vitscore.decode import HW_DECODER_LOAD, MAX_PIXELS, AnyGeometry, BadImage, Decoded, EncodedImage, too_large
-from vitscore.decode_torchvision import blank_pixels, open_image, render
+from vitscore.decode_torchvision import blank_pixels, open_image, render_alike
 from vitscore.imageheader import ImageHeader, read_header
 from vitscore.native_stderr import NativeStderr
 from vitscore.preprocess import Geometry
+
+_TOGETHER_PIXELS = 64 * 64 * 64
+"""So many are resized in one call: 64 images of 64 x 64; larger ones gain nothing."""
 
 # After a failure on a CPU the next batches go through DALI in pieces, since bad images seldom come alone: a piece is
 # closed once it holds this many images, and this many pixels (16 photographs; small images cost less than the calls).
@@ -320,15 +323,20 @@ class DaliDecoder:
         return _Part([batch.rows[position] for position in found.positions], pixels)
 
     def _resized(self, images_HWC: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Resize decoded images on the threads, which torch's kernels leave free to run side by side."""
+        """Resize decoded images on the threads, which torch's kernels leave free to run side by side.
+
+        Small images of one size go together; a row's pixels are the same bits whichever rows it goes with.
+        """
         pixels = [blank_pixels(geometry, len(images_HWC)) for geometry in self._geometries]
         # Rows are copied by numpy: torch would start a team of threads in each of ours for a copy of 150 KB.
         arrays = [batch.numpy() for batch in pixels]
+        groups = list(alike(images_HWC, at_least=self._num_threads))
 
         def work(first: int) -> None:
-            for row in range(first, len(images_HWC), self._num_threads):
+            for rows in groups[first :: self._num_threads]:
+                images = [images_HWC[row] for row in rows]
                 for array, geometry in zip(arrays, self._geometries, strict=True):
-                    array[row] = render(images_HWC[row], geometry).numpy()
+                    array[rows] = render_alike(images, geometry)
 
         for done in [self._pool.submit(work, first) for first in range(self._num_threads)]:
             done.result()
@@ -360,6 +368,17 @@ class DaliDecoder:
         if self._device is None:
             return tensor
         return tensor.contiguous().pin_memory().to(self._device, non_blocking=True)
+
+
+def alike(images_HWC: Sequence[torch.Tensor], *, at_least: int) -> Iterator[list[int]]:
+    """Rows of equal size in groups of few pixels, where there are enough of a size in at least so many groups."""
+    by_size: dict[torch.Size, list[int]] = {}
+    for row, image_HWC in enumerate(images_HWC):
+        by_size.setdefault(image_HWC.shape, []).append(row)
+    for (height, width, _), rows in by_size.items():
+        most = min(_TOGETHER_PIXELS // (height * width), -(-len(rows) // at_least))
+        for start in range(0, len(rows), max(1, most)):
+            yield rows[start : start + max(1, most)]
 
 
 def _joined(found: Sequence[_Found]) -> _Found:

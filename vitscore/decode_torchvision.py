@@ -8,6 +8,7 @@ another way.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections import deque
@@ -15,9 +16,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
@@ -105,13 +108,32 @@ def render(rgb_HWC: torch.Tensor, geometry: AnyGeometry) -> torch.Tensor:
     height, width = geometry.resized_size(rgb_HWC.shape[0], rgb_HWC.shape[1])
     if height * width > _MAX_RESIZED_PIXELS and geometry.crop is not None:
         return _render_crop(Image.fromarray(rgb_HWC.numpy()), geometry, height, width)
-    pixels = rgb_HWC.permute(2, 0, 1)
+    return _resize_and_crop(rgb_HWC, geometry)
+
+
+def render_alike(images_HWC: Sequence[torch.Tensor], geometry: AnyGeometry) -> NDArray[Any]:
+    """Render images of one size together: the bits of `render`, in an array (B, H, W, 3) or a processor's (B, 3, H, W).
+
+    A call of torchvision's costs more than the work on a small image: 8 x 8 to 32 x 32 takes 24 us alone, 2 us in 64.
+    """
+    height, width = images_HWC[0].shape[:2]
+    if not isinstance(geometry, Geometry) or math.prod(geometry.resized_size(height, width)) > _MAX_RESIZED_PIXELS:
+        return np.stack([render(image, geometry).numpy() for image in images_HWC])
+    if len(images_HWC) == 1:
+        return _resize_and_crop(images_HWC[0], geometry).numpy()[None]
+    return _resize_and_crop(torch.from_numpy(np.stack([image.numpy() for image in images_HWC])), geometry).numpy()
+
+
+def _resize_and_crop(rgb: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """One image (H, W, 3), or several (B, H, W, 3)."""
+    height, width = geometry.resized_size(rgb.shape[-3], rgb.shape[-2])
+    pixels = rgb.movedim(-1, -3)
     if geometry.resize != "none":
         pixels = tvF.resize(pixels, [height, width], interpolation=_MODES[geometry.interpolation], antialias=True)
     if geometry.crop is not None:
         top, left = geometry.crop_offset(height, width)
         pixels = tvF.crop(pixels, top, left, geometry.height, geometry.width)
-    return pixels.permute(1, 2, 0)
+    return pixels.movedim(-3, -1)
 
 
 def blank_pixels(geometry: AnyGeometry, num_rows: int, *, device: torch.device | None = None) -> torch.Tensor:
