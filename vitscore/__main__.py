@@ -29,6 +29,7 @@ def leave(code: int) -> NoReturn:
     """
     if "torch" not in sys.modules:
         sys.exit(code)
+    gc.freeze()  # some of them look for garbage among everything
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()

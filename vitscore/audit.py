@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from vitscore import kernels
+from vitscore.cuda_memory import is_out_of_memory
 from vitscore.decode import Decoded
 from vitscore.forward import pad
 
@@ -84,9 +85,26 @@ class Audit:
                     "against_fp32": None,
                 }
                 if precision != "fp32":
-                    exact = Answers(model.fp32_twin(), pool, num_threads=num_threads, batch_size=batch_size)
-                    found[model.name]["against_fp32"] = _difference(scores, exact.to(pixels))
+                    found[model.name]["against_fp32"] = self._against_fp32(
+                        model, pixels, scores, pool, num_threads=num_threads, batch_size=batch_size
+                    )
         return found
+
+    def _against_fp32(
+        self,
+        model: ImageModel,
+        pixels: torch.Tensor,
+        scores: kernels.RowScores,
+        pool: ThreadPoolExecutor,
+        **options: int,
+    ) -> dict[str, Any] | None:
+        """None where a GPU has no memory for it; an audit must not end a run."""
+        try:
+            return _difference(scores, Answers(model.fp32_twin(), pool, **options).to(pixels))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def _against_processor(
         self, model: ImageModel, pixels: torch.Tensor, scores: kernels.RowScores, answers: Answers
