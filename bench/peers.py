@@ -49,19 +49,19 @@ class Settings:
         return ", ".join([*words, *(["compiled"] if self.compile else [])])
 
 
-# What a sweep on two busy cores found, best first (see LOG.md): small batches stay in the cache, and a worker beside
-# two threads of torch makes these wait for each other.
+# What a sweep on two cores found, best first (see LOG.md): small batches stay in the cache, and workers of a DataLoader
+# beside torch's threads make these wait for each other.
 BEST_WITH_HALF: dict[str, tuple[Settings, ...]] = {
-    "pipeline": (Settings(16, "half"), Settings(32, "half")),
-    "loop": (Settings(16, "half", workers=2, threads=1), Settings(16, "half")),
-    "timm": (Settings(16, "half", workers=2, threads=1),),
-    "open_clip": (Settings(16, "half", workers=2, threads=1),),
+    "pipeline": (Settings(32, "half"),),
+    "loop": (Settings(16, "half"), Settings(16, "half", attention="eager")),
+    "timm": (Settings(16, "half"),),
+    "open_clip": (Settings(16, "half"),),
 }
 BEST_WITHOUT: dict[str, tuple[Settings, ...]] = {
-    "pipeline": (Settings(16), Settings(32)),
-    "loop": (Settings(16, workers=2, threads=1), Settings(16)),
-    "timm": (Settings(16, workers=2, threads=1),),
-    "open_clip": (Settings(16, workers=2, threads=1),),
+    "pipeline": (Settings(32),),
+    "loop": (Settings(16), Settings(16, workers=2, threads=1)),
+    "timm": (Settings(16),),
+    "open_clip": (Settings(16),),
 }
 BEST_ON_CUDA: dict[str, tuple[Settings, ...]] = {
     "pipeline": (Settings(256, "half", workers=1),),

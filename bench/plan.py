@@ -169,7 +169,9 @@ def lines_of(plan: Plan) -> list[str]:
     lines += [f"{name:<10}{value}" for name, value in details(plan)]
     lines += ["", "assumed:"]
     for assumption in plan.assumptions:
-        lines += textwrap.wrap(assumption, WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+        # A path stays whole, so that it can be copied.
+        kept = {"break_on_hyphens": False, "break_long_words": False}
+        lines += textwrap.wrap(assumption, WIDTH, initial_indent="- ", subsequent_indent="  ", **kept)
     return lines
 
 
