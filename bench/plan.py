@@ -170,8 +170,9 @@ def lines_of(plan: Plan) -> list[str]:
     lines += ["", "assumed:"]
     for assumption in plan.assumptions:
         # A path stays whole, so that it can be copied.
-        kept = {"break_on_hyphens": False, "break_long_words": False}
-        lines += textwrap.wrap(assumption, WIDTH, initial_indent="- ", subsequent_indent="  ", **kept)
+        wrapper = textwrap.TextWrapper(WIDTH, initial_indent="- ", subsequent_indent="  ")
+        wrapper.break_on_hyphens = wrapper.break_long_words = False
+        lines += wrapper.wrap(assumption)
     return lines
 
 

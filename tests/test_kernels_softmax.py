@@ -28,8 +28,8 @@ def scores(rows: int, width: int, *, gain: float = 4.0, seed: int = 0) -> torch.
 def test_matches_the_numpy_twin(width: int, scale: float) -> None:
     given = scores(9, width)
     exact = softmax_reference(given.double().numpy(), scale)
-    # bfloat16 keeps 8 bits: rounding is off by at most one part in 256, and half of it on the way to nearest.
-    np.testing.assert_allclose(softmax(given, scale).double().numpy(), exact, rtol=2**-8, atol=2e-38)
+    # bfloat16 keeps 8 bits: rounding to nearest is off by at most one part in 256; the sum of 4,097 by one in 2,000.
+    np.testing.assert_allclose(softmax(given, scale).double().numpy(), exact, rtol=2**-8 + width / 2**23, atol=2e-38)
 
 
 @settings(max_examples=200, deadline=None)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vitscore.kernels import softmax_bfloat16
+from vitscore.kernels.softmax import MOST_SCORES
 from vitscore.machine import cpu_flags
 
 # Axes: B images, H heads, N tokens, D width of a head, S slices: heads of images.
@@ -40,7 +41,10 @@ def attend(
     Returns:
         (B, N, H, D), and None for the weights.
     """
-    is_plain = attention_mask is None and not dropout and not (is_causal or getattr(module, "is_causal", False))
+    is_short = query_BHND.shape[2] <= MOST_SCORES
+    is_plain = (
+        is_short and attention_mask is None and not dropout and not (is_causal or getattr(module, "is_causal", False))
+    )
     is_ours = query_BHND.dtype == torch.bfloat16 and query_BHND.device.type == "cpu"
     if not (is_plain and is_ours and query_BHND.shape == key_BHND.shape == value_BHND.shape):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward

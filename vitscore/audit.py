@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ import torch
 from vitscore import kernels
 from vitscore.cuda_memory import is_out_of_memory
 from vitscore.decode import Decoded
-from vitscore.forward import pad
+from vitscore.forward import Ranked, pad
 
 if TYPE_CHECKING:
     from vitscore.models import ImageModel
@@ -30,8 +30,16 @@ AUDITED_IMAGES = 64
 Array = np.ndarray[Any, Any]
 
 
+class Said(NamedTuple):
+    """What a model answers to N images."""
+
+    pred: Array
+    prob: Array
+    is_finite: Array
+
+
 class Audit:
-    """Keeps the first images of a run, encoded and decoded.
+    """Keeps the first images of a run, encoded and decoded, and what the run answered.
 
     Args:
         num_images: how many; 0 for none.
@@ -41,16 +49,24 @@ class Audit:
         self._left = num_images
         self._encoded: list[Array] = []
         self._pixels: list[tuple[torch.Tensor, ...]] = []
+        self._said: dict[str, list[Said]] = {}
 
-    def keep(self, encoded: Sequence[Array], decoded: Decoded) -> None:
-        """Take the good images of a batch, as long as there is room."""
+    def keep(self, encoded: Sequence[Array], decoded: Decoded) -> Sequence[int]:
+        """Take the good images of a batch, as long as there is room; returns their rows."""
         if not self._left:
-            return
+            return ()
         rows = [row for row in range(len(encoded)) if row not in decoded.faults][: self._left]
         self._left -= len(rows)
         # Copies: what a batch holds are views of whole blocks of a shard.
         self._encoded += [encoded[row].copy() for row in rows]
         self._pixels += [tuple(pixels[row].cpu().clone() for pixels in decoded.pixels) for row in rows]
+        return rows
+
+    def hear(self, rows: Sequence[int], outputs: Mapping[str, Ranked]) -> None:
+        """Take what the run answered to the images that `keep` took of a batch, just as they were decoded."""
+        for name, ranked in outputs.items():
+            columns = ranked.predictions.pred, ranked.predictions.prob, ranked.is_finite
+            self._said.setdefault(name, []).append(Said(*(column[rows] for column in columns)))
 
     def findings(
         self,
@@ -78,7 +94,9 @@ class Audit:
             for model in models:
                 pixels = torch.stack([kept[source[model.name]] for kept in self._pixels])
                 answers = Answers(model, pool, num_threads=num_threads, batch_size=batch_size)
-                scores = answers.to(pixels)
+                said = self._said.get(model.name)
+                # A run that changes its images first, or averages over views, has not answered to these.
+                scores = Said(*map(np.concatenate, zip(*said, strict=True))) if said else answers.to(pixels)
                 found[model.name] = {
                     "images": len(pixels),
                     "against_processor": self._against_processor(model, pixels, scores, answers),
@@ -94,7 +112,7 @@ class Audit:
         self,
         model: ImageModel,
         pixels: torch.Tensor,
-        scores: kernels.RowScores,
+        scores: Said,
         pool: ThreadPoolExecutor,
         **options: int,
     ) -> dict[str, Any] | None:
@@ -107,7 +125,7 @@ class Audit:
             return None
 
     def _against_processor(
-        self, model: ImageModel, pixels: torch.Tensor, scores: kernels.RowScores, answers: Answers
+        self, model: ImageModel, pixels: torch.Tensor, scores: Said, answers: Answers
     ) -> dict[str, Any] | None:
         """None where the run's pixels are the processor's own anyway, or it can't make any of these images."""
         if model.has_own_pixels:
@@ -122,7 +140,7 @@ class Audit:
         differ = [row for row, (theirs, _) in enumerate(found) if theirs is not None]
         theirs = [each for each, _ in found if each is not None]
         other = answers.to(torch.stack(theirs) if theirs else pixels[:0])
-        ours = kernels.RowScores(*(column[differ] for column in scores))
+        ours = Said(*(column[differ] for column in scores))
         return {"mean_levels": levels, **_difference(ours, other)}
 
 
@@ -145,12 +163,13 @@ class Answers:
         for replica in range(num_replicas):
             self._idle.put(model.replica() if replica else model)
 
-    def to(self, pixels: torch.Tensor) -> kernels.RowScores:
+    def to(self, pixels: torch.Tensor) -> Said:
         """The model's answers to (N, ...) pixels."""
         starts = range(0, len(pixels), self._batch_size)
         logits = list(self.pool.map(lambda start: self._logits(pixels[start : start + self._batch_size]), starts))
         logits_NK = np.concatenate(logits) if logits else np.zeros((0, 1), np.float32)
-        return kernels.score_rows(logits_NK, np.full(len(pixels), -1, np.int32), 1)
+        scores = kernels.score_rows(logits_NK, np.full(len(pixels), -1, np.int32), 1)
+        return Said(scores.pred, scores.prob, scores.is_finite)
 
     def _logits(self, batch: torch.Tensor) -> Array:
         model = self._idle.get()
@@ -174,7 +193,7 @@ def _compared(processor: Any, encoded: Array, ours_HWC: torch.Tensor) -> tuple[t
     return None if torch.equal(rounded_HWC, ours_HWC) else rounded_HWC, level
 
 
-def _difference(ours: kernels.RowScores, other: kernels.RowScores) -> dict[str, Any]:
+def _difference(ours: Said, other: Said) -> dict[str, Any]:
     prob_differences = np.abs(ours.prob - other.prob)[ours.is_finite & other.is_finite]
     return {
         "top1_differs": int((ours.pred != other.pred).sum()),

@@ -86,6 +86,8 @@ class Computing:
     """What the condition adds to the models' names."""
     is_last: bool = True
     """Whether no other condition of this batch follows."""
+    audited: Sequence[int] = ()
+    """Rows whose answers the audit wants: those to the images as they were decoded."""
 
 
 class Engine:
@@ -211,13 +213,14 @@ class Engine:
                 decoded = self._decoder.collect()
             labels = batch.labels
             last = self._stage.conditions[-1]
-            self._audit.keep(batch.images, decoded)
+            audited = self._audit.keep(batch.images, decoded)
             for condition, pixels in self._stage.apply(decoded, self._words_of(batch)):
                 with self._waits.on("forward"):
                     outputs = self._forward.submit(pixels, labels)
-                self._append(
-                    Computing(batch, labels, decoded.faults, outputs, condition.name, is_last=condition is last)
-                )
+                computing = Computing(batch, labels, decoded.faults, outputs, condition.name, is_last=condition is last)
+                if not condition.recipe and self._plan.options.tta == "none":
+                    computing.audited = audited
+                self._append(computing)
         else:
             self._append(Computing(batch, np.zeros(0, np.int32), {}, None))
 
@@ -240,6 +243,8 @@ class Engine:
         if computing.outputs is not None:
             with self._waits.on("forward"):
                 found = computing.outputs.result()
+            if computing.audited:
+                self._audit.hear(computing.audited, found)
             self._gathered.update({name + computing.suffix: ranked for name, ranked in found.items()})
         if not computing.is_last:
             return
