@@ -114,7 +114,7 @@ def choose_compile(device: str) -> Choice:
         if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
             return Choice(False, "no C compiler is here, which Triton needs")
         return Choice(True, "pays for itself on CUDA")
-    return Choice(False, "on a CPU compiling takes 10 to 40 s and gains 5%")
+    return Choice(False, "on a CPU compiling takes 10 to 40 s and gains nothing")
 
 
 def choose_decoder() -> Choice:
