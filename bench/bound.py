@@ -75,9 +75,10 @@ def main(words: Sequence[str]) -> int:
 
 
 def measure_here(shards: str, models: Sequence[str], *, num_images: int, at_least_s: float) -> dict[str, Any]:
-    from vitscore.run import prepare_math_library
+    from vitscore.run import prepare_allocator, prepare_math_library
 
     prepare_math_library()
+    prepare_allocator()
     import torch
 
     from vitscore.config import RunOptions
@@ -197,7 +198,8 @@ def rate_of(
 
 
 if __name__ == "__main__":
-    from vitscore.__main__ import clean_path
+    from vitscore.__main__ import clean_path, look_for_garbage_less
 
+    look_for_garbage_less()
     clean_path()
     sys.exit(main(sys.argv[1:]))

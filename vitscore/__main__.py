@@ -21,6 +21,15 @@ def clean_path() -> None:
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or os.getcwd()) not in own]
 
 
+def look_for_garbage_less() -> None:
+    """Have the garbage collector look after 100,000 new objects, not 700.
+
+    Imports leave a million objects that stay: looking among them took a quarter of the time to import, and while a run
+    scores a tenth of a ViT-Tiny's forward on two cores.
+    """
+    gc.set_threshold(100_000, 50, 1000)
+
+
 def leave(code: int) -> NoReturn:
     """End the process with a code; where torch is loaded at once, after what was asked for at exit.
 
@@ -41,8 +50,7 @@ def leave(code: int) -> NoReturn:
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    # Imports leave a million objects that stay: looking for garbage among them took a quarter of the time to import.
-    gc.set_threshold(100_000, 50, 1000)
+    look_for_garbage_less()
     clean_path()
     from vitscore.launcher import end_with_launcher
 
