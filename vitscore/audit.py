@@ -7,21 +7,20 @@ the parts.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from vitscore import kernels
 from vitscore.cuda_memory import is_out_of_memory
 from vitscore.decode import Decoded
-from vitscore.forward import Ranked, pad
+from vitscore.forward import Forward, Ranked
 
 if TYPE_CHECKING:
     from vitscore.models import ImageModel
@@ -36,6 +35,16 @@ class Said(NamedTuple):
     pred: Array
     prob: Array
     is_finite: Array
+
+    @classmethod
+    def of(cls, ranked: Ranked) -> Said:
+        return cls(ranked.predictions.pred, ranked.predictions.prob, ranked.is_finite)
+
+
+class Answer(Protocol):
+    """What a model says to pixels."""
+
+    def __call__(self, model: ImageModel, pixels: torch.Tensor) -> Said: ...
 
 
 class Audit:
@@ -65,8 +74,7 @@ class Audit:
     def hear(self, rows: Sequence[int], outputs: Mapping[str, Ranked]) -> None:
         """Take what the run answered to the images that `keep` took of a batch, just as they were decoded."""
         for name, ranked in outputs.items():
-            columns = ranked.predictions.pred, ranked.predictions.prob, ranked.is_finite
-            self._said.setdefault(name, []).append(Said(*(column[rows] for column in columns)))
+            self._said.setdefault(name, []).append(Said(*(column[rows] for column in Said.of(ranked))))
 
     def findings(
         self,
@@ -89,95 +97,68 @@ class Audit:
         found: dict[str, dict[str, Any]] = {}
         if not self._pixels:
             return found
+        answer = partial(_answers, batch_size=batch_size, num_threads=num_threads)
         with warnings.catch_warnings(), ThreadPoolExecutor(num_threads, thread_name_prefix="audit") as pool:
             warnings.simplefilter("ignore")
             for model in models:
                 pixels = torch.stack([kept[source[model.name]] for kept in self._pixels])
-                answers = Answers(model, pool, num_threads=num_threads, batch_size=batch_size)
                 said = self._said.get(model.name)
                 # A run that changes its images first, or averages over views, has not answered to these.
-                scores = Said(*map(np.concatenate, zip(*said, strict=True))) if said else answers.to(pixels)
+                ours = _joined(said) if said else answer(model, pixels)
                 found[model.name] = {
                     "images": len(pixels),
-                    "against_processor": self._against_processor(model, pixels, scores, answers),
-                    "against_fp32": None,
+                    "against_processor": self._against_processor(model, pixels, ours, answer, pool),
+                    "against_fp32": _against_fp32(model, pixels, ours, answer) if precision != "fp32" else None,
                 }
-                if precision != "fp32":
-                    found[model.name]["against_fp32"] = self._against_fp32(
-                        model, pixels, scores, pool, num_threads=num_threads, batch_size=batch_size
-                    )
         return found
 
-    def _against_fp32(
-        self,
-        model: ImageModel,
-        pixels: torch.Tensor,
-        scores: Said,
-        pool: ThreadPoolExecutor,
-        **options: int,
-    ) -> dict[str, Any] | None:
-        """None where a GPU has no memory for it; an audit must not end a run."""
-        try:
-            return _difference(scores, Answers(model.fp32_twin(), pool, **options).to(pixels))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
-
     def _against_processor(
-        self, model: ImageModel, pixels: torch.Tensor, scores: Said, answers: Answers
+        self, model: ImageModel, pixels: torch.Tensor, ours: Said, answer: Answer, pool: ThreadPoolExecutor
     ) -> dict[str, Any] | None:
         """None where the run's pixels are the processor's own anyway, or it can't make any of these images."""
         if model.has_own_pixels:
             return None
         try:
-            found = list(answers.pool.map(partial(_compared, model.processor), self._encoded, pixels))
+            compared = list(pool.map(partial(_compared, model.processor), self._encoded, pixels))
         # Pillow or the processor may refuse what the decoder took; an audit must not end a run.
         except Exception:
             return None
-        levels = sum(level for _, level in found) / len(found)
+        levels = sum(level for _, level in compared) / len(compared)
         # Where the pixels are the same, so are the answers.
-        differ = [row for row, (theirs, _) in enumerate(found) if theirs is not None]
-        theirs = [each for each, _ in found if each is not None]
-        other = answers.to(torch.stack(theirs) if theirs else pixels[:0])
-        ours = Said(*(column[differ] for column in scores))
-        return {"mean_levels": levels, **_difference(ours, other)}
+        differ = [row for row, (theirs, _) in enumerate(compared) if theirs is not None]
+        theirs = [each for each, _ in compared if each is not None]
+        ours = Said(*(column[differ] for column in ours))
+        return {"mean_levels": levels, **_difference(ours, answer(model, torch.stack(theirs)) if theirs else ours)}
 
 
-class Answers:
-    """A model's first answers, by batches of the run's one shape, several of them side by side.
+def _against_fp32(model: ImageModel, pixels: torch.Tensor, ours: Said, answer: Answer) -> dict[str, Any] | None:
+    """None where a GPU has no memory for it; an audit must not end a run."""
+    try:
+        return _difference(ours, answer(model.fp32_twin(), pixels))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
-    Args:
-        model: idle.
-        pool: the threads; each batch is one's.
-        num_threads: of the pool; on a GPU batches come one after the other.
-        batch_size: rows of every forward.
-    """
 
-    def __init__(self, model: ImageModel, pool: ThreadPoolExecutor, *, num_threads: int, batch_size: int) -> None:
-        self.pool = pool
-        self._batch_size = batch_size
-        # Modules keep state while they compute, so each thread has its own; the weights are shared.
-        num_replicas = min(num_threads, -(-AUDITED_IMAGES // batch_size)) if model.is_on_cpu else 1
-        self._idle: SimpleQueue[ImageModel] = SimpleQueue()
-        for replica in range(num_replicas):
-            self._idle.put(model.replica() if replica else model)
+def _answers(model: ImageModel, pixels: torch.Tensor, *, batch_size: int, num_threads: int) -> Said:
+    """A model's first answers to (N, ...) pixels, by batches of the run's one shape; on a CPU several side by side."""
+    batches = pixels.split(batch_size)  # type: ignore[no-untyped-call]
+    forward = Forward(
+        [model],
+        batch_size=batch_size,
+        top_k=1,
+        save=(),
+        num_workers=min(num_threads, len(batches)) if model.is_on_cpu else 0,
+        has_fp32_rerun=False,
+    )
+    with contextlib.closing(forward):
+        under_way = [forward.submit(Decoded((batch,)), np.full(len(batch), -1, np.int32)) for batch in batches]
+        return _joined([Said.of(each.result()[model.name]) for each in under_way])
 
-    def to(self, pixels: torch.Tensor) -> Said:
-        """The model's answers to (N, ...) pixels."""
-        starts = range(0, len(pixels), self._batch_size)
-        logits = list(self.pool.map(lambda start: self._logits(pixels[start : start + self._batch_size]), starts))
-        logits_NK = np.concatenate(logits) if logits else np.zeros((0, 1), np.float32)
-        scores = kernels.score_rows(logits_NK, np.full(len(pixels), -1, np.int32), 1)
-        return Said(scores.pred, scores.prob, scores.is_finite)
 
-    def _logits(self, batch: torch.Tensor) -> Array:
-        model = self._idle.get()
-        try:
-            found: Array = model(pad(batch, self._batch_size)).logits[: len(batch)].cpu().numpy()
-        finally:
-            self._idle.put(model)
-        return found
+def _joined(said: Sequence[Said]) -> Said:
+    return Said(*map(np.concatenate, zip(*said, strict=True)))
 
 
 def _compared(processor: Any, encoded: Array, ours_HWC: torch.Tensor) -> tuple[torch.Tensor | None, float]:
