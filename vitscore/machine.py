@@ -53,21 +53,21 @@ def hardware() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpu_says("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> frozenset[str]:
     """What the CPU says that it can do, in Linux' words (`avx512_bf16`, `amx_bf16`); empty where it does not say."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return frozenset()
-    found = (line.partition(":")[2].split() for line in text.splitlines() if line.startswith(("flags", "Features")))
-    return frozenset(next(found, []))
+    return frozenset(_cpu_says("flags", "Features").split())
+
+
+def _cpu_says(*fields: str) -> str:
+    """The first CPU's value of one of these fields in Linux' own list; empty where there is none."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith(fields):
+                return line.partition(":")[2].strip()
+    return ""
 
 
 def num_usable_cpus() -> int:
