@@ -29,7 +29,7 @@ from vitscore.bench.whole import bound_figures, rates
 ROUNDS = 3
 NUM_IMAGES = {"vitscore": 20_000, "pipeline": 2_000, "hand-written loop": 4_000}
 PEERS = {"pipeline": "pipeline", "hand-written loop": "loop"}
-# Swept on two cores: these models are so small that the DataLoader's worker is what the loop waits for.
+# Not swept: these models are so small that the DataLoader's worker is what the loop waits for.
 SETTINGS = {"pipeline": Settings(64), "hand-written loop": Settings(64, workers=2, threads=1)}
 TARGETS = {"pipeline": 8.0, "hand-written loop": 3.0}
 
