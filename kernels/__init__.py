@@ -1,7 +1,7 @@
 """numba kernels on arrays: logits to predictions, predictions to counts. No I/O, no model.
 
 `score_rows` ranks logits, `add_counts` and `ConfusionCounts` count predictions, `add_reliability` bins confidence,
-`softmax_bfloat16` turns attention scores into probabilities.
+`patches_bfloat16`, `layer_norm_bfloat16` and `softmax_bfloat16` stand between a trunk's matrix products on a CPU.
 `DeviceConfusionCounts` and `DeviceRows` are their twins on a GPU. Each has a plain NumPy twin in
 `vitscore.kernels.reference`. Names load on first use.
 """
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitscore.kernels.counts import ConfusionCounts, SparseConfusion, add_counts
     from vitscore.kernels.cuda import DeviceConfusionCounts, DeviceRows
+    from vitscore.kernels.layernorm import layer_norm_bfloat16
+    from vitscore.kernels.patches import patches_bfloat16
     from vitscore.kernels.reliability import add_reliability
     from vitscore.kernels.rows import RowScores, score_rows
     from vitscore.kernels.softmax import softmax_bfloat16
@@ -26,6 +28,8 @@ __all__ = [
     "SparseConfusion",
     "add_counts",
     "add_reliability",
+    "layer_norm_bfloat16",
+    "patches_bfloat16",
     "score_rows",
     "softmax_bfloat16",
 ]
@@ -37,6 +41,8 @@ _HOME = {
     "SparseConfusion": "counts",
     "add_counts": "counts",
     "add_reliability": "reliability",
+    "layer_norm_bfloat16": "layernorm",
+    "patches_bfloat16": "patches",
     "RowScores": "rows",
     "score_rows": "rows",
     "softmax_bfloat16": "softmax",

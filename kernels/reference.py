@@ -1,6 +1,7 @@
 """What each kernel means, in plain NumPy and float64: the twins that tests hold the kernels to.
 
-Slow, short and obvious on purpose. Nothing outside tests and benches imports it. Axes: B rows, K classes, M bins.
+Slow, short and obvious on purpose. Nothing outside tests and benches imports it. Axes: B rows, K classes, M bins;
+R rows of D numbers or N scores; B images of H W pixels and C channels.
 """
 
 from __future__ import annotations
@@ -56,6 +57,26 @@ def softmax_reference(scores_RN: FloatArray, scale: float) -> FloatArray:
     exp_RN = np.exp(scaled_RN - scaled_RN.max(axis=1, keepdims=True))
     probs_RN: FloatArray = exp_RN / exp_RN.sum(axis=1, keepdims=True)
     return probs_RN
+
+
+def layer_norm_reference(rows_RD: FloatArray, weight_D: FloatArray, bias_D: FloatArray, epsilon: float) -> FloatArray:
+    """Normalised rows, in float64."""
+    off_RD = np.asarray(rows_RD, np.float64) - np.mean(rows_RD, axis=1, dtype=np.float64, keepdims=True)
+    variance_R1 = np.mean(off_RD**2, axis=1, keepdims=True)
+    normed_RD: FloatArray = off_RD / np.sqrt(variance_R1 + epsilon) * weight_D + bias_D
+    return normed_RD
+
+
+def patches_reference(pixels_BHWC: IntArray, factor_C: FloatArray, offset_C: FloatArray, edge: int) -> FloatArray:
+    """Whole patches of images, each number byte * factor + offset in float32, by row, column and channel."""
+    values_BHWC: FloatArray = pixels_BHWC.astype(np.float32) * factor_C.astype(np.float32) + offset_C.astype(np.float32)
+    patches: list[FloatArray] = [
+        image[y : y + edge, x : x + edge].reshape(-1)
+        for image in values_BHWC
+        for y in range(0, image.shape[0] - edge + 1, edge)
+        for x in range(0, image.shape[1] - edge + 1, edge)
+    ]
+    return np.stack(patches)
 
 
 def count_reference(labels_B: IntArray, preds_B: IntArray, num_classes: int) -> IntArray:

@@ -285,7 +285,13 @@ def test_a_processor_without_a_spec_is_run_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["vit", "clip"])
 def test_a_model_is_one_graph_for_the_compiler(kind: str, request: pytest.FixtureRequest) -> None:
-    model = load(request.getfixturevalue(kind), SHOWN if kind == "vit" else ANIMALS, precision="bf16")
+    model = load(
+        request.getfixturevalue(kind),
+        SHOWN if kind == "vit" else ANIMALS,
+        precision="bf16",
+        compile=True,
+        batch_size=None,
+    )
     pixels = random_pixels(4)
     # The graph is captured but run as it is: generating code for a CPU takes a minute.
     captured = torch.compile(model.net, backend="eager", fullgraph=True, dynamic=False)

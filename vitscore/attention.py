@@ -5,7 +5,7 @@ batch of 16: 6.8 ms a layer, 44% of the forward); whole matrices at a time take 
 as fast. Scores are rounded to bfloat16 on the way, which adds to the noise that queries and keys have by their own
 rounding: against fp32 the logits' error grows by at most 8% (ViT-Tiny, random weights, queries and keys up to 16
 times as large).
-`models.py` asks for it; transformers' own models look it up by name.
+`trunk.py` calls `mix`; other models of transformers look `attend` up by name, where `models.py` asks for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vitscore.kernels import softmax_bfloat16
 from vitscore.kernels.softmax import MOST_SCORES
 from vitscore.machine import cpu_flags
 
-# Axes: B images, H heads, N tokens, D width of a head, S slices: heads of images.
+# Axes: B images, H heads, N tokens, D width of a head, S slices: heads of images, F first tokens or all.
 
 NAME = "vitscore_bfloat16"
 _MOST_SCORES_BYTES = 1 << 25
@@ -57,34 +57,46 @@ def attend(
     num_images, num_heads, num_tokens, width = query_BHND.shape
     query_SND, key_SND, value_SND = (each.reshape(-1, num_tokens, width) for each in (query_BHND, key_BHND, value_BHND))
     scale = width**-0.5 if scaling is None else scaling
-    step = max(1, _MOST_SCORES_BYTES // (2 * num_tokens * num_tokens))
-    seen_SND = [
-        torch.bmm(_weights(query, key, scale), value)
-        for query, key, value in zip(
-            *(torch.split(each, step) for each in (query_SND, key_SND, value_SND)), strict=True
-        )
-    ]
-    joined_SND = seen_SND[0] if len(seen_SND) == 1 else torch.cat(seen_SND)
+    joined_SND = mix(query_SND, key_SND, value_SND, scale=scale)
     return joined_SND.view(num_images, num_heads, num_tokens, width).transpose(1, 2), None
 
 
-def _weights(query_SND: torch.Tensor, key_SND: torch.Tensor, scale: float) -> torch.Tensor:
-    """Each token's attention to each other, (S, N, N)."""
-    scores_SNN = torch.bmm(query_SND, key_SND.transpose(1, 2))
+def mix(query_SFD: torch.Tensor, key_SND: torch.Tensor, value_SND: torch.Tensor, *, scale: float) -> torch.Tensor:
+    """softmax(scale * queries keys') values of each slice, (S, F, D), in bfloat16; N up to `MOST_SCORES`."""
+    step = max(1, _MOST_SCORES_BYTES // (2 * query_SFD.shape[1] * key_SND.shape[1]))
+    seen_SFD = [
+        torch.bmm(_weights(query, key, scale), value)
+        for query, key, value in zip(
+            *(torch.split(each, step) for each in (query_SFD, key_SND, value_SND)), strict=True
+        )
+    ]
+    return seen_SFD[0] if len(seen_SFD) == 1 else torch.cat(seen_SFD)
+
+
+def _weights(query_SFD: torch.Tensor, key_SND: torch.Tensor, scale: float) -> torch.Tensor:
+    """Each query's attention to each token, (S, F, N)."""
+    scores_SFN = torch.bmm(query_SFD, key_SND.transpose(1, 2))
     if torch.compiler.is_compiling():
-        return torch.softmax(scores_SNN * scale, dim=-1)
-    softmax_bfloat16(scores_SNN.view(torch.int16).numpy().reshape(-1, scores_SNN.shape[-1]), scale)
-    return scores_SNN
+        return torch.softmax(scores_SFN * scale, dim=-1)
+    softmax_bfloat16(scores_SFN.view(torch.int16).numpy().reshape(-1, scores_SFN.shape[-1]), scale)
+    return scores_SFN
+
+
+def is_faster_here() -> bool:
+    """Whether this CPU gains by `mix`: measured with AVX512-BF16.
+
+    Where there are tiles for matrices (AMX), torch's attention uses them; elsewhere bfloat16 is no gain at all.
+    """
+    flags = cpu_flags()
+    return "avx512_bf16" in flags and "amx_bf16" not in flags
 
 
 def use_where_faster(model: Any) -> None:
     """Have a transformers model attend by `attend`, where it would by torch's own attention and this CPU gains.
 
-    Measured on a CPU with AVX512-BF16. Where there are tiles for matrices (AMX), torch's attention uses them; elsewhere
-    bfloat16 is no gain at all. Models with an attention of their own keep it.
+    Models with an attention of their own keep it.
     """
-    flags = cpu_flags()
-    if "avx512_bf16" in flags and "amx_bf16" not in flags:
+    if is_faster_here():
         use_on(model)
 
 

@@ -60,7 +60,7 @@ class FirstTokenLayer(nn.Module):
         if self.is_whole or attention_mask is not None:
             whole_BND: torch.Tensor = self.layer(hidden_BND, attention_mask, **others)
             return whole_BND
-        num_first = min(max(_FEWEST_TOKENS, -(-_FEWEST_ROWS // hidden_BND.shape[0])), hidden_BND.shape[1])
+        num_first = num_first_tokens(*hidden_BND.shape[:2])
         seen_BFD = self._attend(getattr(self.layer, self._parts.norm_before)(hidden_BND), num_first)
         first_BFD = hidden_BND[:, :num_first] + seen_BFD
         found_BFD: torch.Tensor = first_BFD + self.layer.mlp(getattr(self.layer, self._parts.norm_after)(first_BFD))
@@ -76,6 +76,11 @@ class FirstTokenLayer(nn.Module):
         seen_BHFE = functional.scaled_dot_product_attention(query_BHFE, key_BHNE, value_BHNE)
         found_BFD: torch.Tensor = getattr(heads, self._parts.projection)(seen_BHFE.transpose(1, 2).flatten(2))
         return found_BFD
+
+
+def num_first_tokens(num_images: int, num_tokens: int) -> int:
+    """How many of an image's tokens are computed when the first one is asked for."""
+    return min(max(_FEWEST_TOKENS, -(-_FEWEST_ROWS // num_images)), num_tokens)
 
 
 def shorten(model: Any) -> None:

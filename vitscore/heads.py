@@ -15,6 +15,7 @@ from torch.nn import functional
 from vitscore.errors import SetupError
 from vitscore.first_token import shorten
 from vitscore.preprocess import Spec
+from vitscore.trunk import Trunk
 
 # Axes: B images of a batch, C channels, H W pixels, N outputs of a head, K classes, M head classes of one class, D
 # width of an embedding.
@@ -103,6 +104,8 @@ class Net(nn.Module):
     """Pixels in, (logits (B, K), embedding (B, D)) out, both fp32."""
 
     embedding_dim: int
+    gflop_per_image: float | None = None
+    """Two a multiply-add; None where it has to be counted."""
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise NotImplementedError
@@ -144,34 +147,77 @@ class ClassifierNet(Net):
         return self.matching(logits_BN), seen.flatten(1)
 
 
-class CosineNet(Net):
-    """CLIP's image side: vision tower in `dtype`; projection, normalisation and cosine in fp32. No text tower.
+class TrunkClassifierNet(Net):
+    """A classifier whose trunk is `trunk.Trunk`, with its head in fp32.
 
     Args:
-        model: the loaded CLIPModel, in fp32; its vision tower is changed in place.
+        trunk: pixels to features.
+        head: features to classes.
+        columns: head ids for every class.
+    """
+
+    def __init__(self, trunk: Trunk, head: nn.Linear, *, columns: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = head.float()
+        self.embedding_dim = head.in_features
+        self.matching = ClassMatching(columns, head.out_features)
+        self.gflop_per_image = trunk.gflop_per_image + gflop_of(head.weight)
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features_BD = self.trunk(pixels)
+        return self.matching(linear_rows(features_BD, self.head.weight, self.head.bias)), features_BD
+
+
+class VisionTower(nn.Module):
+    """A vision tower of transformers with the normalisation before it: pixels to features (B, D) in fp32.
+
+    Args:
+        model: the loaded CLIPVisionModel; it is changed in place.
         normalizer: the first step.
-        dtype: the vision tower's.
+        dtype: the tower's.
+    """
+
+    def __init__(self, model: Any, normalizer: PixelNormalizer, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.normalizer = normalizer
+        self.model = model.to(dtype)
+        shorten(self.model)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        features_BD: torch.Tensor = self.model(pixel_values=self.normalizer(pixels)).pooler_output.float()
+        return features_BD
+
+
+class CosineNet(Net):
+    """CLIP's image side: its tower; projection, normalisation and cosine in fp32. No text tower.
+
+    Args:
+        tower: pixels to features.
+        model: the loaded CLIPModel, in fp32, for the rest.
         text_weights_KD: unit vectors, one a class.
     """
 
     weights_KD: torch.Tensor
 
-    def __init__(
-        self, model: Any, normalizer: PixelNormalizer, *, dtype: torch.dtype, text_weights_KD: torch.Tensor
-    ) -> None:
+    def __init__(self, tower: VisionTower | Trunk, model: Any, *, text_weights_KD: torch.Tensor) -> None:
         super().__init__()
-        self.normalizer = normalizer
-        self.vision_model = model.vision_model.to(dtype)
-        shorten(self.vision_model)
+        self.tower = tower
         self.projection = model.visual_projection.float()
         self.register_buffer("weights_KD", text_weights_KD.float() * model.logit_scale.detach().float().exp())
         self.embedding_dim = int(text_weights_KD.shape[1])
+        if isinstance(tower, Trunk):
+            self.gflop_per_image = tower.gflop_per_image + gflop_of(self.projection.weight, self.weights_KD)
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pooled_BD = self.vision_model(pixel_values=self.normalizer(pixels)).pooler_output.float()
-        embedding_BD = linear_rows(pooled_BD, self.projection.weight)
+        embedding_BD = linear_rows(self.tower(pixels), self.projection.weight)
         embedding_BD = embedding_BD / embedding_BD.norm(dim=-1, keepdim=True)
         return linear_rows(embedding_BD, self.weights_KD).contiguous(), embedding_BD
+
+
+def gflop_of(*weights: torch.Tensor) -> float:
+    """Work of an image's products with these weights, two a multiply-add."""
+    return 2 * sum(each.numel() for each in weights) / 1e9
 
 
 def head_layers(model: Any) -> list[str]:
