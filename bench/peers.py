@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -158,6 +159,7 @@ def main(words: Sequence[str]) -> int:
         for rate, each in sweep(asked.peer, asked.shards, asked.checkpoint):
             sys.stdout.write(f"{rate:>8,.1f} images/s  {each}\n")
         return 0
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sys.stdout.write(json.dumps(run_here(asked.name, asked.shards, asked.checkpoint, settings, asked.predictions)))
     return 0
 

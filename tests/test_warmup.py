@@ -23,6 +23,7 @@ from vitscore.cuda_memory import (
 )
 from vitscore.errors import SetupError
 from vitscore.settings import Choice, choose_batch_size, choose_compile
+from vitscore.shards.firstlook import FirstLook
 from vitscore.warmup import footprint, settled, warm_up, with_batch_size
 
 GIB = 1 << 30
@@ -158,6 +159,20 @@ def test_a_lowered_batch_is_the_runs_own_and_is_kept_when_it_goes_on(
 )
 def test_the_planned_batch_by_device_and_pixels(device: str, edge: int, size: int) -> None:
     assert choose_batch_size(device, edge * edge).value == size
+
+
+@pytest.mark.parametrize(
+    ("largest_bytes", "num_members", "edge", "size"),
+    [
+        (200, 40_000, 32, 512),
+        (200, 40_000, 48, 256),
+        (200, 40_000, 224, 16),
+        (200, 600, 32, 128),  # too few for batches that large to keep two cores busy
+        (105_000, 40_000, 32, 128),  # photographs, which take room once they are decoded
+    ],
+)
+def test_many_small_images_go_in_larger_batches(largest_bytes: int, num_members: int, edge: int, size: int) -> None:
+    assert choose_batch_size("cpu", edge * edge, FirstLook(largest_bytes, num_members)).value == size
 
 
 def test_without_a_compiler_a_gpu_run_is_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from vitscore.groups import Groups, read_groups
 from vitscore.parts import ModelColumns
 from vitscore.settings import Choice, resolve
 from vitscore.shards.cache import Cache
+from vitscore.shards.firstlook import look
 from vitscore.shards.labels import LabelRule, load_labels
 from vitscore.shards.locate import Corpus, Shard, corpus_names, locate
 from vitscore.shards.reasons import UNREACHABLE, reason_kind
@@ -131,6 +132,7 @@ def make_plan(options: RunOptions, *, kept: Mapping[str, Any], with_fingerprints
         pixels_per_image=max(checkpoints.input_pixels(checkpoint) for checkpoint in found.values()),
         num_classes=len(class_names),
         kept=kept,
+        first_look=look(corpus.shards),
     )
     shards, last_rows = cut_to_limit(options, corpus, class_names)
     groups = read_groups(options.groups, class_names) if options.groups else None

@@ -1,0 +1,56 @@
+"""The first look at a corpus against what its tars hold."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from vitscore.shards.firstlook import look
+from vitscore.shards.locate import Shard, locate
+
+
+def write_tar(path: Path, sizes: list[int], mode: str = "w") -> None:
+    with tarfile.open(path, mode) as tar:
+        for number, size in enumerate(sizes):
+            member = tarfile.TarInfo(f"{number:05}.png")
+            member.size = size
+            tar.addfile(member, io.BytesIO(bytes(size)))
+
+
+def shards_in(folder: Path) -> tuple[Shard, ...]:
+    return locate([str(folder)]).shards
+
+
+def test_it_sees_sizes_and_about_how_many_there_are(tmp_path: Path) -> None:
+    for shard in range(4):
+        write_tar(tmp_path / f"{shard}.tar", [100, 900, 300] * 500)
+    found = look(shards_in(tmp_path))
+    assert found is not None
+    assert found.largest_bytes == 900
+    assert found.num_members == pytest.approx(4 * 1_500, rel=0.02)
+
+
+def test_it_looks_at_the_first_members_of_the_first_shard_alone(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [10] * 64 + [5_000])
+    (tmp_path / "1.tar").write_bytes(b"no tar")
+    found = look(shards_in(tmp_path))
+    assert found is not None and found.largest_bytes == 10
+
+
+@pytest.mark.parametrize("case", ["missing", "empty", "no tar", "cut", "compressed", "remote", "pipe"])
+def test_what_cannot_be_seen_is_nothing(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "0.tar"
+    if case == "empty":
+        write_tar(path, [])
+    if case == "no tar":
+        path.write_bytes(b"x" * 5_000)
+    if case == "cut":
+        write_tar(path, [10] * 3)
+        path.write_bytes(path.read_bytes()[:300])
+    if case == "compressed":
+        write_tar(path, [10] * 3, "w:gz")
+    place = {"remote": "https://example.org/0.tar", "pipe": "pipe:cat 0.tar"}.get(case, str(path))
+    assert look([Shard(0, "0.tar", place, 5_000)]) is None
