@@ -143,6 +143,15 @@ def test_an_image_does_not_depend_on_the_others_nor_on_threads(num_images: int) 
 
 
 @needs_bf16
+@pytest.mark.parametrize("num_images", [8, 9, 25])
+def test_steps_give_the_same_answers(num_images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, pixels = make_trunk(vision_model("vit")), random_pixels(num_images)
+    whole = made(pixels)
+    monkeypatch.setattr(trunk, "_MOST_TOKENS", 4 * 17)
+    assert torch.equal(made(pixels), whole)
+
+
+@needs_bf16
 def test_a_nan_stays_with_its_image() -> None:
     made, values = make_trunk(vision_model("clip")), normalised(random_pixels(3)).contiguous()
     clean = made(values)
