@@ -29,8 +29,8 @@ _BFLOAT = torch.bfloat16
 _USUAL_ROWS = 4096
 """Of a product's input; oneDNN lays the weights out for about that many."""
 _MOST_TOKENS = 4_500
-"""At a time, so that they stay in the cache: 22 images of 224 pixels in patches of 16. Batches of 512 for demo-vit take 58
-us an image whole, and 44 in two steps."""
+"""At a time, so that they stay in the cache: 22 images of 224 pixels in patches of 16. In batches of 512 demo-vit takes
+58 us an image whole, and 44 in two steps."""
 _QUICK_GELU = 1.702
 """x * sigmoid(1.702 x), after Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016)."""
 _ACTIVATIONS = {
