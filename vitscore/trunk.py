@@ -229,7 +229,7 @@ class Trunk:
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features (B, D) in fp32 of uint8 (B, H, W, C), or of normalised fp32 (B, C, H, W)."""
         num_steps = -(-len(pixels) * self._num_tokens // _MOST_TOKENS)
-        features_BD = [self._features(some) for some in pixels.split(-(-len(pixels) // num_steps))]
+        features_BD = [self._features(some) for some in torch.split(pixels, -(-len(pixels) // num_steps))]
         return features_BD[0] if num_steps == 1 else torch.cat(features_BD)
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
