@@ -238,7 +238,7 @@ def test_what_half_precision_changes_is_counted_against_a_run_in_fp32(
     """A random model with many classes, whose best answers lie close together."""
     names = [f"c{number}" for number in range(2000)]
     models = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
-    checkpoint = models.save_vit(tmp_path / "vit", tuple(names), num_hidden_layers=6)
+    checkpoint = models.save_vit(tmp_path / "vit", tuple(names), num_hidden_layers=12)
     samples = [(key, {"png": members["png"]}) for key, members in digits[:100]]
     shards = make_shards([*samples[:3], ("bad", {"png": b"x"}), *samples[3:]], classes=names)
     for precision in ("bf16", "fp32"):
