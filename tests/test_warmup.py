@@ -172,7 +172,7 @@ def test_the_planned_batch_by_device_and_pixels(device: str, edge: int, size: in
     ],
 )
 def test_many_small_images_go_in_larger_batches(largest_bytes: int, num_members: int, edge: int, size: int) -> None:
-    assert choose_batch_size("cpu", edge * edge, FirstLook(largest_bytes, num_members)).value == size
+    assert choose_batch_size("cpu", edge * edge, lambda: FirstLook(largest_bytes, num_members)).value == size
 
 
 def test_without_a_compiler_a_gpu_run_is_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def make_plan(options: RunOptions, *, kept: Mapping[str, Any], with_fingerprints
         pixels_per_image=max(checkpoints.input_pixels(checkpoint) for checkpoint in found.values()),
         num_classes=len(class_names),
         kept=kept,
-        first_look=look(corpus.shards),
+        first_look=lambda: look(corpus.shards),
     )
     shards, last_rows = cut_to_limit(options, corpus, class_names)
     groups = read_groups(options.groups, class_names) if options.groups else None

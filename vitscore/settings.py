@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ def resolve(
     pixels_per_image: int,
     num_classes: int,
     kept: Mapping[str, Any],
-    first_look: FirstLook | None = None,
+    first_look: Callable[[], FirstLook | None] = lambda: None,
 ) -> dict[str, Choice]:
     """Resolve device, precision, compile, decoder, batch_size and top_k.
 
@@ -48,7 +48,7 @@ def resolve(
         pixels_per_image: height x width of the largest model input; decides the batch size.
         num_classes: K; `top_k` is cut to it.
         kept: the values of an earlier start of the same run, by name; they win over anything automatic.
-        first_look: what is known of the corpus.
+        first_look: looks at the corpus, where a choice hangs on it.
 
     Raises:
         SetupError: CUDA or DALI was asked for and is not there.
@@ -135,7 +135,9 @@ def choose_decoder() -> Choice:
     return Choice("torchvision", "DALI is not installed")
 
 
-def choose_batch_size(device: str, pixels_per_image: int, first_look: FirstLook | None = None) -> Choice:
+def choose_batch_size(
+    device: str, pixels_per_image: int, first_look: Callable[[], FirstLook | None] = lambda: None
+) -> Choice:
     """On a CPU a batch whose activations stay in the cache: 16 images of 224 x 224 or as many pixels, at most 128.
 
     Many small images that are put in small go in batches of up to 512, for 13% more of them a second (8 x 8 to 32 x 32,
@@ -147,9 +149,11 @@ def choose_batch_size(device: str, pixels_per_image: int, first_look: FirstLook 
     if device == "cuda":
         return Choice(largest_power(256, 512, 256 * 224 * 224 // pixels_per_image), "fills a GPU")
     limit = 16 * 224 * 224 // pixels_per_image
-    if first_look and first_look.largest_bytes <= _SMALL_BYTES and first_look.num_members >= _MANY_MEMBERS:
-        return Choice(largest_power(16, 512, limit), "many small images: few calls, in the CPU's cache")
-    return Choice(largest_power(16, 128, limit), "keeps a batch's activations in the CPU's cache")
+    size = largest_power(16, 512, limit)
+    if size > 128 and (seen := first_look()):
+        if seen.largest_bytes <= _SMALL_BYTES and seen.num_members >= _MANY_MEMBERS:
+            return Choice(size, "many small images: few calls, in the CPU's cache")
+    return Choice(min(size, 128), "keeps a batch's activations in the CPU's cache")
 
 
 def largest_power(least: int, most: int, limit: int) -> int:
