@@ -207,7 +207,8 @@ class ImageModel:
         trunk = None
         if dtype is torch.bfloat16 and self.is_on_cpu:
             trunk = self._trunk(loaded, normalizer)
-            attention.use_where_faster(loaded)
+            if trunk is None:
+                attention.use_where_faster(loaded)
         net: Net
         if self.kind == "classifier":
             assert self._head_map is not None
