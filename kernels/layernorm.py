@@ -11,13 +11,13 @@ import numpy as np
 
 from vitscore.errors import UsageError
 from vitscore.kernels.arrays import FloatArray, IntArray
-from vitscore.kernels.bits import add_in_any_order, bits_of_float, float_of_bits
+from vitscore.kernels.bits import add_in_any_order, bfloat16_of_float, float_of_bits
 from vitscore.kernels.compiled import compiled
 
 # Axes: R rows, D numbers of a row.
 
 # int32 throughout: with one wider number in a loop its vectors are half as long.
-_REST, _ONE, _TO_BFLOAT = np.int32(0x7FFF), np.int32(1), np.int32(16)
+_TO_BFLOAT = np.int32(16)
 _NAN = np.int16(0x7FC0)
 _ZERO, _UNIT = np.float32(0), np.float32(1)
 
@@ -74,7 +74,4 @@ def _layer_norm(
             continue
         factor = np.float32(_UNIT / np.sqrt(np.float32(variance + epsilon)))
         for j in range(width):
-            bits = bits_of_float(np.float32(np.float32(off_D[j] * factor) * weight_D[j] + bias_D[j]))
-            # Round to nearest, ties to even.
-            bits = np.int32(bits + _REST + np.int32(np.int32(bits >> _TO_BFLOAT) & _ONE))
-            out_D[j] = np.int16(bits >> _TO_BFLOAT)
+            out_D[j] = bfloat16_of_float(np.float32(np.float32(off_D[j] * factor) * weight_D[j] + bias_D[j]))

@@ -11,12 +11,10 @@ import numpy as np
 
 from vitscore.errors import UsageError
 from vitscore.kernels.arrays import FloatArray, IntArray
-from vitscore.kernels.bits import bits_of_float
+from vitscore.kernels.bits import bfloat16_of_float
 from vitscore.kernels.compiled import compiled
 
 # Axes: B images, H W pixels, C channels, P patches of all images, F numbers of a patch, R numbers of a row of a patch.
-
-_REST, _ONE, _TO_BFLOAT = np.int32(0x7FFF), np.int32(1), np.int32(16)
 
 
 def patches_bfloat16(
@@ -62,7 +60,4 @@ def _patches(rows: IntArray, factor_R: FloatArray, offset_R: FloatArray, edge: i
                     to_R = out_F[y * length : (y + 1) * length]
                     for j in range(length):
                         scaled = np.float32(np.float32(np.int32(from_R[j])) * factor_R[j])
-                        bits = bits_of_float(np.float32(scaled + offset_R[j]))
-                        # Round to nearest, ties to even.
-                        bits = np.int32(bits + _REST + np.int32(np.int32(bits >> _TO_BFLOAT) & _ONE))
-                        to_R[j] = np.int16(bits >> _TO_BFLOAT)
+                        to_R[j] = bfloat16_of_float(np.float32(scaled + offset_R[j]))

@@ -13,7 +13,7 @@ import numpy as np
 
 from vitscore.errors import UsageError
 from vitscore.kernels.arrays import IntArray
-from vitscore.kernels.bits import bits_of_float, float_of_bits
+from vitscore.kernels.bits import bfloat16_of_float, bits_of_float, float_of_bits
 from vitscore.kernels.compiled import compiled
 
 # Axes: R rows, N scores of a row.
@@ -24,7 +24,7 @@ _C0, _C1, _C2 = np.float32(0.99999919), np.float32(0.69312197), np.float32(0.240
 _C3, _C4 = np.float32(0.05591704), np.float32(0.00956051)
 _HALF, _SMALLEST = np.float32(0.5), np.float32(-126)
 # int32 throughout: with one wider number in a loop its vectors are half as long.
-_REST, _ONE = np.int32(0x7FFF), np.int32(1)
+_REST = np.int32(0x7FFF)
 _SIGN, _TO_BFLOAT, _TO_EXPONENT = np.int32(15), np.int32(16), np.int32(23)
 _INFINITY, _MINUS_INFINITY = np.int32(0x7F80), np.int32(-0x7F81)
 _NAN = np.int16(0x7FC0)
@@ -87,7 +87,4 @@ def _softmax(scores_RN: IntArray, scale: np.float32, unit: np.float32) -> None:
             total = np.int32(total + np.int32(exp_N[j] * unit + _HALF))
         factor = np.float32(unit / np.float64(total))
         for j in range(width):
-            bits = bits_of_float(np.float32(exp_N[j] * factor))
-            # Round to nearest, ties to even.
-            bits = np.int32(bits + _REST + np.int32(np.int32(bits >> _TO_BFLOAT) & _ONE))
-            row_N[j] = np.int16(bits >> _TO_BFLOAT)
+            row_N[j] = bfloat16_of_float(np.float32(exp_N[j] * factor))
