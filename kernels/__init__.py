@@ -1,7 +1,8 @@
 """numba kernels on arrays: logits to predictions, predictions to counts. No I/O, no model.
 
 `score_rows` ranks logits, `add_counts` and `ConfusionCounts` count predictions, `add_reliability` bins confidence,
-`patches_bfloat16`, `layer_norm_bfloat16` and `softmax_bfloat16` stand between a trunk's matrix products on a CPU.
+`patches_bfloat16`, `layer_norm_bfloat16`, `softmax_bfloat16` and `attend_bfloat16` stand between a trunk's matrix
+products on a CPU.
 `DeviceConfusionCounts` and `DeviceRows` are their twins on a GPU. Each has a plain NumPy twin in
 `vitscore.kernels.reference`. Names load on first use.
 """
@@ -12,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitscore.kernels.attention import attend_bfloat16
     from vitscore.kernels.counts import ConfusionCounts, SparseConfusion, add_counts
     from vitscore.kernels.cuda import DeviceConfusionCounts, DeviceRows
     from vitscore.kernels.layernorm import layer_norm_bfloat16
@@ -28,6 +30,7 @@ __all__ = [
     "SparseConfusion",
     "add_counts",
     "add_reliability",
+    "attend_bfloat16",
     "layer_norm_bfloat16",
     "patches_bfloat16",
     "score_rows",
@@ -41,6 +44,7 @@ _HOME = {
     "SparseConfusion": "counts",
     "add_counts": "counts",
     "add_reliability": "reliability",
+    "attend_bfloat16": "attention",
     "layer_norm_bfloat16": "layernorm",
     "patches_bfloat16": "patches",
     "RowScores": "rows",

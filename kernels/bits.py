@@ -33,16 +33,6 @@ def bits_of_float(typing_context: Any, value: Any) -> Any:
     return types.int32(types.float32), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def add_in_any_order(typing_context: Any, total: Any, term: Any) -> Any:
-    """The sum of two float32, as a term of a longer sum that may be added up in another order: in vectors."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fadd(*args, flags=("reassoc",))
-
-    return types.float32(types.float32, types.float32), generate
-
-
 @register_jitable  # type: ignore[untyped-decorator, unused-ignore]
 def bfloat16_of_float(value: Any) -> Any:
     """The bits of the bfloat16 nearest to a float32, of two the even one, as an int16; not for NaN."""

@@ -4,8 +4,8 @@ Every kernel of this package goes through `compiled`. Nothing is compiled at imp
 costs what `import numba` costs. The code is kept beside the source or in the user's cache folder; where neither can
 be written, the kernel is compiled again in each process and nothing else changes.
 
-It never enables fast math: a sum is added up in the order that the source says, on every machine and for every batch
-(but for sums by `bits.add_in_any_order`, which are added up in the order of the machine's vectors, for every batch).
+It never enables fast math: a sum is added up in the order that the source says, on every machine and for every batch.
+In `lanes` a product and a sum may be rounded once, where the machine has an instruction for both.
 """
 
 from __future__ import annotations

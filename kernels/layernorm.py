@@ -1,7 +1,7 @@
 """Layer normalisation of rows of bfloat16 numbers.
 
 Stands before both halves of every layer of a transformer on a CPU (see `vitscore.trunk`). torch's own takes 0.28 ms for
-the 3,152 rows of 192 of a ViT-Tiny batch of 16, this 0.14. Mean, variance and scaling are fp32; the result is rounded
+the 3,152 rows of 192 of a ViT-Tiny batch of 16, this 0.13. Mean, variance and scaling are fp32; the result is rounded
 to bfloat16 once. A row's bits depend on that row alone.
 """
 
@@ -11,15 +11,28 @@ import numpy as np
 
 from vitscore.errors import UsageError
 from vitscore.kernels.arrays import FloatArray, IntArray
-from vitscore.kernels.bits import add_in_any_order, bfloat16_of_float, float_of_bits
+from vitscore.kernels.bits import bfloat16_of_float, float_of_bits
 from vitscore.kernels.compiled import compiled
+from vitscore.kernels.lanes import (
+    LANES,
+    first_of,
+    get,
+    load_bfloat16,
+    load_lanes,
+    put,
+    spread,
+    store_bfloat16,
+    store_lanes,
+    sum_of,
+    times_plus,
+    zero_lanes,
+)
 
 # Axes: R rows, D numbers of a row.
 
-# int32 throughout: with one wider number in a loop its vectors are half as long.
 _TO_BFLOAT = np.int32(16)
 _NAN = np.int16(0x7FC0)
-_ZERO, _UNIT = np.float32(0), np.float32(1)
+_UNIT = np.float32(1)
 
 
 def layer_norm_bfloat16(
@@ -45,33 +58,56 @@ def layer_norm_bfloat16(
     if not (are_tables and are_contiguous and are_vectors and is_fitting):
         got = f"{rows_RD.dtype} {rows_RD.shape} to {out_RD.dtype} {out_RD.shape}, {weight_D.dtype} {weight_D.shape}"
         raise UsageError("rows cannot be normalised", expected="int16 (R, D) to int16 (R, D), float32 (D,)", got=got)
-    _layer_norm(rows_RD, weight_D, bias_D, np.float32(epsilon), out_RD)
+    _layer_norm(rows_RD.reshape(-1), weight_D, bias_D, np.float32(epsilon), out_RD.reshape(-1))
 
 
 @compiled
-def _layer_norm(
-    rows_RD: IntArray, weight_D: FloatArray, bias_D: FloatArray, epsilon: np.float32, out_RD: IntArray
-) -> None:
-    num_rows, width = rows_RD.shape
-    share = _UNIT / np.float32(width)
-    off_D = np.empty(width, np.float32)
-    for i in range(num_rows):
-        row_D, out_D = rows_RD[i], out_RD[i]
-        total = _ZERO
-        for j in range(width):
-            x = float_of_bits(np.int32(np.int32(row_D[j]) << _TO_BFLOAT))
-            off_D[j] = x
-            total = add_in_any_order(total, x)
-        mean = np.float32(total * share)
-        squares = _ZERO
-        for j in range(width):
-            off = np.float32(off_D[j] - mean)
-            off_D[j] = off
-            squares = add_in_any_order(squares, np.float32(off * off))
-        variance = np.float32(squares * share)
+def _layer_norm(rows: IntArray, weight_D: FloatArray, bias_D: FloatArray, epsilon: np.float32, out: IntArray) -> None:
+    width = len(weight_D)
+    fours, whole = width // (4 * LANES) * (4 * LANES), width // LANES * LANES
+    share, zero = np.float32(_UNIT / np.float32(width)), zero_lanes()
+    # What fills no lanes, behind it zeros.
+    last_L, new_L = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+    weight_L, bias_L = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+    weight_L[: width - whole], bias_L[: width - whole] = weight_D[whole:], bias_D[whole:]
+    for at in range(0, rows.size, width):
+        for j in range(whole, width):
+            put(last_L, j - whole, float_of_bits(np.int32(np.int32(get(rows, at + j)) << _TO_BFLOAT)))
+        last = load_lanes(last_L, 0)
+        sum_0, sum_1, sum_2, sum_3 = last, zero, zero, zero
+        for j in range(0, fours, 4 * LANES):
+            sum_0 = sum_0 + load_bfloat16(rows, at + j)
+            sum_1 = sum_1 + load_bfloat16(rows, at + j + LANES)
+            sum_2 = sum_2 + load_bfloat16(rows, at + j + 2 * LANES)
+            sum_3 = sum_3 + load_bfloat16(rows, at + j + 3 * LANES)
+        for j in range(fours, whole, LANES):
+            sum_1 = sum_1 + load_bfloat16(rows, at + j)
+        mean = spread(np.float32(sum_of((sum_0 + sum_1) + (sum_2 + sum_3)) * share))
+        off = first_of(last - mean, width - whole, zero)
+        sum_0, sum_1, sum_2, sum_3 = off * off, zero, zero, zero
+        for j in range(0, fours, 4 * LANES):
+            off = load_bfloat16(rows, at + j) - mean
+            sum_0 = times_plus(off, off, sum_0)
+            off = load_bfloat16(rows, at + j + LANES) - mean
+            sum_1 = times_plus(off, off, sum_1)
+            off = load_bfloat16(rows, at + j + 2 * LANES) - mean
+            sum_2 = times_plus(off, off, sum_2)
+            off = load_bfloat16(rows, at + j + 3 * LANES) - mean
+            sum_3 = times_plus(off, off, sum_3)
+        for j in range(fours, whole, LANES):
+            off = load_bfloat16(rows, at + j) - mean
+            sum_1 = times_plus(off, off, sum_1)
+        variance = np.float32(sum_of((sum_0 + sum_1) + (sum_2 + sum_3)) * share)
         if not np.isfinite(variance):
-            out_D[:] = _NAN
+            for j in range(width):
+                put(out, at + j, _NAN)
             continue
-        factor = np.float32(_UNIT / np.sqrt(np.float32(variance + epsilon)))
-        for j in range(width):
-            out_D[j] = bfloat16_of_float(np.float32(np.float32(off_D[j] * factor) * weight_D[j] + bias_D[j]))
+        factor = spread(np.float32(_UNIT / np.sqrt(np.float32(variance + epsilon))))
+        for j in range(0, whole, LANES):
+            off = load_bfloat16(rows, at + j) - mean
+            store_bfloat16(out, at + j, times_plus(off * factor, load_lanes(weight_D, j), load_lanes(bias_D, j)))
+        if whole < width:
+            off = last - mean
+            store_lanes(new_L, 0, times_plus(off * factor, load_lanes(weight_L, 0), load_lanes(bias_L, 0)))
+            for j in range(whole, width):
+                put(out, at + j, bfloat16_of_float(get(new_L, j - whole)))

@@ -67,6 +67,22 @@ def layer_norm_reference(rows_RD: FloatArray, weight_D: FloatArray, bias_D: Floa
     return normed_RD
 
 
+def attend_reference(
+    queries_FQ: FloatArray, keys_NK: FloatArray, *, num_images: int, num_heads: int, depth: int, scale: float
+) -> FloatArray:
+    """Attention of each image and head, in float64; queries, keys and values in a row as `attend_bfloat16` has them."""
+    columns = keys_NK.shape[1]
+    parts = queries_FQ[:, :depth], keys_NK[:, columns - 2 * depth : columns - depth], keys_NK[:, columns - depth :]
+    query, key, value = (
+        np.asarray(part, np.float64).reshape(num_images, -1, num_heads, depth // num_heads).swapaxes(1, 2)
+        for part in parts
+    )
+    scores = query @ key.swapaxes(2, 3)
+    weights = softmax_reference(scores.reshape(-1, scores.shape[-1]), scale).reshape(scores.shape)
+    seen_FD: FloatArray = (weights @ value).swapaxes(1, 2).reshape(-1, depth)
+    return seen_FD
+
+
 def patches_reference(pixels_BHWC: IntArray, factor_C: FloatArray, offset_C: FloatArray, edge: int) -> FloatArray:
     """Whole patches of images, each number byte * factor + offset in float32, by row, column and channel."""
     values_BHWC: FloatArray = pixels_BHWC.astype(np.float32) * factor_C.astype(np.float32) + offset_C.astype(np.float32)

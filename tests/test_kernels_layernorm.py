@@ -79,6 +79,13 @@ def test_a_wrong_number_spoils_its_row_alone(wrong: float) -> None:
     assert torch.equal(found[[0, 2]], clean[[0, 2]])
 
 
+def test_a_row_of_huge_numbers_spoils_no_other() -> None:
+    given = rows(3, 40)
+    clean = normed(given)
+    given[1] = 3e37
+    assert torch.equal(normed(given)[[0, 2]], clean[[0, 2]])
+
+
 @pytest.mark.parametrize("case", ["type", "shape", "weight", "epsilon", "strided", "empty"])
 def test_other_arrays_are_refused(case: str) -> None:
     given, out = bits(rows(4, 8)), bits(rows(4, 8))

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from vitscore.kernels import softmax_bfloat16
-from vitscore.kernels.softmax import MOST_SCORES
 from vitscore.machine import cpu_flags
 
 # Axes: B images, H heads, N tokens, D width of a head, S slices: heads of images, F first tokens or all.
@@ -41,10 +40,7 @@ def attend(
     Returns:
         (B, N, H, D), and None for the weights.
     """
-    is_short = query_BHND.shape[2] <= MOST_SCORES
-    is_plain = (
-        is_short and attention_mask is None and not dropout and not (is_causal or getattr(module, "is_causal", False))
-    )
+    is_plain = attention_mask is None and not dropout and not (is_causal or getattr(module, "is_causal", False))
     is_ours = query_BHND.dtype == torch.bfloat16 and query_BHND.device.type == "cpu"
     if not (is_plain and is_ours and query_BHND.shape == key_BHND.shape == value_BHND.shape):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -62,7 +58,7 @@ def attend(
 
 
 def mix(query_SFD: torch.Tensor, key_SND: torch.Tensor, value_SND: torch.Tensor, *, scale: float) -> torch.Tensor:
-    """softmax(scale * queries keys') values of each slice, (S, F, D), in bfloat16; N up to `MOST_SCORES`."""
+    """softmax(scale * queries keys') values of each slice, (S, F, D), in bfloat16."""
     step = max(1, _MOST_SCORES_BYTES // (2 * query_SFD.shape[1] * key_SND.shape[1]))
     seen_SFD = [
         torch.bmm(_weights(query, key, scale), value)

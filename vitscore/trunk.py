@@ -20,11 +20,11 @@ from torch.nn import functional
 
 from vitscore import attention
 from vitscore.first_token import num_first_tokens
-from vitscore.kernels import layer_norm_bfloat16, patches_bfloat16
-from vitscore.kernels.softmax import MOST_SCORES
+from vitscore.kernels import attend_bfloat16, layer_norm_bfloat16, patches_bfloat16
 
 # Axes: B images, H W pixels, C channels, P patches of an image, N tokens of an image, T tokens of all images, F first
-# tokens of an image, D width of the trunk, O outputs of a product, S slices (heads of images), E width of a head.
+# tokens of an image, D width of the trunk, O outputs of a product, I inputs of attention (queries, keys, values, or
+# some of them), S slices (heads of images), E width of a head.
 
 _BFLOAT = torch.bfloat16
 _USUAL_ROWS = 4096
@@ -32,6 +32,9 @@ _USUAL_ROWS = 4096
 _MOST_TOKENS = 4_500
 """At a time, so that they stay in the cache: 22 images of 224 pixels in patches of 16. In batches of 512 demo-vit takes
 58 us an image whole, and 44 in two steps."""
+_FEW_TOKENS = 32
+"""Of an image, for which attention is one kernel: 17 tokens take 2.4 us an image and layer instead of 3.7; 50 in heads
+of 64 would take 84 instead of 80."""
 _QUICK_GELU = 1.702
 """x * sigmoid(1.702 x), after Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016)."""
 _ACTIVATIONS = {
@@ -61,13 +64,13 @@ class Norm:
         if norm.weight is None or norm.bias is None or len(norm.normalized_shape) != 1:
             raise Unsuitable("a normalisation without weights")
         self._weight_D, self._bias_D = (each.detach().float().contiguous() for each in (norm.weight, norm.bias))
+        self._arrays = self._weight_D.numpy(), self._bias_D.numpy()
         self._epsilon = norm.eps
 
     def __call__(self, rows_TD: torch.Tensor) -> torch.Tensor:
         normed_TD = torch.empty_like(rows_TD)
-        layer_norm_bfloat16(
-            _bits(rows_TD), self._weight_D.numpy(), self._bias_D.numpy(), epsilon=self._epsilon, out_RD=_bits(normed_TD)
-        )
+        weight_D, bias_D = self._arrays
+        layer_norm_bfloat16(_bits(rows_TD), weight_D, bias_D, epsilon=self._epsilon, out_RD=_bits(normed_TD))
         return normed_TD
 
     def in_fp32(self, rows_BD: torch.Tensor) -> torch.Tensor:
@@ -132,17 +135,34 @@ class Layer:
         """(B, N, D) to (B, N, D); of the last layer to (B, F, D), of which the first token counts."""
         num_images, num_tokens, width = tokens_BND.shape
         normed_TD = self._norm_before(tokens_BND.view(-1, width))
-        inputs_SNE = self._split(self._inputs(normed_TD), num_images)
+        inputs_TI = self._inputs(normed_TD)
+        queries_TI, tokens_TD = inputs_TI, tokens_BND.view(-1, width)
         if self._query is not None:
             num_tokens = num_first_tokens(num_images, num_tokens)
-            first_TD = normed_TD.view(num_images, -1, width)[:, :num_tokens].reshape(-1, width)
-            inputs_SNE = (*self._split(self._query(first_TD), num_images), *inputs_SNE)
-            tokens_BND = tokens_BND[:, :num_tokens]
-        seen_SNE = attention.mix(*inputs_SNE, scale=self._scale)
-        seen_TD = seen_SNE.view(num_images, self._num_heads, num_tokens, -1).transpose(1, 2).reshape(-1, width)
-        tokens_TD = self._projection.plus(seen_TD, tokens_BND.reshape(-1, width))
+            firsts = normed_TD.view(num_images, -1, width), tokens_BND
+            first_TD, tokens_TD = (each[:, :num_tokens].reshape(-1, width) for each in firsts)
+            queries_TI = self._query(first_TD)
+        seen_TD = self._attend(queries_TI, inputs_TI, num_images)
+        tokens_TD = self._projection.plus(seen_TD, tokens_TD)
         tokens_TD = self._down.plus(self._up(self._norm_after(tokens_TD)), tokens_TD)
         return tokens_TD.view(num_images, num_tokens, width)
+
+    def _attend(self, queries_TI: torch.Tensor, inputs_TI: torch.Tensor, num_images: int) -> torch.Tensor:
+        """(images * queries, D); queries stand in the first columns of theirs, keys and values in the last."""
+        depth = self._num_heads * self._width
+        if inputs_TI.shape[0] // num_images <= _FEW_TOKENS:
+            seen_TD = queries_TI.new_empty((queries_TI.shape[0], depth))
+            attend_bfloat16(
+                _bits(queries_TI), _bits(inputs_TI), num_images=num_images, num_heads=self._num_heads,
+                scale=self._scale, out_FD=_bits(seen_TD),
+            )  # fmt: skip
+            return seen_TD
+        inputs_SNE = self._split(inputs_TI, num_images)
+        if queries_TI is not inputs_TI:
+            inputs_SNE = (*self._split(queries_TI, num_images), *inputs_SNE)
+        seen_SFE = attention.mix(*inputs_SNE, scale=self._scale)
+        seen_BHFE = seen_SFE.view(num_images, self._num_heads, -1, self._width)
+        return seen_BHFE.transpose(1, 2).reshape(-1, depth)
 
     def _split(self, joined: torch.Tensor, num_images: int) -> tuple[torch.Tensor, ...]:
         """Queries, keys, values beside each other, (T, parts * S/B * E), to (S, N, E) each."""
@@ -208,8 +228,6 @@ class Trunk:
         num_patches = (image_size[0] // self._edge) * (image_size[1] // self._edge)
         if not is_plain or not is_square or len(parts.positions_ND) != num_patches + 1:
             raise Unsuitable("patches of another kind")
-        if num_patches >= MOST_SCORES:
-            raise Unsuitable("more tokens than the softmax takes")
         self._num_tokens = num_patches + 1
         self._num_channels = int(convolution.in_channels)
         if len(factor_C) != self._num_channels:

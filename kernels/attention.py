@@ -1,0 +1,212 @@
+"""Attention among few tokens, in bfloat16: scores, softmax and weighted values of a head in one pass.
+
+Between a layer's first product and its second on a CPU (see `vitscore.attention`), where matrix products of 17 rows
+are too small for oneDNN to be worth their calls: for demo-vit's 17 tokens in 4 heads of 24 it takes 2.4 us an image and
+layer, two products around `softmax_bfloat16` and the copies that they need 3.7. Queries, keys and values are read where
+the layer's product left them, beside each other. Everything between is fp32, the answer is rounded to bfloat16 once.
+An image's bits depend on that image alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba.extending import register_jitable
+
+from vitscore.errors import UsageError
+from vitscore.kernels.arrays import FloatArray, IntArray
+from vitscore.kernels.bits import bfloat16_of_float, float_of_bits
+from vitscore.kernels.compiled import compiled
+from vitscore.kernels.lanes import (
+    LANES,
+    get,
+    larger,
+    load_bfloat16,
+    load_lanes,
+    power_of_two,
+    put,
+    spread,
+    spread_from,
+    store_bfloat16,
+    store_lanes,
+    times_plus,
+    zero_lanes,
+)
+
+# Axes: B images, F queries of an image, N keys and values of an image, H heads, E width of a head, D = H * E,
+# Q = D or 3 D (queries alone, or keys and values behind them), K = 2 D or 3 D.
+
+_LOG2_E = math.log2(math.e)
+_LOWEST = np.float32(-3e38)
+_ONE, _TO_BFLOAT = np.float32(1), np.int32(16)
+_NAN = np.int16(0x7FC0)
+_TOGETHER = 6
+"""Queries whose sums stand in registers at a time."""
+
+
+def attend_bfloat16(
+    queries_FQ: IntArray, keys_NK: IntArray, *, num_images: int, num_heads: int, scale: float, out_FD: IntArray
+) -> None:
+    """Write softmax(scale * queries keys') values of each image and head.
+
+    Args:
+        queries_FQ: the bits of bfloat16 numbers as int16, C-contiguous, the F rows of one image behind those of
+            another; queries in the first D columns, a head's E beside each other.
+        keys_NK: as `queries_FQ`, N rows an image; values in the last D columns, keys in the D before. It may be the
+            same array.
+        num_images: how many.
+        num_heads: how many.
+        scale: above 0.
+        out_FD: int16, C-contiguous, as many rows as queries; its width is D. With a NaN or an infinity among a head's
+            queries or scores, that query's answer is NaN.
+
+    Raises:
+        UsageError: another type or shape.
+    """
+    arrays = (queries_FQ, keys_NK, out_FD)
+    are_tables = all(each.ndim == 2 and each.dtype == np.int16 and each.flags.c_contiguous for each in arrays)
+    if not (are_tables and _fit(*arrays, num_images=num_images, num_heads=num_heads) and scale > 0):
+        got = ", ".join(f"{each.dtype} {each.shape}" for each in arrays)
+        raise UsageError(
+            "attention does not fit",
+            expected=f"int16 (F, Q), (N, K), (F, D), {num_images} images, {num_heads} heads, scale above 0",
+            got=f"{got}, scale {scale}",
+        )
+    _attend(
+        queries_FQ.reshape(-1), keys_NK.reshape(-1), num_images, len(queries_FQ) // num_images,
+        len(keys_NK) // num_images, num_heads, out_FD.shape[1] // num_heads, np.float32(scale * _LOG2_E),
+        out_FD.reshape(-1),
+    )  # fmt: skip
+
+
+def _fit(queries_FQ: IntArray, keys_NK: IntArray, out_FD: IntArray, *, num_images: int, num_heads: int) -> bool:
+    rows, width = out_FD.shape
+    return (
+        num_images > 0
+        and num_heads > 0
+        and rows == len(queries_FQ) > 0
+        and len(keys_NK) > 0
+        and not (rows % num_images or len(keys_NK) % num_images or width % num_heads)
+        and width > 0
+        and queries_FQ.shape[1] >= width
+        and keys_NK.shape[1] >= 2 * width
+    )
+
+
+@register_jitable  # type: ignore[untyped-decorator, unused-ignore]
+def _widen(bits: IntArray, at: int, count: int, numbers: FloatArray) -> None:
+    """The fp32 numbers of `count` bfloat16 ones."""
+    whole = count // LANES * LANES
+    for i in range(0, whole, LANES):
+        store_lanes(numbers, i, load_bfloat16(bits, at + i))
+    for i in range(whole, count):
+        put(numbers, i, float_of_bits(np.int32(np.int32(get(bits, at + i)) << _TO_BFLOAT)))
+
+
+@register_jitable  # type: ignore[untyped-decorator, unused-ignore]
+def _narrow(numbers: FloatArray, at: int, count: int, bits: IntArray, to: int) -> None:
+    """The bits of `count` fp32 numbers, rounded to bfloat16."""
+    whole = count // LANES * LANES
+    for i in range(0, whole, LANES):
+        store_bfloat16(bits, to + i, load_lanes(numbers, at + i))
+    for i in range(whole, count):
+        number = get(numbers, at + i)
+        put(bits, to + i, bfloat16_of_float(number) if number == number else _NAN)
+
+
+@compiled
+def _attend(
+    queries: IntArray,
+    keys: IntArray,
+    num_images: int,
+    num_queries: int,
+    num_keys: int,
+    num_heads: int,
+    width: int,
+    scale: np.float32,
+    out: IntArray,
+) -> None:
+    per_query, per_key = queries.size // (num_images * num_queries), keys.size // (num_images * num_keys)
+    depth = num_heads * width
+    padded = (num_queries + LANES - 1) // LANES * LANES
+    per_answer = depth + LANES
+    # What is loaded beyond a head or the last row is the next one's or zero, and what comes of it is not kept.
+    query_FQ = np.zeros(num_queries * per_query + LANES, np.float32)
+    key_NK = np.zeros(num_keys * per_key + LANES, np.float32)
+    turned_EF = np.zeros(width * padded, np.float32)
+    weight_NF = np.zeros((num_keys + _TOGETHER) * padded, np.float32)
+    factor_F = np.zeros(padded + _TOGETHER, np.float32)
+    answer_FD = np.zeros((num_queries + _TOGETHER) * per_answer, np.float32)
+    zero, one, lowest, scales = zero_lanes(), spread(_ONE), spread(_LOWEST), spread(scale)
+    for image in range(num_images):
+        _widen(queries, image * num_queries * per_query, num_queries * per_query, query_FQ)
+        _widen(keys, image * num_keys * per_key, num_keys * per_key, key_NK)
+        for head in range(num_heads):
+            query_at, value_at = head * width, per_key - depth + head * width
+            key_at, last_at = value_at - depth, value_at - depth + (num_keys - 1) * per_key
+            # Queries side by side: their largest scores and their sums need no lane of another.
+            for f in range(num_queries):
+                for e in range(width):
+                    put(turned_EF, e * padded + f, get(query_FQ, query_at + f * per_query + e))
+            for f in range(0, padded, LANES):
+                largest = lowest
+                for n in range(0, num_keys, _TOGETHER):
+                    # Behind the last key it is taken again.
+                    key_0 = key_at + n * per_key
+                    key_1 = min(key_0 + per_key, last_at)
+                    key_2 = min(key_0 + 2 * per_key, last_at)
+                    key_3 = min(key_0 + 3 * per_key, last_at)
+                    key_4 = min(key_0 + 4 * per_key, last_at)
+                    key_5 = min(key_0 + 5 * per_key, last_at)
+                    sum_0, sum_1, sum_2, sum_3, sum_4, sum_5 = zero, zero, zero, zero, zero, zero
+                    for e in range(width):
+                        query = load_lanes(turned_EF, e * padded + f)
+                        sum_0 = times_plus(query, spread_from(key_NK, key_0 + e), sum_0)
+                        sum_1 = times_plus(query, spread_from(key_NK, key_1 + e), sum_1)
+                        sum_2 = times_plus(query, spread_from(key_NK, key_2 + e), sum_2)
+                        sum_3 = times_plus(query, spread_from(key_NK, key_3 + e), sum_3)
+                        sum_4 = times_plus(query, spread_from(key_NK, key_4 + e), sum_4)
+                        sum_5 = times_plus(query, spread_from(key_NK, key_5 + e), sum_5)
+                    largest = larger(
+                        larger(sum_0, sum_1), larger(larger(sum_2, sum_3), larger(larger(sum_4, sum_5), largest))
+                    )
+                    at = n * padded + f
+                    store_lanes(weight_NF, at, sum_0)
+                    store_lanes(weight_NF, at + padded, sum_1)
+                    store_lanes(weight_NF, at + 2 * padded, sum_2)
+                    store_lanes(weight_NF, at + 3 * padded, sum_3)
+                    store_lanes(weight_NF, at + 4 * padded, sum_4)
+                    store_lanes(weight_NF, at + 5 * padded, sum_5)
+                total, wrong = zero, zero
+                for n in range(num_keys):
+                    off = load_lanes(weight_NF, n * padded + f) - largest
+                    # Where a score or its distance is no number, this becomes NaN.
+                    wrong = times_plus(off, zero, wrong)
+                    power = power_of_two(off * scales)
+                    store_lanes(weight_NF, n * padded + f, power)
+                    total = total + power
+                store_lanes(factor_F, f, one / (total + wrong))
+            for f in range(0, num_queries, _TOGETHER):
+                factor_0, factor_1 = spread_from(factor_F, f), spread_from(factor_F, f + 1)
+                factor_2, factor_3 = spread_from(factor_F, f + 2), spread_from(factor_F, f + 3)
+                factor_4, factor_5 = spread_from(factor_F, f + 4), spread_from(factor_F, f + 5)
+                for e in range(0, width, LANES):
+                    sum_0, sum_1, sum_2, sum_3, sum_4, sum_5 = zero, zero, zero, zero, zero, zero
+                    for n in range(num_keys):
+                        at, value = n * padded + f, load_lanes(key_NK, value_at + n * per_key + e)
+                        sum_0 = times_plus(spread_from(weight_NF, at), value, sum_0)
+                        sum_1 = times_plus(spread_from(weight_NF, at + 1), value, sum_1)
+                        sum_2 = times_plus(spread_from(weight_NF, at + 2), value, sum_2)
+                        sum_3 = times_plus(spread_from(weight_NF, at + 3), value, sum_3)
+                        sum_4 = times_plus(spread_from(weight_NF, at + 4), value, sum_4)
+                        sum_5 = times_plus(spread_from(weight_NF, at + 5), value, sum_5)
+                    to = f * per_answer + query_at + e
+                    store_lanes(answer_FD, to, sum_0 * factor_0)
+                    store_lanes(answer_FD, to + per_answer, sum_1 * factor_1)
+                    store_lanes(answer_FD, to + 2 * per_answer, sum_2 * factor_2)
+                    store_lanes(answer_FD, to + 3 * per_answer, sum_3 * factor_3)
+                    store_lanes(answer_FD, to + 4 * per_answer, sum_4 * factor_4)
+                    store_lanes(answer_FD, to + 5 * per_answer, sum_5 * factor_5)
+        for f in range(num_queries):
+            _narrow(answer_FD, f * per_answer, depth, out, (image * num_queries + f) * depth)

@@ -1,0 +1,296 @@
+"""Sixteen float32 side by side, as one value inside kernels: what a vector register holds.
+
+numba turns a loop over numbers into vector instructions where it is long; the rest of a row that fills no whole step
+of it is computed number by number, which for rows of 17 or 96 is half of the time. A kernel that is written in lanes
+says itself what stands in a register. On a CPU with shorter registers a value takes several of them.
+
+    total = zero_lanes()
+    for at in range(0, len(numbers), LANES):
+        total = times_plus(load_lanes(numbers, at), load_lanes(weights, at), total)
+
+Addresses are not checked: whoever loads `LANES` numbers has them. Not for Python, only inside compiled kernels.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
+from numba import types
+from numba.core.datamodel import models
+from numba.extending import intrinsic, overload, register_model
+
+LANES = 16
+
+_INT16, _INT32, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
+_INT16S, _INT32S, _FLOATS = (ir.VectorType(each, LANES) for each in (_INT16, _INT32, _FLOAT))
+# 2^r on [-1/2, 1/2], least squares in relative error on Chebyshev points: off by 2.7e-6, where bfloat16 rounds by 2e-3.
+_POWER = (0.00956051, 0.05591704, 0.24024981, 0.69312197, 0.99999919)
+_SMALLEST = -126.0
+_MAY_FUSE = ("contract",)
+"""The product and the sum may be rounded once, where the CPU has an instruction for it."""
+
+
+class LanesType(types.Type):  # type: ignore[misc, unused-ignore]
+    """numba's type of such a value."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"float32x{LANES}")
+
+
+LANES_TYPE = LanesType()
+
+
+@register_model(LanesType)  # type: ignore[untyped-decorator, unused-ignore]
+class _LanesModel(models.PrimitiveModel):  # type: ignore[misc, unused-ignore]
+    def __init__(self, manager: Any, numba_type: Any) -> None:
+        super().__init__(manager, numba_type, _FLOATS)
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def zero_lanes(typing_context: Any) -> Any:
+    """All zero."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _constants(_FLOATS, 0.0)
+
+    return LANES_TYPE(), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def spread(typing_context: Any, number: Any) -> Any:
+    """A float32 in every lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _spread(builder, args[0], _FLOATS)
+
+    return LANES_TYPE(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def spread_from(typing_context: Any, numbers: Any, at: Any) -> Any:
+    """A number of a flat float32 array in every lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _spread(builder, builder.load(_address(context, builder, signature, args)), _FLOATS)
+
+    return LANES_TYPE(numbers, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def load_lanes(typing_context: Any, numbers: Any, at: Any) -> Any:
+    """The numbers of a flat float32 array from `at` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _load(builder, _address(context, builder, signature, args), _FLOATS, align=4)
+
+    return LANES_TYPE(numbers, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def store_lanes(typing_context: Any, numbers: Any, at: Any, value: Any) -> Any:
+    """Write into a flat float32 array from `at` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _store(builder, args[2], _address(context, builder, signature, args), align=4)
+        return context.get_dummy_value()
+
+    return types.void(numbers, types.intp, LANES_TYPE), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def load_bfloat16(typing_context: Any, bits: Any, at: Any) -> Any:
+    """The bfloat16 numbers whose bits stand in a flat int16 array from `at` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        short = _load(builder, _address(context, builder, signature, args), _INT16S, align=2)
+        return builder.bitcast(builder.shl(builder.zext(short, _INT32S), _constants(_INT32S, 16)), _FLOATS)
+
+    return LANES_TYPE(bits, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def store_bfloat16(typing_context: Any, bits: Any, at: Any, value: Any) -> Any:
+    """Write the bits of the nearest bfloat16 numbers, of two the even one, into a flat int16 array.
+
+    A NaN stays one where its lower half is zero: that of any that comes of bfloat16 numbers, and of invalid sums.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide = builder.bitcast(args[2], _INT32S)
+        last = builder.and_(builder.lshr(wide, _constants(_INT32S, 16)), _constants(_INT32S, 1))
+        rounded = builder.add(builder.add(wide, _constants(_INT32S, 0x7FFF)), last)
+        short = builder.trunc(builder.lshr(rounded, _constants(_INT32S, 16)), _INT16S)
+        _store(builder, short, _address(context, builder, signature, args), align=2)
+        return context.get_dummy_value()
+
+    return types.void(bits, types.intp, LANES_TYPE), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def get(typing_context: Any, numbers: Any, at: Any) -> Any:
+    """A number of a flat array, without Python's counting from the end, which costs as much as the number."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(_address(context, builder, signature, args))
+
+    return numbers.dtype(numbers, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def put(typing_context: Any, numbers: Any, at: Any, number: Any) -> Any:
+    """Write a number into a flat array, as `get` reads one."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[2], _address(context, builder, signature, args))
+        return context.get_dummy_value()
+
+    return types.void(numbers, types.intp, numbers.dtype), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def times_plus(typing_context: Any, factor: Any, other: Any, term: Any) -> Any:
+    """factor * other + term."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _times_plus(builder, *args)
+
+    return LANES_TYPE(LANES_TYPE, LANES_TYPE, LANES_TYPE), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def larger(typing_context: Any, value: Any, other: Any) -> Any:
+    """The larger of each pair; with a NaN in it, the other value's."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", args[0], args[1]), args[0], args[1])
+
+    return LANES_TYPE(LANES_TYPE, LANES_TYPE), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def first_of(typing_context: Any, value: Any, count: Any, rest: Any) -> Any:
+    """The first `count` lanes of one value (all, where it is `LANES` or more), and the rest of another."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lane = ir.Constant(_INT32S, list(range(LANES)))
+        count = _spread(builder, builder.trunc(args[1], _INT32), _INT32S)
+        return builder.select(builder.icmp_signed("<", lane, count), args[0], args[2])
+
+    return LANES_TYPE(LANES_TYPE, types.intp, LANES_TYPE), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def sum_of(typing_context: Any, value: Any) -> Any:
+    """The sum of all lanes, a float32: halves added up, then their halves."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _folded(builder, args[0], builder.fadd)
+
+    return types.float32(LANES_TYPE), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def largest_of(typing_context: Any, value: Any) -> Any:
+    """The largest lane, a float32; of no meaning where one is NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def larger(left: Any, right: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", left, right), left, right)
+
+        return _folded(builder, args[0], larger)
+
+    return types.float32(LANES_TYPE), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def power_of_two(typing_context: Any, exponent: Any) -> Any:
+    """2^exponent for exponents up to 0, off by one part in 370,000; 2^-126 for -126 and less, and for NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        smallest = _constants(_FLOATS, _SMALLEST)
+        exponent = builder.select(builder.fcmp_ordered(">", args[0], smallest), args[0], smallest)
+        whole = builder.fptosi(builder.fsub(exponent, _constants(_FLOATS, 0.5)), _INT32S)
+        rest = builder.fsub(exponent, builder.sitofp(whole, _FLOATS))
+        power = _constants(_FLOATS, _POWER[0])
+        for coefficient in _POWER[1:]:
+            power = _times_plus(builder, rest, power, _constants(_FLOATS, coefficient))
+        bits = builder.add(builder.bitcast(power, _INT32S), builder.shl(whole, _constants(_INT32S, 23)))
+        return builder.bitcast(bits, _FLOATS)
+
+    return LANES_TYPE(LANES_TYPE), generate
+
+
+def _register(python_operator: Callable[..., Any], name: str) -> None:
+    """Give lanes an operator of Python's."""
+
+    @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+    def compute(typing_context: Any, left: Any, right: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return getattr(builder, name)(*args)
+
+        return LANES_TYPE(LANES_TYPE, LANES_TYPE), generate
+
+    @overload(python_operator, strict=False)  # type: ignore[untyped-decorator, unused-ignore]
+    def choose(left: Any, right: Any) -> Any:
+        if isinstance(left, LanesType) and isinstance(right, LanesType):
+            return lambda left, right: compute(left, right)
+        return None
+
+
+_register(operator.add, "fadd")
+_register(operator.sub, "fsub")
+_register(operator.mul, "fmul")
+_register(operator.truediv, "fdiv")
+
+
+def _constants(vector: Any, number: float) -> Any:
+    """A constant in every lane."""
+    return ir.Constant(vector, [float(np.float32(number)) if vector is _FLOATS else number] * LANES)
+
+
+def _spread(builder: Any, number: Any, vector: Any) -> Any:
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, number, ir.Constant(_INT32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(_INT32S, [0] * LANES))
+
+
+def _folded(builder: Any, lanes: Any, join: Callable[[Any, Any], Any]) -> Any:
+    """One number of all lanes, half by half: a fixed order, the same for every row and machine."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        undefined = ir.Constant(lanes.type, ir.Undefined)
+        index = ir.VectorType(_INT32, width)
+        halves = [
+            builder.shuffle_vector(lanes, undefined, ir.Constant(index, list(range(start, start + width))))
+            for start in (0, width)
+        ]
+        lanes = join(*halves)
+    return builder.extract_element(lanes, ir.Constant(_INT32, 0))
+
+
+def _times_plus(builder: Any, factor: Any, other: Any, term: Any) -> Any:
+    return builder.fadd(builder.fmul(factor, other, flags=_MAY_FUSE), term, flags=_MAY_FUSE)
+
+
+def _address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """Where a flat array's number stands; array and index are the first two arguments."""
+    array = signature.args[0]
+    if not isinstance(array, types.Array) or array.ndim != 1 or array.layout != "C":
+        raise TypeError(f"lanes of a flat, contiguous array, not of {array}")
+    return builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]])
+
+
+def _load(builder: Any, address: Any, vector: Any, *, align: int) -> Any:
+    loaded = builder.load(builder.bitcast(address, vector.as_pointer()))
+    loaded.align = align
+    return loaded
+
+
+def _store(builder: Any, value: Any, address: Any, *, align: int) -> None:
+    stored = builder.store(value, builder.bitcast(address, value.type.as_pointer()))
+    stored.align = align
