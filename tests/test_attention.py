@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vitscore import attention
 from vitscore.checkpoints import find
-from vitscore.models import load_weights
+from vitscore.loading import load_weights
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
 MODULE = torch.nn.Identity()

@@ -13,7 +13,7 @@ from transformers import BeitConfig, BeitForImageClassification, DeiTConfig, Dei
 
 from vitscore.checkpoints import find
 from vitscore.first_token import FirstTokenLayer, shorten
-from vitscore.models import load_weights
+from vitscore.loading import load_weights
 
 small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
 

@@ -3,14 +3,15 @@
 The stage between decoding and the row kernel: uint8 pixels are normalised on the device, go through the trunk in the
 run's precision and through the head in fp32; a classifier's logits are then matched to the data set's classes, a CLIP's
 are logit scale times cosine to the text weights (`heads.py` has that arithmetic). Batches come in one fixed shape (the
-engine pads them), so compiled models compile once. Ranking and probabilities are the kernels' work.
+engine pads them), so compiled models compile once. Ranking and probabilities are the kernels' work; a checkpoint is
+read by `loading.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,6 @@ import torch
 from vitscore import attention, checkpoints, zeroshot
 from vitscore.checkpoints import Checkpoint, Kind
 from vitscore.classes import HeadMap, plain_names
-from vitscore.errors import SetupError
 from vitscore.first_token import FirstTokenLayer
 from vitscore.heads import (
     ClassifierNet,
@@ -31,21 +31,14 @@ from vitscore.heads import (
     VisionTower,
     head_layers,
 )
-from vitscore.preprocess import (
-    Geometry,
-    Inexpressible,
-    ProcessorGeometry,
-    Spec,
-    processor_geometry,
-    spec_from_processor,
-)
+from vitscore.loading import load_processor, load_weights, reading, spec_of
+from vitscore.preprocess import Geometry, ProcessorGeometry, Spec
 from vitscore.trunk import Trunk, Unsuitable
 
 # Axes: B images of a batch, H W pixels, K classes of the data set, D the head's input or the projection.
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_MAX_KEYS = 5
 
 
 @dataclass(frozen=True)
@@ -304,70 +297,6 @@ def load_model(
     return model
 
 
-def load_weights(checkpoint: Checkpoint) -> Any:
-    """The transformers model in fp32, every parameter of it from the checkpoint.
-
-    Raises:
-        SetupError: a parameter is missing or has another shape (transformers would fill it with random numbers), or the
-            folder cannot be loaded.
-    """
-    from transformers import AutoModelForImageClassification, CLIPModel
-
-    auto = AutoModelForImageClassification if checkpoint.kind == "classifier" else CLIPModel
-    with reading(checkpoint, "weights"):
-        # Attention is sdpa wherever the architecture has it: transformers' own default.
-        model, info = auto.from_pretrained(
-            checkpoint.path,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    absent = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])
-    if absent:
-        shown = ", ".join(absent[:_MAX_KEYS]) + (
-            f" and {len(absent) - _MAX_KEYS} more" if len(absent) > _MAX_KEYS else ""
-        )
-        raise SetupError(
-            "weights do not fill the model",
-            where=checkpoint.source,
-            expected=f"every parameter of {type(model).__name__}",
-            got=f"none that fits for {shown}",
-            next_step="Take a fine-tuned checkpoint: one with a trained head.",
-        )
-    return model.eval()
-
-
-def load_processor(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's image processor, as transformers has it.
-
-    Raises:
-        SetupError: there is none.
-    """
-    from transformers import AutoImageProcessor
-
-    with reading(checkpoint, "image processor"):
-        return AutoImageProcessor.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-
-
-def spec_of(processor: Any, *, source: str) -> tuple[Spec | ProcessorGeometry, tuple[str, ...]]:
-    """A checkpoint's processor as a spec; as itself, with a note, where a spec cannot say it.
-
-    Raises:
-        SetupError: its images make no batch.
-    """
-    try:
-        return spec_from_processor(processor), ()
-    except Inexpressible as reason:
-        note = f"its images go through {type(processor).__name__} itself, which is slower: {reason}"
-    try:
-        return processor_geometry(processor), (note,)
-    except Inexpressible as reason:
-        raise SetupError("image processor cannot be used", where=source, got=str(reason)) from reason
-
-
 def zero_shot_weights(
     checkpoint: Checkpoint,
     loaded: Any,
@@ -393,31 +322,6 @@ def zero_shot_weights(
     if cache_dir is not None:
         zeroshot.store(cache_dir, key, weights_KD)
     return weights_KD
-
-
-@contextlib.contextmanager
-def reading(checkpoint: Checkpoint, what: str) -> Iterator[None]:
-    """Keep transformers quiet while it reads, and turn what it raises into one line."""
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
-    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, SafetensorError) as error:
-        first_line = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise SetupError(
-            f"cannot load the {what}",
-            where=checkpoint.source,
-            got=f"{type(error).__name__}: {first_line[:160]}",
-            next_step="Check that the folder is complete, as save_pretrained writes it.",
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bars:
-            logging.enable_progress_bar()
 
 
 def _compiled(net: Net, device: str) -> Any:

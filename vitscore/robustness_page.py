@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 
 def write_page(plan: Plan, folder: Path, document: dict[str, Any]) -> None:
     """Render the document with one image of the shards under every condition, as the first model sees it."""
-    from vitscore.models import load_processor, spec_of
-    from vitscore.preprocess import Spec
+    from vitscore.loading import geometry_of
+    from vitscore.preprocess import Geometry
     from vitscore.rehearsal import example_pictures
 
-    checkpoint = plan.models[0].checkpoint
-    spec, _ = spec_of(load_processor(checkpoint), source=checkpoint.source)
-    pictures = dict(example_pictures(plan, spec.geometry)) if isinstance(spec, Spec) else {}
+    geometry = geometry_of(plan.models[0].checkpoint)
+    pictures = dict(example_pictures(plan, geometry)) if isinstance(geometry, Geometry) else {}
     write_bytes_durably(folder / "robustness.html", render(document, pictures).encode())
 
 

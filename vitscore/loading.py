@@ -1,0 +1,126 @@
+"""A checkpoint's parts as transformers loads them: weights, image processor, tokenizer.
+
+Before `models.py`, which makes a function of them, and before decoding, which needs to know the pixels that a processor
+asks for while the weights are still on their way. What transformers raises becomes one line; what is missing is never
+filled with random numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from vitscore.checkpoints import Checkpoint
+from vitscore.errors import SetupError
+from vitscore.preprocess import (
+    Geometry,
+    Inexpressible,
+    ProcessorGeometry,
+    Spec,
+    processor_geometry,
+    spec_from_processor,
+)
+
+_MAX_KEYS = 5
+
+
+def load_weights(checkpoint: Checkpoint) -> Any:
+    """The transformers model in fp32, every parameter of it from the checkpoint.
+
+    Raises:
+        SetupError: a parameter is missing or has another shape (transformers would fill it with random numbers), or the
+            folder cannot be loaded.
+    """
+    from transformers import AutoModelForImageClassification, CLIPModel
+
+    auto = AutoModelForImageClassification if checkpoint.kind == "classifier" else CLIPModel
+    with reading(checkpoint, "weights"):
+        # Attention is sdpa wherever the architecture has it: transformers' own default.
+        model, info = auto.from_pretrained(
+            checkpoint.path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    absent = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])
+    if absent:
+        shown = ", ".join(absent[:_MAX_KEYS]) + (
+            f" and {len(absent) - _MAX_KEYS} more" if len(absent) > _MAX_KEYS else ""
+        )
+        raise SetupError(
+            "weights do not fill the model",
+            where=checkpoint.source,
+            expected=f"every parameter of {type(model).__name__}",
+            got=f"none that fits for {shown}",
+            next_step="Take a fine-tuned checkpoint: one with a trained head.",
+        )
+    return model.eval()
+
+
+def load_processor(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's image processor, as transformers has it.
+
+    Raises:
+        SetupError: there is none.
+    """
+    from transformers import AutoImageProcessor
+
+    with reading(checkpoint, "image processor"):
+        return AutoImageProcessor.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+
+
+def spec_of(processor: Any, *, source: str) -> tuple[Spec | ProcessorGeometry, tuple[str, ...]]:
+    """A checkpoint's processor as a spec; as itself, with a note, where a spec cannot say it.
+
+    Raises:
+        SetupError: its images make no batch.
+    """
+    try:
+        return spec_from_processor(processor), ()
+    except Inexpressible as reason:
+        note = f"its images go through {type(processor).__name__} itself, which is slower: {reason}"
+    try:
+        return processor_geometry(processor), (note,)
+    except Inexpressible as reason:
+        raise SetupError("image processor cannot be used", where=source, got=str(reason)) from reason
+
+
+def geometry_of(checkpoint: Checkpoint) -> Geometry | ProcessorGeometry:
+    """The pixels that a checkpoint's processor asks for; its weights are not read.
+
+    Raises:
+        SetupError: it has no processor, or its images make no batch.
+    """
+    spec, _ = spec_of(load_processor(checkpoint), source=checkpoint.source)
+    return spec.geometry if isinstance(spec, Spec) else spec
+
+
+@contextlib.contextmanager
+def reading(checkpoint: Checkpoint, what: str) -> Iterator[None]:
+    """Keep transformers quiet while it reads, and turn what it raises into one line."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, SafetensorError) as error:
+        first_line = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise SetupError(
+            f"cannot load the {what}",
+            where=checkpoint.source,
+            got=f"{type(error).__name__}: {first_line[:160]}",
+            next_step="Check that the folder is complete, as save_pretrained writes it.",
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
