@@ -192,6 +192,7 @@ def execute(
             show.show_plan(plan, estimate_disk(plan), show.make_console())
         return
     watcher = show.Watcher(is_shown=progress if is_main_rank() else False, tells_notes=is_main_rank())
+    runs.prepare_arrow()
     try:
         outcome = runs.run(options, watcher)
     finally:

@@ -148,6 +148,7 @@ def execute(
             show_estimate(plan, as_json=as_json)
         return
     watcher = show.Watcher(is_shown=progress if is_main_rank() else False, tells_notes=is_main_rank())
+    runs.prepare_arrow()
     try:
         outcome = runs.run(options, watcher)
     finally:

@@ -1,6 +1,6 @@
 """The loop: batches in, decoded once, through every model, rows out, parts written.
 
-    reader thread ─► decoder (its own threads, ahead) ─► models and row kernel (forward) ─► ShardRows ─► part
+    shards ─► reader and decoder (intake) ─► models and row kernel (forward) ─► ShardRows ─► part
 
 The loop computes; it keeps no result. Counts made here are for the progress line only: the truth is in the parts, and
 metrics are folded from them when all ranks are done.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,16 +22,16 @@ from vitscore.audit import AUDITED_IMAGES, Audit
 from vitscore.augment.seeds import sample_words
 from vitscore.augment.stage import Stage
 from vitscore.config import BadLimit
-from vitscore.decode import make_decoder
+from vitscore.decode import Decoded
 from vitscore.durable import writing
 from vitscore.errors import DataError, LabelError, TooManyBadError
 from vitscore.forward import Awaited, Ranked, make_forward
-from vitscore.handout import HandOut
+from vitscore.intake import Intake
 from vitscore.machine import process_age_s
 from vitscore.parts import ShardRows
 from vitscore.prepare import Plan
 from vitscore.ranks import Ranks
-from vitscore.reader import Batch, Reader
+from vitscore.reader import Batch
 from vitscore.shards.reasons import LABEL_REASONS, NONFINITE_LOGITS, reason_kind, with_details
 from vitscore.waits import Waits
 
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from vitscore.models import ImageModel
 
 FIRST_LABELS = 1000
-READ_AHEAD = 2
 Array = np.ndarray[Any, Any]
 
 
@@ -91,11 +90,12 @@ class Computing:
 
 
 class Engine:
-    """Scores the shards that the hand-out gives this rank.
+    """Scores what an intake gives this rank.
 
     Args:
         plan: the run's plan.
         models: loaded, on this rank's device.
+        intake: of the models' geometries; closed at the end.
         ranks: this rank's place.
         parts_folder: where the parts go.
         num_threads: threads that decode, and on a CPU batches that are computed side by side.
@@ -106,6 +106,7 @@ class Engine:
         self,
         plan: Plan,
         models: Sequence[ImageModel],
+        intake: Intake,
         *,
         ranks: Ranks,
         parts_folder: Path,
@@ -114,6 +115,7 @@ class Engine:
     ) -> None:
         self._plan = plan
         self._models = models
+        self._intake = intake
         self._num_threads = num_threads
         self._waits = Waits()
         self._audit = Audit(AUDITED_IMAGES if ranks.is_main else 0)
@@ -131,14 +133,7 @@ class Engine:
             has_fp32_rerun=plan["precision"] != "fp32",
             tta=plan.options.tta,
         )
-        self._decoder = make_decoder(
-            plan["decoder"],
-            self._forward.geometries,
-            batch_size=plan["batch_size"],
-            num_threads=plan.options.decode_threads or num_threads,
-            device_id=ranks.local_rank if is_cuda else None,
-            max_pixels=plan.options.max_pixels,
-        )
+        assert self._forward.geometries == intake.geometries
         self._stage = Stage(
             plan.conditions(),
             plan["decoder"],
@@ -147,7 +142,6 @@ class Engine:
             num_threads=plan.options.decode_threads or num_threads,
             device_id=ranks.local_rank if is_cuda else None,
         )
-        self._columns = plan.columns({model.name: model.embedding_dim for model in models})
         self._limit = BadLimit.parse(plan.options.max_bad)
         self._computing: deque[Computing] = deque()
         self._gathered: dict[str, Ranked] = {}
@@ -158,35 +152,23 @@ class Engine:
         self._last_wrong = ("", "")
         self.tally = Tally(correct={model.name: 0 for model in models})
 
-    def run(self, positions: HandOut) -> Tally:
-        """Score until the hand-out is empty and every part is on disk.
+    def run(self) -> Tally:
+        """Score until the intake is empty and every part is on disk.
 
         Raises:
             VitscoreError: too many bad samples, wrong labels, no space; parts that are done stay.
         """
         self.tally.began, started = time.time(), time.monotonic()
-        reader = Reader(
-            self._plan, positions=positions, parts_folder=self._folder, columns=self._columns, depth=READ_AHEAD
-        )
-        decoding: deque[Batch] = deque()
-        batches = iter(reader)
         try:
-            while (batch := self._next(batches)) is not None:
-                if batch.images:
-                    self._decoder.submit(batch.images)
-                decoding.append(batch)
-                if len(decoding) == self._decoder.depth:
-                    self._compute(decoding.popleft())
-            while decoding:
-                self._compute(decoding.popleft())
+            while (taken := self._intake.take(self._waits)) is not None:
+                self._compute(*taken)
             while self._computing:
                 self._settle(self._computing.popleft())
             while self._writes:
                 self._finish_write()
         finally:
-            reader.close()
+            self._intake.close()
             self._forward.close()
-            self._decoder.close()
             self._stage.close()
             self._writer.shutdown(wait=True)
             for work in self._open.values():
@@ -202,15 +184,9 @@ class Engine:
         )
         return self.tally
 
-    def _next(self, batches: Iterator[Batch]) -> Batch | None:
-        with self._waits.on("read"):
-            return next(batches, None)
-
-    def _compute(self, batch: Batch) -> None:
-        """Hand the oldest decoded batch to the models; settles older ones when enough are under way."""
-        if batch.images:
-            with self._waits.on("decode"):
-                decoded = self._decoder.collect()
+    def _compute(self, batch: Batch, decoded: Decoded | None) -> None:
+        """Hand a decoded batch to the models; settles older ones when enough are under way."""
+        if decoded is not None:
             labels = batch.labels
             last = self._stage.conditions[-1]
             audited = self._audit.keep(batch.images, decoded)

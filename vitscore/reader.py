@@ -101,6 +101,8 @@ class Reader:
                 self._queue.get(timeout=0.05)
             except queue.Empty:
                 continue
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(None)  # for whoever waits in another thread
 
     def _run(self) -> None:
         try:

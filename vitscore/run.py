@@ -1,7 +1,9 @@
 """A run from beginning to end: join the ranks, plan, score, wait for the slowest, fold the parts.
 
-    rank 0:   plan ─► open folder ─► tell the others ─► score ─► wait for all ─► fold ─► metrics.json
-    the rest:                        read the record ─► score ─► say "done"
+    rank 0:   plan ─► load models ─► open folder ─► tell the others ─► score ─► wait for all ─► fold ─► metrics.json
+    the rest:                        read the record ─► load models ─► score ─► say "done"
+
+While a CPU's models are loaded, the first batches are read and decoded (see `intake.Ahead`).
 
 Nothing here prints; whoever calls may watch through `Observer`.
 """
@@ -15,6 +17,8 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.abc import MetaPathFinder
 from typing import TYPE_CHECKING, Any
 
 from vitscore import checkpoints
@@ -33,7 +37,9 @@ from vitscore.ranks import POLL_S, SHARED_S, Ranks
 from vitscore.shards.reasons import UNREACHABLE, reason_kind
 
 if TYPE_CHECKING:
+    from vitscore.decode import AnyGeometry
     from vitscore.engine import Tally
+    from vitscore.intake import Ahead, Intake
     from vitscore.models import ImageModel
 
 M_ARENA_MAX = -8
@@ -103,6 +109,29 @@ def prepare_allocator() -> None:
             ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
+def prepare_arrow() -> None:
+    """Have pyarrow not look for pandas, which takes it a fifth of a second where there is one.
+
+    For a process of our own: in one that also makes Arrow arrays of pandas' objects, they would be sequences like any.
+    """
+    if "pandas" in sys.modules:
+        return
+    finder = _NoPandas()
+    sys.meta_path.insert(0, finder)
+    try:
+        import pyarrow
+
+        pyarrow.array([0])  # it looks once
+    finally:
+        sys.meta_path.remove(finder)
+
+
+class _NoPandas(MetaPathFinder):
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError(name=fullname)
+
+
 def choose_backend(device: str) -> str:
     """The device that decides the process group's backend; a rank knows it before rank 0 has resolved anything."""
     if device != "auto":
@@ -113,20 +142,27 @@ def choose_backend(device: str) -> str:
 
 
 def run_as(ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | None:
+    from vitscore.intake import Ahead
+
+    with contextlib.closing(Ahead()) as ahead:
+        return run_with(ahead, ranks, options, observer)
+
+
+def run_with(ahead: Ahead, ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | None:
     folder = RunFolder(options.output)
     if not ranks.is_main:
-        plan, models, done = join_run(ranks, options, folder)
-        take_part(ranks, plan, models, done, folder, observer)
+        plan, models, done = join_run(ranks, options, folder, ahead)
+        take_part(ranks, plan, models, done, folder, observer, ahead)
         ranks.wait_for_conclusion()
         return None
     session = folders.make_session(world_size=ranks.world_size)
     if options.overwrite and folders.is_restart_of(folder, session):
         options = dataclasses.replace(options, overwrite=False)
     try:
-        plan, models, done = open_run(ranks, options, folder, session)
+        plan, models, done = open_run(ranks, options, folder, session, ahead)
         observer.planned(plan, num_done=len(done))
         observer.loaded([note for model in models for note in model.notes])
-        tally = take_part(ranks, plan, models, done, folder, observer)
+        tally = take_part(ranks, plan, models, done, folder, observer, ahead)
         for left in ranks.wait_for_all():
             observer.waiting(left)
         observer.finished()
@@ -141,14 +177,26 @@ def run_as(ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | N
 
 
 def take_part(
-    ranks: Ranks, plan: Plan, models: list[ImageModel], done: set[int], folder: RunFolder, observer: Observer
+    ranks: Ranks,
+    plan: Plan,
+    models: list[ImageModel],
+    done: set[int],
+    folder: RunFolder,
+    observer: Observer,
+    ahead: Ahead,
 ) -> Tally | None:
     """Score this rank's share; None where nothing was left to score."""
     tally = None
     if models:
-        tally = score(
-            ranks, plan, models, folder, HandOut(ranks, plan.shards, done), num_done=len(done), observer=observer
+        intake = ahead.take() or make_intake(
+            plan,
+            {model.name: model.geometry for model in models},
+            {model.name: model.embedding_dim for model in models},
+            ranks=ranks,
+            folder=folder,
+            done=done,
         )
+        tally = score(ranks, plan, models, folder, intake, num_done=len(done), observer=observer)
         ranks.count(f"scored by {ranks.rank}", tally.images)
         ranks.count("again in fp32", tally.nonfinite)
         ranks.publish(f"loop/{ranks.rank}", [tally.began, tally.began + tally.seconds])
@@ -156,8 +204,53 @@ def take_part(
     return tally
 
 
+def decode_ahead(ahead: Ahead, plan: Plan, *, ranks: Ranks, folder: RunFolder, done: set[int]) -> None:
+    """Begin to read and decode, where nothing that it takes hangs on the models' weights or on a GPU's memory."""
+    if plan["device"] != "cpu" or "embeddings" in plan.options.save:
+        return
+    from vitscore.loading import geometry_of
+    from vitscore.preprocess import Geometry
+
+    geometries = {planned.name: geometry_of(planned.checkpoint) for planned in plan.models}
+    if all(isinstance(geometry, Geometry) for geometry in geometries.values()):
+        ahead.start(partial(make_intake, plan, geometries, {}, ranks=ranks, folder=folder, done=done))
+
+
+def make_intake(
+    plan: Plan,
+    geometries: Mapping[str, AnyGeometry],
+    embedding_dims: Mapping[str, int],
+    *,
+    ranks: Ranks,
+    folder: RunFolder,
+    done: set[int],
+) -> Intake:
+    """The batches of this rank's share.
+
+    Args:
+        plan: the run's plan.
+        geometries: by model.
+        embedding_dims: by model, where embeddings are kept.
+        ranks: this rank's place.
+        folder: where the parts go.
+        done: ordinals that are not handed out.
+    """
+    from vitscore.forward import share_geometries
+    from vitscore.intake import Intake
+
+    return Intake(
+        plan,
+        share_geometries(geometries)[0],
+        positions=HandOut(ranks, plan.shards, done),
+        parts_folder=folder.parts,
+        columns=plan.columns(embedding_dims),
+        num_threads=num_threads(ranks),
+        device_id=ranks.local_rank if plan["device"] == "cuda" else None,
+    )
+
+
 def open_run(
-    ranks: Ranks, options: RunOptions, folder: RunFolder, session: dict[str, Any]
+    ranks: Ranks, options: RunOptions, folder: RunFolder, session: dict[str, Any], ahead: Ahead
 ) -> tuple[Plan, list[ImageModel], set[int]]:
     """On rank 0: plan, load, open the folder, tell the other ranks; returns plan, models and the ordinals done.
 
@@ -178,7 +271,10 @@ def open_run(
         ranks.count("bad", sum(footer.bad for _, footer in parts.values()))
         ranks.count("seen", sum(footer.expected for _, footer in parts.values()))
         ranks.count("labels tried", sum(footer.expected - footer.bad for _, footer in parts.values()))
-    models = load_models(plan, ranks) if len(done) < len(plan.shards) else []
+    models: list[ImageModel] = []
+    if len(done) < len(plan.shards):
+        decode_ahead(ahead, plan, ranks=ranks, folder=folder, done=done)
+        models = load_models(plan, ranks)
     plan = warmed_up(plan, models, may_lower=not is_resumed and options.batch_size is None)
     if not is_resumed:
         folders.clear(folder)
@@ -191,7 +287,9 @@ def open_run(
     return plan, models, done
 
 
-def join_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan, list[ImageModel], set[int]]:
+def join_run(
+    ranks: Ranks, options: RunOptions, folder: RunFolder, ahead: Ahead
+) -> tuple[Plan, list[ImageModel], set[int]]:
     """On the other ranks: the plan that rank 0 has written into the shared folder."""
     import_ahead(options)
     told = ranks.wait_for("plan")
@@ -202,7 +300,10 @@ def join_run(ranks: Ranks, options: RunOptions, folder: RunFolder) -> tuple[Plan
     )
     plan = dataclasses.replace(plan, identity=record["identity"], models=planned)
     plan, done = folders.resume(folder, plan), set(told["done"])
-    models = load_models(plan, ranks) if len(done) < len(plan.shards) else []
+    models: list[ImageModel] = []
+    if len(done) < len(plan.shards):
+        decode_ahead(ahead, plan, ranks=ranks, folder=folder, done=done)
+        models = load_models(plan, ranks)
     return warmed_up(plan, models, may_lower=False), models, done
 
 
@@ -247,12 +348,12 @@ def score(
     plan: Plan,
     models: Sequence[ImageModel],
     folder: RunFolder,
-    positions: HandOut,
+    intake: Intake,
     *,
     num_done: int,
     observer: Observer,
 ) -> Tally:
-    """Run the engine on this rank's shards."""
+    """Run the engine on this rank's batches."""
     import torch
 
     from vitscore.engine import Engine
@@ -265,13 +366,15 @@ def score(
         engine = Engine(
             plan,
             models,
+            intake,
             ranks=ranks,
             parts_folder=folder.parts,
             num_threads=threads,
             on_progress=Reporter(ranks, plan, num_done, observer),
         )
-        return engine.run(positions)
+        return engine.run()
     finally:
+        intake.close()
         torch.set_num_threads(threads_before)
 
 
