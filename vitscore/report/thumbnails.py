@@ -11,13 +11,16 @@ import base64
 import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from vitscore.errors import VitscoreError
+from vitscore.machine import num_usable_cpus
 from vitscore.report.samples import Sample
 from vitscore.shards.labels import LabelRule
 from vitscore.shards.locate import Shard, find_again, locate
@@ -101,12 +104,19 @@ def make_thumbnails(
     ordered = list(wanted.values())
     made = Thumbnails(wanted=len(ordered))
     drawn: dict[tuple[int, int], str] = {}
-    for ordinal in sorted({sample.ordinal for sample in ordered}):
-        inside = [sample for sample in ordered if sample.ordinal == ordinal]
-        if ordinal in places and not may_fetch and is_remote(places[ordinal].path):
-            made.lost_shards[inside[0].shard] = "not fetched again for pictures"
-            continue
-        drawn |= _of_one_shard(inside, places.get(ordinal), made, image_key=image_key, max_pixels=max_pixels)
+    # Warnings are muted here, since that is not for threads.
+    with ThreadPoolExecutor(num_usable_cpus()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for ordinal in sorted({sample.ordinal for sample in ordered}):
+            inside = [sample for sample in ordered if sample.ordinal == ordinal]
+            if ordinal in places and not may_fetch and is_remote(places[ordinal].path):
+                made.lost_shards[inside[0].shard] = "not fetched again for pictures"
+                continue
+            encoded = _of_one_shard(inside, places.get(ordinal), made, image_key=image_key)
+            uris = pool.map(partial(draw, max_pixels=max_pixels), encoded.values())
+            good = {place: uri for place, uri in zip(encoded, uris, strict=True) if uri is not None}
+            made.num_unreadable += len(encoded) - len(good)
+            drawn |= good
     num_bytes = 0
     for sample in ordered:
         uri = drawn.get(sample.place)
@@ -118,13 +128,14 @@ def make_thumbnails(
 
 
 def _of_one_shard(
-    samples: Sequence[Sample], place: Shard | None, made: Thumbnails, *, image_key: str | None, max_pixels: int
-) -> dict[tuple[int, int], str]:
+    samples: Sequence[Sample], place: Shard | None, made: Thumbnails, *, image_key: str | None
+) -> dict[tuple[int, int], bytes]:
+    """The encoded images of samples, by their place."""
     name = samples[0].shard
     if place is None:
         made.lost_shards[name] = "not found"
         return {}
-    drawn = {}
+    encoded: dict[tuple[int, int], bytes] = {}
     try:
         with OpenShard(place, image_key=image_key, labels=LabelRule(None), will_read=False) as opened:
             if opened.fault is not None and not opened.num_samples:
@@ -135,31 +146,28 @@ def _of_one_shard(
                     made.lost_shards[name] = "has changed"
                     break
                 (image,) = opened.read(sample.row, sample.row + 1).images
-                uri = None if image is None else draw(np.asarray(image).tobytes(), max_pixels=max_pixels)
-                if uri is None:
+                if image is None:
                     made.num_unreadable += 1
                 else:
-                    drawn[sample.place] = uri
+                    encoded[sample.place] = np.asarray(image).tobytes()
     except (OSError, VitscoreError) as error:
         made.lost_shards[name] = str(error)
-    return drawn
+    return encoded
 
 
 def draw(encoded: bytes, *, max_pixels: int, side: int = SIDE) -> str | None:
     """A small WebP of an encoded image as a data URI; None where it cannot be decoded or is too large to try."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(encoded)) as image:
-                if image.width * image.height > max_pixels:
-                    return None
-                image.draft("RGB", (side, side))
-                turned = ImageOps.exif_transpose(image)
-                has_alpha = "A" in turned.getbands() or "transparency" in turned.info
-                small = turned.convert("RGBA" if has_alpha else "RGB")
-                small.thumbnail((side, side), reducing_gap=2.0)
-                buffer = io.BytesIO()
-                small.save(buffer, "WEBP", quality=62, lossless=max(small.size) <= SMALL, method=4)
+        with Image.open(io.BytesIO(encoded)) as image:
+            if image.width * image.height > max_pixels:
+                return None
+            image.draft("RGB", (side, side))
+            turned = ImageOps.exif_transpose(image)
+            has_alpha = "A" in turned.getbands() or "transparency" in turned.info
+            small = turned.convert("RGBA" if has_alpha else "RGB")
+            small.thumbnail((side, side), reducing_gap=2.0)
+            buffer = io.BytesIO()
+            small.save(buffer, "WEBP", quality=62, lossless=max(small.size) <= SMALL, method=4)
     # Pillow's decoders raise whatever they like on damaged images.
     except Exception:
         return None
