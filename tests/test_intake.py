@@ -1,0 +1,181 @@
+"""Shards to decoded batches, and the same in a thread ahead of the models."""
+
+from __future__ import annotations
+
+import contextlib
+import runpy
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vitscore.config import RunOptions
+from vitscore.errors import SetupError
+from vitscore.handout import HandOut
+from vitscore.intake import Ahead, Intake
+from vitscore.loading import geometry_of
+from vitscore.prepare import Plan, make_plan
+from vitscore.ranks import LocalStore, Ranks
+from vitscore.waits import Waits
+
+badserver = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("badserver.py"))))
+small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
+Call = Callable[..., Any]
+
+
+def make_plan_of(shards: object, output: Path, **options: Any) -> Plan:
+    asked = RunOptions(shards=(str(shards),), model=("demo-vit",), output=output, batch_size=16, **options)
+    return make_plan(asked, kept={})
+
+
+def make_intake(plan: Plan) -> Intake:
+    return Intake(
+        plan,
+        [geometry_of(plan.models[0].checkpoint)],
+        positions=HandOut(Ranks(0, 1, 0, 1, LocalStore()), plan.shards, set()),
+        parts_folder=plan.options.output / "parts",
+        columns=plan.columns({}),
+        num_threads=2,
+        device_id=None,
+    )
+
+
+def taken(intake: Intake) -> list[tuple[list[bytes], torch.Tensor | None]]:
+    batches = []
+    with contextlib.closing(intake):
+        while (found := intake.take(Waits())) is not None:
+            batch, decoded = found
+            pixels = None if decoded is None else decoded.pixels[0].clone()
+            batches.append(([image.tobytes() for image in batch.images], pixels))
+    return batches
+
+
+@pytest.fixture
+def ahead() -> Iterator[Ahead]:
+    with contextlib.closing(Ahead()) as ahead:
+        yield ahead
+
+
+def others() -> set[str]:
+    """Threads that a closed intake must not leave behind."""
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith(("reader", "ahead", "decode"))}
+
+
+def test_gives_every_image_in_order_and_its_pixels(make_shards: Call, digits: Any, tmp_path: Path) -> None:
+    shards = make_shards(digits[:40], digits[40:50])
+    batches = taken(make_intake(make_plan_of(shards, tmp_path / "out")))
+    images = [image for encoded, _ in batches for image in encoded]
+    assert images == [members["png"] for _, members in digits[:50]]
+    assert [len(encoded) for encoded, _ in batches] == [16, 16, 16, 2]
+    assert [tuple(pixels.shape) for _, pixels in batches if pixels is not None] == [
+        (n, 32, 32, 3) for n in (16, 16, 16, 2)
+    ]
+
+
+def test_ahead_gives_the_same_batches(ahead: Ahead, make_shards: Call, digits: Any, tmp_path: Path) -> None:
+    plan = make_plan_of(make_shards(digits[:90]), tmp_path / "out")
+    expected = taken(make_intake(plan))
+    ahead.start(partial(make_intake, plan))
+    intake = ahead.take()
+    assert intake is not None
+    found = taken(intake)
+    assert [encoded for encoded, _ in found] == [encoded for encoded, _ in expected]
+    for (_, ours), (_, theirs) in zip(found, expected, strict=True):
+        assert ours is not None and theirs is not None
+        assert torch.equal(ours, theirs)
+
+
+def test_ahead_has_batches_under_way_and_no_more_than_fit(
+    ahead: Ahead, make_shards: Call, digits: Any, tmp_path: Path
+) -> None:
+    ahead.start(partial(make_intake, make_plan_of(make_shards(digits[:200]), tmp_path / "out")))
+    intake = ahead.take()
+    assert intake is not None
+    assert len(intake._under_way) == intake._decoder.depth
+    intake.close()
+
+
+def test_none_was_started(ahead: Ahead) -> None:
+    assert ahead.take() is None
+
+
+def test_an_intake_that_nobody_takes_leaves_no_thread(make_shards: Call, digits: Any, tmp_path: Path) -> None:
+    plan = make_plan_of(make_shards(digits[:200]), tmp_path / "out")
+    before = others()
+    ahead = Ahead()
+    ahead.start(partial(make_intake, plan))
+    ahead.close()
+    assert others() <= before
+
+
+def test_what_fails_ahead_is_told_when_the_intake_is_taken(ahead: Ahead) -> None:
+    def fail() -> Intake:
+        raise SetupError("DALI cannot be imported")
+
+    ahead.start(fail)
+    with pytest.raises(SetupError, match="DALI cannot be imported"):
+        ahead.take()
+
+
+def test_a_server_that_does_not_answer_holds_nobody_up(make_shards: Call, digits: Any, tmp_path: Path) -> None:
+    """The models may be refused while the first shard is still on its way."""
+    make_shards(digits[:20])
+    with badserver.serving(tmp_path / "shards") as server:
+        plan = make_plan_of(f"{server.url}/s-0.tar", tmp_path / "out", classes=tmp_path / "shards" / "classes.txt")
+        server.fail("/s-0.tar", stall=100)
+        ahead = Ahead()
+        ahead.start(partial(make_intake, plan))
+        time.sleep(1)
+        began = time.monotonic()
+        ahead.close()
+        assert time.monotonic() - began < 20
+
+
+def test_a_checkpoint_that_cannot_be_loaded_ends_the_run_in_one_line(
+    make_shards: Call, digits: Any, vitscore: Call, tmp_path: Path
+) -> None:
+    folder = small.save_vit(tmp_path / "model", tuple("abcdefghij"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["classifier.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    shards = make_shards(digits[:20])
+    before = others()
+    done = vitscore("run", shards, "-m", folder, "-o", tmp_path / "out", "--label-map", "by-position")
+    assert done.code == 4
+    assert done.err.startswith("weights do not fill the model") and done.err.count("\n") == 1
+    assert others() <= before
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_embeddings_are_kept_though_nothing_can_begin_ahead(
+    make_shards: Call, digits: Any, vitscore: Call, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    out = tmp_path / "out"
+    assert vitscore("run", make_shards(digits[:20]), "-m", "demo-vit", "-o", out, "--save", "embeddings").code == 0
+    (part,) = (out / "parts").iterdir()
+    assert np.stack(pq.read_table(part)["demo-vit.embedding"].to_pylist()).shape == (20, 96)
+
+
+def test_pandas_is_not_imported_and_can_be_later(make_shards: Call, digits: Any, start: Call, tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    code = (
+        "import sys; from vitscore.cli import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "assert 'pandas' not in sys.modules\n"
+        "import pyarrow.parquet as pq; print(len(pq.read_table(sys.argv[-1] + '/shards.parquet').to_pandas()))"
+    )
+    shards = make_shards(digits[:20])
+    done = start(sys.executable, "-c", code, "run", shards, "-m", "demo-vit", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == "1"
