@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from vitscore.shards.reasons import DUPLICATE_KEY, with_details
 
@@ -58,6 +59,52 @@ def _is_odd(key: str) -> bool:
 
 def group_members(names: Iterable[str], *, image_extensions: tuple[str, ...], label_extension: str) -> Grouping:
     """Group a tar's members into samples, in order of their first members."""
+    names = names if isinstance(names, list) else list(names)
+    return _group_regular(names, image_extensions, label_extension) or _group_any(
+        names, image_extensions, label_extension
+    )
+
+
+def _group_regular(names: list[str], image_extensions: tuple[str, ...], label_extension: str) -> Grouping | None:
+    """The samples of a tar in which each has the same members in the same order, as writers make them; None of others.
+
+    A few calls for all names cost a quarter of a look at each.
+    """
+    if not names:
+        return None
+    first = names[0].partition(".")[0]
+    suffixes = [name[len(first) :] for name in takewhile(lambda name: name.partition(".")[0] == first, names)]
+    extensions = [suffix[1:].lower() for suffix in suffixes]
+    num_rows, rest = divmod(len(names), len(suffixes))
+    are_plain = all(suffix and "/" not in suffix and "__" not in suffix for suffix in suffixes)
+    if rest or len(set(extensions)) < len(extensions) or not are_plain:
+        return None
+    keys = [name.removesuffix(suffixes[0]) for name in names[:: len(suffixes)]]
+    # What a key must not have to be one: a dot, which would end it before, and the signs of dotfiles and meta names.
+    text = "\n".join(["", *keys, ""])
+    if "." in text or "__" in text or "/\n" in text or "\n\n" in text or text.count("\n") != num_rows + 1:
+        return None
+    of_rows = (names[column :: len(suffixes)] for column in range(len(suffixes)))
+    if any([key + suffix for key in keys] != own for suffix, own in zip(suffixes, of_rows, strict=True)):
+        return None
+    if len(set(keys)) < num_rows:
+        return None
+    images = [extensions.index(extension) for extension in image_extensions if extension in extensions]
+    label = [extensions.index(label_extension)] if label_extension in extensions else []
+
+    def members(columns: list[int]) -> list[int]:
+        return list(range(columns[0], len(names), len(suffixes))) if columns else [NO_MEMBER] * num_rows
+
+    return Grouping(
+        keys,
+        members(images),
+        members(label),
+        [extensions] * num_rows,
+        num_many_images=num_rows if len(images) > 1 else 0,
+    )
+
+
+def _group_any(names: list[str], image_extensions: tuple[str, ...], label_extension: str) -> Grouping:
     groups = Grouping()
     rank_of = {extension: rank for rank, extension in enumerate(image_extensions)}
     row_of: dict[str, int] = {}

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
 
+from vitscore.shards import grouping
 from vitscore.shards.grouping import group_members, split_name
 from vitscore.shards.labels import LabelRule
 from vitscore.shards.locate import Shard
@@ -61,6 +62,39 @@ def test_names_that_were_seen_before_split_as_they_do_alone(names: list[str]) ->
     keys = (key.partition("#")[0] for key in groups.keys)
     together = sorted((key, extension) for key, own in zip(keys, groups.extensions, strict=True) for extension in own)
     assert together == alone
+
+
+IMAGES = ("jpg", "png", "seg.png")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    keys=st.lists(
+        st.sampled_from(["a", "b", "00/a", "x/y/", "__a__", "a.b/c", "", "a\n", "__m", "d/__e__", "/", "b_"]),
+        min_size=1,
+        max_size=5,
+    ),
+    suffixes=st.lists(
+        st.sampled_from([".jpg", ".PNG", ".png", ".cls", ".seg.png", "", ".", ".a__", ".json"]), min_size=1, max_size=3
+    ),
+    cut=st.integers(0, 2),
+)
+def test_regular_names_are_grouped_as_any_names_are(keys: list[str], suffixes: list[str], cut: int) -> None:
+    names = [key + suffix for key in keys for suffix in suffixes]
+    names = names[: len(names) - cut]
+    assert group_members(names, image_extensions=IMAGES, label_extension="cls") == grouping._group_any(
+        names, IMAGES, "cls"
+    )
+
+
+def test_the_members_of_regular_samples_are_found_at_once() -> None:
+    names = [f"00/{number}.{extension}" for number in range(3) for extension in ("cls", "PNG", "jpg")]
+    found = grouping._group_regular(names, IMAGES, "cls")
+    assert found is not None
+    assert found.keys == ["00/0", "00/1", "00/2"]
+    assert (found.image_members, found.label_members) == ([2, 5, 8], [0, 3, 6])
+    assert found.num_many_images == 3
+    assert grouping._group_regular([*names, "00/3.cls"], IMAGES, "cls") is None
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
