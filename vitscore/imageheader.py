@@ -13,8 +13,8 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from struct import Struct, error, unpack_from
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 # What a parser meets in a cut image: a read beyond its end. Other damage is a ValueError.
 _BEYOND_END = (error, IndexError)
 _BE16, _BE32, _LE32 = Struct(">H"), Struct(">I"), Struct("<I")
+_PNG_CHUNK, _PNG_SHAPE = Struct(">I4s"), Struct(">4sIIBB")
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+"""By the type of colour."""
 _TIFF_TYPES = {1: ("B", 1), 3: ("H", 2), 4: ("I", 4)}
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)\s*([0-9])")
 
 
-@dataclass(frozen=True, slots=True)
-class ImageHeader:
+class ImageHeader(NamedTuple):
     """The declared shape and kind of one encoded image.
 
     Args:
@@ -138,22 +140,28 @@ def _has_end_marker(data: memoryview, pixels_at: int) -> bool:
 
 
 def _png(data: memoryview) -> ImageHeader:
-    if bytes(data[12:16]) != b"IHDR":
+    first, width, height, bits, color = _PNG_SHAPE.unpack_from(data, 12)
+    if first != b"IHDR":
         raise ValueError("no IHDR")
-    width, height, bits, color = unpack_from(">IIBB", data, 16)
-    channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(color, 0)
+    channels = _PNG_CHANNELS.get(color, 0)
     exif: list[int | None] = []
     xmp = None
     is_whole = is_cut = is_animated = has_key = False
-    at = 8
+    at, num_bytes = 8, len(data)
     while True:
-        if at + 12 > len(data) or (end := at + 8 + _BE32.unpack_from(data, at)[0]) + 4 > len(data):
+        if at + 12 > num_bytes:
+            is_cut = True
+            break
+        length, kind = _PNG_CHUNK.unpack_from(data, at)
+        end = at + 8 + length
+        if end + 4 > num_bytes:
             is_cut = True
             break
         if zlib.crc32(data[at + 4 : end]) != _BE32.unpack_from(data, end)[0]:
             break
-        kind = bytes(data[at + 4 : at + 8])
-        if kind == b"eXIf":
+        if kind == b"IDAT":
+            pass
+        elif kind == b"eXIf":
             exif.append(_exif_orientation(data[at + 8 : end]))
         elif kind == b"iTXt":
             xmp = _xmp_orientation(data[at + 8 : end]) or xmp
@@ -251,10 +259,10 @@ def _jpeg2000(data: memoryview) -> ImageHeader:
 def _turned(found: ImageHeader, *, exif: list[int | None], xmp: int | None) -> ImageHeader:
     """Add the orientation. Where it is odd, or stands in XMP alone, only Pillow's reading of it counts: not plain."""
     if not exif or exif == [0]:
-        return found if xmp in (None, 1) else replace(found, is_plain=False)
+        return found if xmp in (None, 1) else found._replace(is_plain=False)
     if len(exif) > 1 or exif[0] is None:
-        return replace(found, is_plain=False)
-    return replace(found, orientation=exif[0])
+        return found._replace(is_plain=False)
+    return found._replace(orientation=exif[0])
 
 
 def _exif_orientation(exif: memoryview) -> int | None:
