@@ -10,6 +10,7 @@ An image's bits depend on that image alone.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba.extending import register_jitable
@@ -40,9 +41,8 @@ from vitscore.kernels.lanes import (
 _LOG2_E = math.log2(math.e)
 _LOWEST = np.float32(-3e38)
 _ONE, _TO_BFLOAT = np.float32(1), np.int32(16)
-_NAN = np.int16(0x7FC0)
 _TOGETHER = 6
-"""Queries whose sums stand in registers at a time."""
+"""Keys, and then queries, whose sums stand in registers at a time."""
 
 
 def attend_bfloat16(
@@ -111,8 +111,92 @@ def _narrow(numbers: FloatArray, at: int, count: int, bits: IntArray, to: int) -
     for i in range(0, whole, LANES):
         store_bfloat16(bits, to + i, load_lanes(numbers, at + i))
     for i in range(whole, count):
-        number = get(numbers, at + i)
-        put(bits, to + i, bfloat16_of_float(number) if number == number else _NAN)
+        put(bits, to + i, bfloat16_of_float(get(numbers, at + i)))
+
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
+def _turn(
+    query_FQ: FloatArray, query_at: int, per_query: int, num_queries: int, width: int, padded: int,
+    turned_EF: FloatArray,
+) -> None:  # fmt: skip
+    """A head's queries side by side: their largest scores and their sums then need no lane of another."""
+    for f in range(num_queries):
+        for e in range(width):
+            put(turned_EF, e * padded + f, get(query_FQ, query_at + f * per_query + e))
+
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
+def _score(
+    turned_EF: FloatArray, f: int, padded: int, key_NK: FloatArray, key_at: int, per_key: int, num_keys: int,
+    width: int, weight_NF: FloatArray,
+) -> Any:  # fmt: skip
+    """The products of `LANES` queries from `f` on with all keys; returns each query's largest."""
+    zero, largest = zero_lanes(), spread(_LOWEST)
+    last_at = key_at + (num_keys - 1) * per_key
+    for n in range(0, num_keys, _TOGETHER):
+        # Behind the last key it is taken again.
+        key_0 = key_at + n * per_key
+        key_1 = min(key_0 + per_key, last_at)
+        key_2 = min(key_0 + 2 * per_key, last_at)
+        key_3 = min(key_0 + 3 * per_key, last_at)
+        key_4 = min(key_0 + 4 * per_key, last_at)
+        key_5 = min(key_0 + 5 * per_key, last_at)
+        sum_0, sum_1, sum_2, sum_3, sum_4, sum_5 = zero, zero, zero, zero, zero, zero
+        for e in range(width):
+            query = load_lanes(turned_EF, e * padded + f)
+            sum_0 = times_plus(query, spread_from(key_NK, key_0 + e), sum_0)
+            sum_1 = times_plus(query, spread_from(key_NK, key_1 + e), sum_1)
+            sum_2 = times_plus(query, spread_from(key_NK, key_2 + e), sum_2)
+            sum_3 = times_plus(query, spread_from(key_NK, key_3 + e), sum_3)
+            sum_4 = times_plus(query, spread_from(key_NK, key_4 + e), sum_4)
+            sum_5 = times_plus(query, spread_from(key_NK, key_5 + e), sum_5)
+        largest = larger(larger(sum_0, sum_1), larger(larger(sum_2, sum_3), larger(larger(sum_4, sum_5), largest)))
+        at = n * padded + f
+        store_lanes(weight_NF, at, sum_0)
+        store_lanes(weight_NF, at + padded, sum_1)
+        store_lanes(weight_NF, at + 2 * padded, sum_2)
+        store_lanes(weight_NF, at + 3 * padded, sum_3)
+        store_lanes(weight_NF, at + 4 * padded, sum_4)
+        store_lanes(weight_NF, at + 5 * padded, sum_5)
+    return largest
+
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
+def _weigh(weight_NF: FloatArray, f: int, padded: int, num_keys: int, largest: Any, scales: Any) -> Any:
+    """Scores of `LANES` queries to weights that are still to be divided by their sum; returns what to multiply by."""
+    total, wrong = zero_lanes(), zero_lanes()
+    for n in range(num_keys):
+        off = load_lanes(weight_NF, n * padded + f) - largest
+        # Where a score or its distance is no number, this becomes NaN.
+        wrong = times_plus(off, zero_lanes(), wrong)
+        power = power_of_two(off * scales)
+        store_lanes(weight_NF, n * padded + f, power)
+        total = total + power
+    return spread(_ONE) / (total + wrong)
+
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
+def _mix(
+    weight_NF: FloatArray, f: int, padded: int, factor_F: FloatArray, key_NK: FloatArray, value_at: int, per_key: int,
+    num_keys: int, answer_FD: FloatArray, to: int, per_answer: int,
+) -> None:  # fmt: skip
+    """The weighted values of `_TOGETHER` queries from `f` on, in `LANES` columns."""
+    zero = zero_lanes()
+    sum_0, sum_1, sum_2, sum_3, sum_4, sum_5 = zero, zero, zero, zero, zero, zero
+    for n in range(num_keys):
+        at, value = n * padded + f, load_lanes(key_NK, value_at + n * per_key)
+        sum_0 = times_plus(spread_from(weight_NF, at), value, sum_0)
+        sum_1 = times_plus(spread_from(weight_NF, at + 1), value, sum_1)
+        sum_2 = times_plus(spread_from(weight_NF, at + 2), value, sum_2)
+        sum_3 = times_plus(spread_from(weight_NF, at + 3), value, sum_3)
+        sum_4 = times_plus(spread_from(weight_NF, at + 4), value, sum_4)
+        sum_5 = times_plus(spread_from(weight_NF, at + 5), value, sum_5)
+    store_lanes(answer_FD, to, sum_0 * spread_from(factor_F, f))
+    store_lanes(answer_FD, to + per_answer, sum_1 * spread_from(factor_F, f + 1))
+    store_lanes(answer_FD, to + 2 * per_answer, sum_2 * spread_from(factor_F, f + 2))
+    store_lanes(answer_FD, to + 3 * per_answer, sum_3 * spread_from(factor_F, f + 3))
+    store_lanes(answer_FD, to + 4 * per_answer, sum_4 * spread_from(factor_F, f + 4))
+    store_lanes(answer_FD, to + 5 * per_answer, sum_5 * spread_from(factor_F, f + 5))
 
 
 @compiled
@@ -138,75 +222,22 @@ def _attend(
     weight_NF = np.zeros((num_keys + _TOGETHER) * padded, np.float32)
     factor_F = np.zeros(padded + _TOGETHER, np.float32)
     answer_FD = np.zeros((num_queries + _TOGETHER) * per_answer, np.float32)
-    zero, one, lowest, scales = zero_lanes(), spread(_ONE), spread(_LOWEST), spread(scale)
+    scales = spread(scale)
     for image in range(num_images):
         _widen(queries, image * num_queries * per_query, num_queries * per_query, query_FQ)
         _widen(keys, image * num_keys * per_key, num_keys * per_key, key_NK)
         for head in range(num_heads):
             query_at, value_at = head * width, per_key - depth + head * width
-            key_at, last_at = value_at - depth, value_at - depth + (num_keys - 1) * per_key
-            # Queries side by side: their largest scores and their sums need no lane of another.
-            for f in range(num_queries):
-                for e in range(width):
-                    put(turned_EF, e * padded + f, get(query_FQ, query_at + f * per_query + e))
+            _turn(query_FQ, query_at, per_query, num_queries, width, padded, turned_EF)
             for f in range(0, padded, LANES):
-                largest = lowest
-                for n in range(0, num_keys, _TOGETHER):
-                    # Behind the last key it is taken again.
-                    key_0 = key_at + n * per_key
-                    key_1 = min(key_0 + per_key, last_at)
-                    key_2 = min(key_0 + 2 * per_key, last_at)
-                    key_3 = min(key_0 + 3 * per_key, last_at)
-                    key_4 = min(key_0 + 4 * per_key, last_at)
-                    key_5 = min(key_0 + 5 * per_key, last_at)
-                    sum_0, sum_1, sum_2, sum_3, sum_4, sum_5 = zero, zero, zero, zero, zero, zero
-                    for e in range(width):
-                        query = load_lanes(turned_EF, e * padded + f)
-                        sum_0 = times_plus(query, spread_from(key_NK, key_0 + e), sum_0)
-                        sum_1 = times_plus(query, spread_from(key_NK, key_1 + e), sum_1)
-                        sum_2 = times_plus(query, spread_from(key_NK, key_2 + e), sum_2)
-                        sum_3 = times_plus(query, spread_from(key_NK, key_3 + e), sum_3)
-                        sum_4 = times_plus(query, spread_from(key_NK, key_4 + e), sum_4)
-                        sum_5 = times_plus(query, spread_from(key_NK, key_5 + e), sum_5)
-                    largest = larger(
-                        larger(sum_0, sum_1), larger(larger(sum_2, sum_3), larger(larger(sum_4, sum_5), largest))
-                    )
-                    at = n * padded + f
-                    store_lanes(weight_NF, at, sum_0)
-                    store_lanes(weight_NF, at + padded, sum_1)
-                    store_lanes(weight_NF, at + 2 * padded, sum_2)
-                    store_lanes(weight_NF, at + 3 * padded, sum_3)
-                    store_lanes(weight_NF, at + 4 * padded, sum_4)
-                    store_lanes(weight_NF, at + 5 * padded, sum_5)
-                total, wrong = zero, zero
-                for n in range(num_keys):
-                    off = load_lanes(weight_NF, n * padded + f) - largest
-                    # Where a score or its distance is no number, this becomes NaN.
-                    wrong = times_plus(off, zero, wrong)
-                    power = power_of_two(off * scales)
-                    store_lanes(weight_NF, n * padded + f, power)
-                    total = total + power
-                store_lanes(factor_F, f, one / (total + wrong))
+                largest = _score(turned_EF, f, padded, key_NK, value_at - depth, per_key, num_keys, width, weight_NF)
+                store_lanes(factor_F, f, _weigh(weight_NF, f, padded, num_keys, largest, scales))
             for f in range(0, num_queries, _TOGETHER):
-                factor_0, factor_1 = spread_from(factor_F, f), spread_from(factor_F, f + 1)
-                factor_2, factor_3 = spread_from(factor_F, f + 2), spread_from(factor_F, f + 3)
-                factor_4, factor_5 = spread_from(factor_F, f + 4), spread_from(factor_F, f + 5)
                 for e in range(0, width, LANES):
-                    sum_0, sum_1, sum_2, sum_3, sum_4, sum_5 = zero, zero, zero, zero, zero, zero
-                    for n in range(num_keys):
-                        at, value = n * padded + f, load_lanes(key_NK, value_at + n * per_key + e)
-                        sum_0 = times_plus(spread_from(weight_NF, at), value, sum_0)
-                        sum_1 = times_plus(spread_from(weight_NF, at + 1), value, sum_1)
-                        sum_2 = times_plus(spread_from(weight_NF, at + 2), value, sum_2)
-                        sum_3 = times_plus(spread_from(weight_NF, at + 3), value, sum_3)
-                        sum_4 = times_plus(spread_from(weight_NF, at + 4), value, sum_4)
-                        sum_5 = times_plus(spread_from(weight_NF, at + 5), value, sum_5)
                     to = f * per_answer + query_at + e
-                    store_lanes(answer_FD, to, sum_0 * factor_0)
-                    store_lanes(answer_FD, to + per_answer, sum_1 * factor_1)
-                    store_lanes(answer_FD, to + 2 * per_answer, sum_2 * factor_2)
-                    store_lanes(answer_FD, to + 3 * per_answer, sum_3 * factor_3)
-                    store_lanes(answer_FD, to + 4 * per_answer, sum_4 * factor_4)
-                    store_lanes(answer_FD, to + 5 * per_answer, sum_5 * factor_5)
+                    _mix(
+                        weight_NF, f, padded, factor_F, key_NK, value_at + e, per_key, num_keys, answer_FD, to,
+                        per_answer,
+                    )  # fmt: skip
         for f in range(num_queries):
             _narrow(answer_FD, f * per_answer, depth, out, (image * num_queries + f) * depth)
