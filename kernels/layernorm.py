@@ -69,7 +69,9 @@ def _layer_norm(rows: IntArray, weight_D: FloatArray, bias_D: FloatArray, epsilo
     # What fills no lanes, behind it zeros.
     last_L, new_L = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
     weight_L, bias_L = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
-    weight_L[: width - whole], bias_L[: width - whole] = weight_D[whole:], bias_D[whole:]
+    for j in range(whole, width):
+        put(weight_L, j - whole, get(weight_D, j))
+        put(bias_L, j - whole, get(bias_D, j))
     for at in range(0, rows.size, width):
         for j in range(whole, width):
             put(last_L, j - whole, float_of_bits(np.int32(np.int32(get(rows, at + j)) << _TO_BFLOAT)))
