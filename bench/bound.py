@@ -123,7 +123,7 @@ def decode_rate(
     from vitscore.forward import share_geometries
 
     size, device_id = plan["batch_size"], 0 if plan["device"] == "cuda" else None
-    geometries, _ = share_geometries({model.name: model.geometry for model in models})
+    geometries, _ = share_geometries(models)
     decoder = make_decoder(plan["decoder"], geometries, batch_size=size, num_threads=threads, device_id=device_id)
     batches = [images[start : start + size] for start in range(0, len(images), size)]
     with contextlib.closing(decoder):
@@ -141,7 +141,7 @@ def decode_rate(
 def pixels_by_model(models: Sequence[ImageModel], decoded: Decoded) -> list[torch.Tensor]:
     from vitscore.forward import share_geometries
 
-    _, source = share_geometries({model.name: model.geometry for model in models})
+    _, source = share_geometries(models)
     return [decoded.pixels[source[model.name]] for model in models]
 
 

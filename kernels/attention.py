@@ -17,21 +17,20 @@ from numba.extending import register_jitable
 
 from vitscore.errors import UsageError
 from vitscore.kernels.arrays import FloatArray, IntArray
-from vitscore.kernels.bits import bfloat16_of_float, float_of_bits
 from vitscore.kernels.compiled import compiled
 from vitscore.kernels.lanes import (
     LANES,
     get,
     larger,
-    load_bfloat16,
     load_lanes,
+    narrow,
     power_of_two,
     put,
     spread,
     spread_from,
-    store_bfloat16,
     store_lanes,
     times_plus,
+    widen,
     zero_lanes,
 )
 
@@ -40,7 +39,7 @@ from vitscore.kernels.lanes import (
 
 _LOG2_E = math.log2(math.e)
 _LOWEST = np.float32(-3e38)
-_ONE, _TO_BFLOAT = np.float32(1), np.int32(16)
+_ONE = np.float32(1)
 _TOGETHER = 6
 """Keys, and then queries, whose sums stand in registers at a time."""
 
@@ -92,26 +91,6 @@ def _fit(queries_FQ: IntArray, keys_NK: IntArray, out_FD: IntArray, *, num_image
         and queries_FQ.shape[1] >= width
         and keys_NK.shape[1] >= 2 * width
     )
-
-
-@register_jitable  # type: ignore[untyped-decorator, unused-ignore]
-def _widen(bits: IntArray, at: int, count: int, numbers: FloatArray) -> None:
-    """The fp32 numbers of `count` bfloat16 ones."""
-    whole = count // LANES * LANES
-    for i in range(0, whole, LANES):
-        store_lanes(numbers, i, load_bfloat16(bits, at + i))
-    for i in range(whole, count):
-        put(numbers, i, float_of_bits(np.int32(np.int32(get(bits, at + i)) << _TO_BFLOAT)))
-
-
-@register_jitable  # type: ignore[untyped-decorator, unused-ignore]
-def _narrow(numbers: FloatArray, at: int, count: int, bits: IntArray, to: int) -> None:
-    """The bits of `count` fp32 numbers, rounded to bfloat16."""
-    whole = count // LANES * LANES
-    for i in range(0, whole, LANES):
-        store_bfloat16(bits, to + i, load_lanes(numbers, at + i))
-    for i in range(whole, count):
-        put(bits, to + i, bfloat16_of_float(get(numbers, at + i)))
 
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
@@ -224,8 +203,8 @@ def _attend(
     answer_FD = np.zeros((num_queries + _TOGETHER) * per_answer, np.float32)
     scales = spread(scale)
     for image in range(num_images):
-        _widen(queries, image * num_queries * per_query, num_queries * per_query, query_FQ)
-        _widen(keys, image * num_keys * per_key, num_keys * per_key, key_NK)
+        widen(queries, image * num_queries * per_query, num_queries * per_query, query_FQ)
+        widen(keys, image * num_keys * per_key, num_keys * per_key, key_NK)
         for head in range(num_heads):
             query_at, value_at = head * width, per_key - depth + head * width
             _turn(query_FQ, query_at, per_query, num_queries, width, padded, turned_EF)
@@ -240,4 +219,4 @@ def _attend(
                         per_answer,
                     )  # fmt: skip
         for f in range(num_queries):
-            _narrow(answer_FD, f * per_answer, depth, out, (image * num_queries + f) * depth)
+            narrow(answer_FD, f * per_answer, depth, out, (image * num_queries + f) * depth)

@@ -21,7 +21,9 @@ import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
 from numba import types
 from numba.core.datamodel import models
-from numba.extending import intrinsic, overload, register_model
+from numba.extending import intrinsic, overload, register_jitable, register_model
+
+from vitscore.kernels.bits import bfloat16_of_float, float_of_bits
 
 LANES = 16
 
@@ -30,6 +32,7 @@ _INT16S, _INT32S, _FLOATS = (ir.VectorType(each, LANES) for each in (_INT16, _IN
 # 2^r on [-1/2, 1/2], least squares in relative error on Chebyshev points: off by 2.7e-6, where bfloat16 rounds by 2e-3.
 _POWER = (0.00956051, 0.05591704, 0.24024981, 0.69312197, 0.99999919)
 _SMALLEST = -126.0
+_TO_BFLOAT = np.int32(16)
 _MAY_FUSE = ("contract",)
 """The product and the sum may be rounded once, where the CPU has an instruction for it."""
 
@@ -222,6 +225,26 @@ def power_of_two(typing_context: Any, exponent: Any) -> Any:
         return builder.bitcast(bits, _FLOATS)
 
     return LANES_TYPE(LANES_TYPE), generate
+
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
+def widen(bits: Any, at: int, count: int, numbers: Any) -> None:
+    """The first `count` numbers of a flat float32 array: those whose bfloat16 bits stand from `at` on."""
+    whole = count // LANES * LANES
+    for i in range(0, whole, LANES):
+        store_lanes(numbers, i, load_bfloat16(bits, at + i))
+    for i in range(whole, count):
+        put(numbers, i, float_of_bits(np.int32(np.int32(get(bits, at + i)) << _TO_BFLOAT)))
+
+
+@register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
+def narrow(numbers: Any, at: int, count: int, bits: Any, to: int) -> None:
+    """Write the bits of `count` numbers from `at` on, rounded to bfloat16, from `to` on; NaN as in `store_bfloat16`."""
+    whole = count // LANES * LANES
+    for i in range(0, whole, LANES):
+        store_bfloat16(bits, to + i, load_lanes(numbers, at + i))
+    for i in range(whole, count):
+        put(bits, to + i, bfloat16_of_float(get(numbers, at + i)))
 
 
 def _register(python_operator: Callable[..., Any], name: str) -> None:

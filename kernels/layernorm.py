@@ -11,7 +11,6 @@ import numpy as np
 
 from vitscore.errors import UsageError
 from vitscore.kernels.arrays import FloatArray, IntArray
-from vitscore.kernels.bits import bfloat16_of_float, float_of_bits
 from vitscore.kernels.compiled import compiled
 from vitscore.kernels.lanes import (
     LANES,
@@ -19,18 +18,19 @@ from vitscore.kernels.lanes import (
     get,
     load_bfloat16,
     load_lanes,
+    narrow,
     put,
     spread,
     store_bfloat16,
     store_lanes,
     sum_of,
     times_plus,
+    widen,
     zero_lanes,
 )
 
 # Axes: R rows, D numbers of a row.
 
-_TO_BFLOAT = np.int32(16)
 _NAN = np.int16(0x7FC0)
 _UNIT = np.float32(1)
 
@@ -73,8 +73,7 @@ def _layer_norm(rows: IntArray, weight_D: FloatArray, bias_D: FloatArray, epsilo
         put(weight_L, j - whole, get(weight_D, j))
         put(bias_L, j - whole, get(bias_D, j))
     for at in range(0, rows.size, width):
-        for j in range(whole, width):
-            put(last_L, j - whole, float_of_bits(np.int32(np.int32(get(rows, at + j)) << _TO_BFLOAT)))
+        widen(rows, at + whole, width - whole, last_L)
         last = load_lanes(last_L, 0)
         sum_0, sum_1, sum_2, sum_3 = last, zero, zero, zero
         for j in range(0, fours, 4 * LANES):
@@ -111,5 +110,4 @@ def _layer_norm(rows: IntArray, weight_D: FloatArray, bias_D: FloatArray, epsilo
         if whole < width:
             off = last - mean
             store_lanes(new_L, 0, times_plus(off * factor, load_lanes(weight_L, 0), load_lanes(bias_L, 0)))
-            for j in range(whole, width):
-                put(out, at + j, bfloat16_of_float(get(new_L, j - whole)))
+            narrow(new_L, 0, width - whole, out, at + whole)

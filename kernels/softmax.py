@@ -13,23 +13,22 @@ import numpy as np
 
 from vitscore.errors import UsageError
 from vitscore.kernels.arrays import IntArray
-from vitscore.kernels.bits import bfloat16_of_float, float_of_bits
 from vitscore.kernels.compiled import compiled
 from vitscore.kernels.lanes import (
     LANES,
     first_of,
-    get,
     larger,
     largest_of,
     load_bfloat16,
     load_lanes,
+    narrow,
     power_of_two,
-    put,
     spread,
     store_bfloat16,
     store_lanes,
     sum_of,
     times_plus,
+    widen,
     zero_lanes,
 )
 
@@ -37,7 +36,6 @@ from vitscore.kernels.lanes import (
 
 _LOG2_E = math.log2(math.e)
 _LOWEST, _MINUS_INFINITY, _ONE = np.float32(-3e38), np.float32(-np.inf), np.float32(1)
-_TO_BFLOAT = np.int32(16)
 
 
 def softmax_bfloat16(scores_RN: IntArray, scale: float) -> None:
@@ -65,8 +63,7 @@ def _softmax(scores: IntArray, width: int, scale: np.float32) -> None:
     zero, scales = zero_lanes(), spread(scale)
     nothing, lowest = spread(_MINUS_INFINITY), spread(_LOWEST)
     for at in range(0, scores.size, width):
-        for j in range(whole, width):
-            put(last_L, j - whole, float_of_bits(np.int32(np.int32(get(scores, at + j)) << _TO_BFLOAT)))
+        widen(scores, at + whole, width - whole, last_L)
         last = first_of(load_lanes(last_L, 0), width - whole, nothing)
         top_0, top_1 = last, nothing
         for j in range(0, whole - LANES, 2 * LANES):
@@ -90,5 +87,4 @@ def _softmax(scores: IntArray, width: int, scale: np.float32) -> None:
         for j in range(0, whole, LANES):
             store_bfloat16(scores, at + j, load_lanes(power_N, j) * factor)
         store_lanes(last_L, 0, load_lanes(power_N, whole) * factor)
-        for j in range(whole, width):
-            put(scores, at + j, bfloat16_of_float(get(last_L, j - whole)))
+        narrow(last_L, 0, width - whole, scores, at + whole)

@@ -65,7 +65,7 @@ class Forward:
         has_fp32_rerun: bool,
         tta: str = "none",
     ) -> None:
-        self.geometries, self.source = share_geometries({model.name: model.geometry for model in models})
+        self.geometries, self.source = share_geometries(models)
         self._batch_size = batch_size
         self._top_k = top_k
         self._save = save
@@ -125,16 +125,11 @@ class Forward:
 
 
 def share_geometries(
-    of_models: Mapping[str, Geometry | ProcessorGeometry],
+    models: Sequence[ImageModel],
 ) -> tuple[list[Geometry | ProcessorGeometry], dict[str, int]]:
-    """The distinct geometries of models by name, and for each model which one is its own."""
-    geometries: list[Geometry | ProcessorGeometry] = []
-    source: dict[str, int] = {}
-    for name, geometry in of_models.items():
-        if geometry not in geometries:
-            geometries.append(geometry)
-        source[name] = geometries.index(geometry)
-    return geometries, source
+    """The distinct geometries of all models, and for each model which one is its own."""
+    geometries = list(dict.fromkeys(model.geometry for model in models))
+    return geometries, {model.name: geometries.index(model.geometry) for model in models}
 
 
 def pad(pixels: torch.Tensor, batch_size: int) -> torch.Tensor:

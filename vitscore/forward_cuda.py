@@ -187,7 +187,7 @@ class CudaForward:
         has_fp32_rerun: bool,
         tta: str = "none",
     ) -> None:
-        self.geometries, self.source = share_geometries({model.name: model.geometry for model in models})
+        self.geometries, self.source = share_geometries(models)
         self._device = device
         self._batch_size = batch_size
         self._has_fp32_rerun = has_fp32_rerun

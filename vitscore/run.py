@@ -190,7 +190,7 @@ def take_part(
     if models:
         intake = ahead.take() or make_intake(
             plan,
-            {model.name: model.geometry for model in models},
+            [model.geometry for model in models],
             {model.name: model.embedding_dim for model in models},
             ranks=ranks,
             folder=folder,
@@ -204,6 +204,14 @@ def take_part(
     return tally
 
 
+def load_where_needed(ahead: Ahead, plan: Plan, *, ranks: Ranks, folder: RunFolder, done: set[int]) -> list[ImageModel]:
+    """The models, with the first batches begun meanwhile; none where no shard is left."""
+    if len(done) >= len(plan.shards):
+        return []
+    decode_ahead(ahead, plan, ranks=ranks, folder=folder, done=done)
+    return load_models(plan, ranks)
+
+
 def decode_ahead(ahead: Ahead, plan: Plan, *, ranks: Ranks, folder: RunFolder, done: set[int]) -> None:
     """Begin to read and decode, where nothing that it takes hangs on the models' weights or on a GPU's memory."""
     if plan["device"] != "cpu" or "embeddings" in plan.options.save:
@@ -211,14 +219,14 @@ def decode_ahead(ahead: Ahead, plan: Plan, *, ranks: Ranks, folder: RunFolder, d
     from vitscore.loading import geometry_of
     from vitscore.preprocess import Geometry
 
-    geometries = {planned.name: geometry_of(planned.checkpoint) for planned in plan.models}
-    if all(isinstance(geometry, Geometry) for geometry in geometries.values()):
+    geometries = [geometry_of(planned.checkpoint) for planned in plan.models]
+    if all(isinstance(geometry, Geometry) for geometry in geometries):
         ahead.start(partial(make_intake, plan, geometries, {}, ranks=ranks, folder=folder, done=done))
 
 
 def make_intake(
     plan: Plan,
-    geometries: Mapping[str, AnyGeometry],
+    geometries: Sequence[AnyGeometry],
     embedding_dims: Mapping[str, int],
     *,
     ranks: Ranks,
@@ -229,18 +237,17 @@ def make_intake(
 
     Args:
         plan: the run's plan.
-        geometries: by model.
+        geometries: the models', in their order.
         embedding_dims: by model, where embeddings are kept.
         ranks: this rank's place.
         folder: where the parts go.
         done: ordinals that are not handed out.
     """
-    from vitscore.forward import share_geometries
     from vitscore.intake import Intake
 
     return Intake(
         plan,
-        share_geometries(geometries)[0],
+        list(dict.fromkeys(geometries)),
         positions=HandOut(ranks, plan.shards, done),
         parts_folder=folder.parts,
         columns=plan.columns(embedding_dims),
@@ -271,10 +278,7 @@ def open_run(
         ranks.count("bad", sum(footer.bad for _, footer in parts.values()))
         ranks.count("seen", sum(footer.expected for _, footer in parts.values()))
         ranks.count("labels tried", sum(footer.expected - footer.bad for _, footer in parts.values()))
-    models: list[ImageModel] = []
-    if len(done) < len(plan.shards):
-        decode_ahead(ahead, plan, ranks=ranks, folder=folder, done=done)
-        models = load_models(plan, ranks)
+    models = load_where_needed(ahead, plan, ranks=ranks, folder=folder, done=done)
     plan = warmed_up(plan, models, may_lower=not is_resumed and options.batch_size is None)
     if not is_resumed:
         folders.clear(folder)
@@ -300,10 +304,7 @@ def join_run(
     )
     plan = dataclasses.replace(plan, identity=record["identity"], models=planned)
     plan, done = folders.resume(folder, plan), set(told["done"])
-    models: list[ImageModel] = []
-    if len(done) < len(plan.shards):
-        decode_ahead(ahead, plan, ranks=ranks, folder=folder, done=done)
-        models = load_models(plan, ranks)
+    models = load_where_needed(ahead, plan, ranks=ranks, folder=folder, done=done)
     return warmed_up(plan, models, may_lower=False), models, done
 
 
