@@ -12,12 +12,12 @@ import argparse
 import contextlib
 import json
 import sys
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vitscore.bench.timing import run_process, stage_rate
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +55,6 @@ def measure_bound(
     shards: Path, models: Sequence[Path | str], *, num_images: int = NUM_IMAGES, at_least_s: float = AT_LEAST_S
 ) -> Bound:
     """Measure in a process of its own."""
-    from vitscore.bench.timing import run_process
-
     limits = ["--images", str(num_images), "--at-least-s", str(at_least_s)]
     command = [sys.executable, "-m", "vitscore.bench.bound", str(shards), *map(str, models), *limits]
     return Bound(**json.loads(run_process(command).stdout.splitlines()[-1]))
@@ -75,7 +73,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def measure_here(shards: str, models: Sequence[str], *, num_images: int, at_least_s: float) -> dict[str, Any]:
-    from vitscore.run import prepare_allocator, prepare_math_library
+    from vitscore.process import prepare_allocator, prepare_math_library
 
     prepare_math_library()
     prepare_allocator()
@@ -134,7 +132,7 @@ def decode_rate(
             decoder.submit(batch)
             return decoder.collect
 
-        rate = rate_of(submit, batches, depth=decoder.depth, at_least_s=at_least_s)
+        rate = stage_rate(submit, batches, depth=decoder.depth, at_least_s=at_least_s)
     return rate, first
 
 
@@ -168,33 +166,7 @@ def forward_rate(plan: Plan, model: ImageModel, pixels: torch.Tensor, *, threads
         def submit(_: Sequence[Any]) -> Callable[[], object]:
             return forward.submit(decoded, labels).result
 
-        return rate_of(submit, [range(num_rows)], depth=forward.depth + 1, at_least_s=at_least_s)
-
-
-def rate_of(
-    submit: Callable[[Sequence[Any]], Callable[[], object]],
-    batches: Sequence[Sequence[Any]],
-    *,
-    depth: int,
-    at_least_s: float,
-) -> float:
-    """Images/s of a stage that always has `depth` batches under way, over and over; one time around unmeasured."""
-    waiting: deque[tuple[int, Callable[[], object]]] = deque()
-    num_images, started, turn = 0, time.perf_counter(), 0
-    while time.perf_counter() - started < at_least_s or turn <= len(batches) + depth:
-        if turn == len(batches):
-            num_images, started = 0, time.perf_counter()
-        batch = batches[turn % len(batches)]
-        waiting.append((len(batch), submit(batch)))
-        if len(waiting) == depth:
-            count, collect = waiting.popleft()
-            collect()
-            num_images += count
-        turn += 1
-    rate = num_images / (time.perf_counter() - started)
-    while waiting:
-        waiting.popleft()[1]()
-    return rate
+        return stage_rate(submit, [range(num_rows)], depth=forward.depth + 1, at_least_s=at_least_s)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -29,11 +28,11 @@ import torch
 
 from vitscore.bench.catalogue import time_limit_s
 from vitscore.bench.checkpoints import CLASSES, make_checkpoint
-from vitscore.bench.timing import Figure, figure, rounds_in_turn, show
+from vitscore.bench.timing import Figure, figure, rounds_in_turn, show, stage_rate
 from vitscore.checkpoints import find
 from vitscore.classes import BY_POSITION, match_head
 from vitscore.decode import Decoded
-from vitscore.forward import AnyForward, Awaited, make_forward
+from vitscore.forward import Awaited, make_forward
 from vitscore.machine import num_usable_cpus
 from vitscore.models import ImageModel, Precision, load_model
 from vitscore.settings import has_bf16_instructions
@@ -180,29 +179,13 @@ def rate_of(model: ImageModel, case: Case, *, at_least_s: float) -> float:
     )
     size = model.geometry.height, model.geometry.width
     pixels = torch.randint(0, 256, (case.batch_size, *size, 3), dtype=torch.uint8)
-    decoded = Decoded((pixels.to("cuda" if is_cuda else "cpu"),))
+    decoded, labels = Decoded((pixels.to("cuda" if is_cuda else "cpu"),)), np.full(case.batch_size, -1, np.int32)
+
+    def submit(_: Sequence[Any]) -> Callable[[], object]:
+        return partial(settle, forward.submit(decoded, labels))
+
     with closing(forward):
-        run_for(forward, decoded, seconds=0)
-        started = time.perf_counter()
-        count = run_for(forward, decoded, seconds=at_least_s)
-        return count / (time.perf_counter() - started)
-
-
-def run_for(forward: AnyForward, decoded: Decoded, *, seconds: float) -> int:
-    """Compute the same batch again and again; returns how many images, all of them ranked when it returns."""
-    size = len(decoded.pixels[0])
-    labels = np.full(size, -1, np.int32)
-    computing: deque[Awaited] = deque()
-    count = 0
-    deadline = time.perf_counter() + seconds
-    while not count or time.perf_counter() < deadline:
-        computing.append(forward.submit(decoded, labels))
-        count += size
-        while len(computing) > forward.depth:
-            settle(computing.popleft())
-    while computing:
-        settle(computing.popleft())
-    return count
+        return stage_rate(submit, [range(case.batch_size)], depth=forward.depth + 1, at_least_s=at_least_s)
 
 
 def settle(outputs: Awaited) -> None:

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -123,3 +124,36 @@ def rate(count: int, work: Callable[[], Any], *, at_least_s: float = 1.0) -> flo
         work()
         calls += 1
     return calls * count / taken
+
+
+def stage_rate(
+    submit: Callable[[Sequence[Any]], Callable[[], object]],
+    batches: Sequence[Sequence[Any]],
+    *,
+    depth: int,
+    at_least_s: float,
+) -> float:
+    """Images/s of a stage that always has batches under way, over and over; one time around unmeasured.
+
+    Args:
+        submit: begins a batch; returns what waits for its end.
+        batches: by turns.
+        depth: how many are under way.
+        at_least_s: measured.
+    """
+    waiting: deque[tuple[int, Callable[[], object]]] = deque()
+    num_images, started, turn = 0, time.perf_counter(), 0
+    while time.perf_counter() - started < at_least_s or turn <= len(batches) + depth:
+        if turn == len(batches):
+            num_images, started = 0, time.perf_counter()
+        batch = batches[turn % len(batches)]
+        waiting.append((len(batch), submit(batch)))
+        if len(waiting) == depth:
+            count, collect = waiting.popleft()
+            collect()
+            num_images += count
+        turn += 1
+    rate = num_images / (time.perf_counter() - started)
+    while waiting:
+        waiting.popleft()[1]()
+    return rate

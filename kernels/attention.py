@@ -146,7 +146,7 @@ def _weigh(weight_NF: FloatArray, f: int, padded: int, num_keys: int, largest: A
     total, wrong = zero_lanes(), zero_lanes()
     for n in range(num_keys):
         off = load_lanes(weight_NF, n * padded + f) - largest
-        # Where a score or its distance is no number, this becomes NaN.
+        # Where a score or its distance is no finite number, this becomes NaN.
         wrong = times_plus(off, zero_lanes(), wrong)
         power = power_of_two(off * scales)
         store_lanes(weight_NF, n * padded + f, power)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
+from llvmlite import binding, ir  # type: ignore[import-untyped, unused-ignore]
 from numba import types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, overload, register_jitable, register_model
@@ -32,9 +32,29 @@ _INT16S, _INT32S, _FLOATS = (ir.VectorType(each, LANES) for each in (_INT16, _IN
 # 2^r on [-1/2, 1/2], least squares in relative error on Chebyshev points: off by 2.7e-6, where bfloat16 rounds by 2e-3.
 _POWER = (0.00956051, 0.05591704, 0.24024981, 0.69312197, 0.99999919)
 _SMALLEST = -126.0
+_TO_WHOLE = 1.5 * 2**23
+"""Added to a float32 of up to 2^22, it leaves no bits for a fraction: the last ones are the nearest whole number."""
 _TO_BFLOAT = np.int32(16)
 _MAY_FUSE = ("contract",)
 """The product and the sum may be rounded once, where the CPU has an instruction for it."""
+
+
+class _BFloat(ir.Type):  # type: ignore[misc, unused-ignore]
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+_BFLOATS = ir.VectorType(_BFloat(), LANES)
+_ROUNDS_TO_BFLOAT = bool(binding.get_host_cpu_features().get("avx512bf16"))
+"""Whether this CPU rounds lanes to bfloat16 by one instruction; LLVM knows no other way to do it to all at once."""
 
 
 class LanesType(types.Type):  # type: ignore[misc, unused-ignore]
@@ -119,14 +139,18 @@ def load_bfloat16(typing_context: Any, bits: Any, at: Any) -> Any:
 def store_bfloat16(typing_context: Any, bits: Any, at: Any, value: Any) -> Any:
     """Write the bits of the nearest bfloat16 numbers, of two the even one, into a flat int16 array.
 
-    A NaN stays one where its lower half is zero: that of any that comes of bfloat16 numbers, and of invalid sums.
+    A NaN stays one where its lower half is zero: that of any that comes of bfloat16 numbers, and of invalid sums. A
+    CPU that has an instruction for it makes zeros of what is below 2^-126.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        wide = builder.bitcast(args[2], _INT32S)
-        last = builder.and_(builder.lshr(wide, _constants(_INT32S, 16)), _constants(_INT32S, 1))
-        rounded = builder.add(builder.add(wide, _constants(_INT32S, 0x7FFF)), last)
-        short = builder.trunc(builder.lshr(rounded, _constants(_INT32S, 16)), _INT16S)
+        if _ROUNDS_TO_BFLOAT:
+            short = builder.bitcast(builder.fptrunc(args[2], _BFLOATS), _INT16S)
+        else:
+            wide = builder.bitcast(args[2], _INT32S)
+            last = builder.and_(builder.lshr(wide, _constants(_INT32S, 16)), _constants(_INT32S, 1))
+            rounded = builder.add(builder.add(wide, _constants(_INT32S, 0x7FFF)), last)
+            short = builder.trunc(builder.lshr(rounded, _constants(_INT32S, 16)), _INT16S)
         _store(builder, short, _address(context, builder, signature, args), align=2)
         return context.get_dummy_value()
 
@@ -211,17 +235,19 @@ def largest_of(typing_context: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def power_of_two(typing_context: Any, exponent: Any) -> Any:
-    """2^exponent for exponents up to 0, off by one part in 370,000; 2^-126 for -126 and less, and for NaN."""
+    """2^exponent for exponents up to 0, off by one part in 370,000; 2^-126 for -126 and less, and NaN for NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        smallest = _constants(_FLOATS, _SMALLEST)
-        exponent = builder.select(builder.fcmp_ordered(">", args[0], smallest), args[0], smallest)
-        whole = builder.fptosi(builder.fsub(exponent, _constants(_FLOATS, 0.5)), _INT32S)
-        rest = builder.fsub(exponent, builder.sitofp(whole, _FLOATS))
+        smallest, to_whole = _constants(_FLOATS, _SMALLEST), _constants(_FLOATS, _TO_WHOLE)
+        exponent = builder.select(builder.fcmp_ordered("<", args[0], smallest), smallest, args[0])
+        moved = builder.fadd(exponent, to_whole)
+        rest = builder.fsub(exponent, builder.fsub(moved, to_whole))
         power = _constants(_FLOATS, _POWER[0])
         for coefficient in _POWER[1:]:
             power = _times_plus(builder, rest, power, _constants(_FLOATS, coefficient))
-        bits = builder.add(builder.bitcast(power, _INT32S), builder.shl(whole, _constants(_INT32S, 23)))
+        # Of what was added nothing is left that far up.
+        whole = builder.shl(builder.bitcast(moved, _INT32S), _constants(_INT32S, 23))
+        bits = builder.add(builder.bitcast(power, _INT32S), whole)
         return builder.bitcast(bits, _FLOATS)
 
     return LANES_TYPE(LANES_TYPE), generate

@@ -27,7 +27,6 @@ from vitscore.kernels.lanes import (
     store_bfloat16,
     store_lanes,
     sum_of,
-    times_plus,
     widen,
     zero_lanes,
 )
@@ -35,7 +34,7 @@ from vitscore.kernels.lanes import (
 # Axes: R rows, N scores of a row.
 
 _LOG2_E = math.log2(math.e)
-_LOWEST, _MINUS_INFINITY, _ONE = np.float32(-3e38), np.float32(-np.inf), np.float32(1)
+_MINUS_INFINITY, _ONE = np.float32(-np.inf), np.float32(1)
 
 
 def softmax_bfloat16(scores_RN: IntArray, scale: float) -> None:
@@ -61,7 +60,7 @@ def _softmax(scores: IntArray, width: int, scale: np.float32) -> None:
     whole = width // LANES * LANES
     power_N, last_L = np.empty(whole + LANES, np.float32), np.empty(LANES, np.float32)
     zero, scales = zero_lanes(), spread(scale)
-    nothing, lowest = spread(_MINUS_INFINITY), spread(_LOWEST)
+    nothing = spread(_MINUS_INFINITY)
     for at in range(0, scores.size, width):
         widen(scores, at + whole, width - whole, last_L)
         last = first_of(load_lanes(last_L, 0), width - whole, nothing)
@@ -72,18 +71,14 @@ def _softmax(scores: IntArray, width: int, scale: np.float32) -> None:
         if whole >= LANES:
             top_1 = larger(load_bfloat16(scores, at + whole - LANES), top_1)
         largest = spread(largest_of(larger(top_0, top_1)))
-        # A NaN, or the distance between two infinities, makes this NaN instead of 0; -inf in a row is a low score.
-        off = first_of(larger(lowest, last - largest), width - whole, zero)
-        power = first_of(power_of_two(off * scales), width - whole, zero)
-        store_lanes(power_N, whole, power)
-        total, wrong = power, times_plus(off, zero, zero)
+        # A NaN, or the distance between two infinities, makes the sum NaN; -inf in a row is a low score.
+        total = first_of(power_of_two((last - largest) * scales), width - whole, zero)
+        store_lanes(power_N, whole, total)
         for j in range(0, whole, LANES):
-            off = larger(lowest, load_bfloat16(scores, at + j) - largest)
-            wrong = times_plus(off, zero, wrong)
-            power = power_of_two(off * scales)
+            power = power_of_two((load_bfloat16(scores, at + j) - largest) * scales)
             store_lanes(power_N, j, power)
             total = total + power
-        factor = spread(np.float32(_ONE / sum_of(total + wrong)))
+        factor = spread(np.float32(_ONE / sum_of(total)))
         for j in range(0, whole, LANES):
             store_bfloat16(scores, at + j, load_lanes(power_N, j) * factor)
         store_lanes(last_L, 0, load_lanes(power_N, whole) * factor)

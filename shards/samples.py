@@ -139,11 +139,6 @@ class OpenShard:
         key_and_extension = split_name(self.index.names[member]) if member != NO_MEMBER else None
         return key_and_extension[1] if key_and_extension else None
 
-    def image_bytes(self, row: int) -> int:
-        """The encoded image's size; 0 where the row has none."""
-        member = self._groups.image_members[row]
-        return 0 if member == NO_MEMBER else self.index.sizes[member]
-
     def read(self, start: int, stop: int) -> SampleBlock:
         """Read rows `start` to `stop`: one read where their members lie together. Any read error is a row's reason."""
         groups, rows = self._groups, range(start, min(stop, self.num_samples))

@@ -181,6 +181,7 @@ def execute(
     """Run `options` and show what came of it."""
     from vitscore import run as runs
     from vitscore import show
+    from vitscore.process import prepare_arrow
 
     if is_dry:
         from vitscore.dryrun import estimate_disk, plan_document
@@ -192,7 +193,7 @@ def execute(
             show.show_plan(plan, estimate_disk(plan), show.make_console())
         return
     watcher = show.Watcher(is_shown=progress if is_main_rank() else False, tells_notes=is_main_rank())
-    runs.prepare_arrow()
+    prepare_arrow()
     try:
         outcome = runs.run(options, watcher)
     finally:

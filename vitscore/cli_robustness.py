@@ -140,6 +140,7 @@ def execute(
     from vitscore import run as runs
     from vitscore import show
     from vitscore.cli import is_main_rank
+    from vitscore.process import prepare_arrow
 
     check_baseline(options, baseline)
     if is_dry:
@@ -148,7 +149,7 @@ def execute(
             show_estimate(plan, as_json=as_json)
         return
     watcher = show.Watcher(is_shown=progress if is_main_rank() else False, tells_notes=is_main_rank())
-    runs.prepare_arrow()
+    prepare_arrow()
     try:
         outcome = runs.run(options, watcher)
     finally:

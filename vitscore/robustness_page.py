@@ -27,7 +27,8 @@ def write_page(plan: Plan, folder: Path, document: dict[str, Any]) -> None:
 
 def load_alone(plan: Plan) -> list[ImageModel]:
     """The plan's models, in a process that scores nothing."""
-    from vitscore.run import load_models, prepare_math_library
+    from vitscore.process import prepare_math_library
+    from vitscore.run import load_models
 
     prepare_math_library()
     return load_models(plan, Ranks(0, 1, 0, 1, LocalStore()))

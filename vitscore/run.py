@@ -11,14 +11,10 @@ Nothing here prints; whoever calls may watch through `Observer`.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib.abc import MetaPathFinder
 from typing import TYPE_CHECKING, Any
 
 from vitscore import checkpoints
@@ -32,6 +28,7 @@ from vitscore.handout import HandOut
 from vitscore.machine import num_usable_cpus
 from vitscore.parts import finished_parts
 from vitscore.prepare import Plan, make_plan, require_labels_file
+from vitscore.process import prepare_allocator, prepare_math_library
 from vitscore.progress import Observer, Reporter
 from vitscore.ranks import POLL_S, SHARED_S, Ranks
 from vitscore.shards.reasons import UNREACHABLE, reason_kind
@@ -41,9 +38,6 @@ if TYPE_CHECKING:
     from vitscore.engine import Tally
     from vitscore.intake import Ahead, Intake
     from vitscore.models import ImageModel
-
-M_ARENA_MAX = -8
-"""glibc's number for the setting."""
 
 
 def plan_only(options: RunOptions) -> Plan:
@@ -87,49 +81,6 @@ def lost_ranks(error: Exception) -> SetupError:
         where=type(error).__name__,
         next_step="The same command goes on from the parts that are done.",
     )
-
-
-def prepare_math_library() -> None:
-    """Have MKL give a row the same bits whatever the number of threads; it reads this once, when torch loads it.
-
-    Measured in fp32: without it 2 of 326 models and batch shapes differ between one and two threads, with it none, at
-    no cost that could be seen.
-    """
-    if "torch" not in sys.modules:
-        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-
-
-def prepare_allocator() -> None:
-    """Have glibc keep two heaps for all threads, instead of up to eight a core that each hold on to what was freed.
-
-    Measured: a ViT-Tiny run peaks at 1,311 MB instead of 1,434.
-    """
-    if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
-
-
-def prepare_arrow() -> None:
-    """Have pyarrow not look for pandas, which takes it a fifth of a second where there is one.
-
-    For a process of our own: in one that also makes Arrow arrays of pandas' objects, they would be sequences like any.
-    """
-    if "pandas" in sys.modules:
-        return
-    finder = _NoPandas()
-    sys.meta_path.insert(0, finder)
-    try:
-        import pyarrow
-
-        pyarrow.array([0])  # it looks once
-    finally:
-        sys.meta_path.remove(finder)
-
-
-class _NoPandas(MetaPathFinder):
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
-        if fullname == "pandas":
-            raise ModuleNotFoundError(name=fullname)
 
 
 def choose_backend(device: str) -> str:
