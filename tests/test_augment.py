@@ -16,7 +16,7 @@ from vitscore.augment import operators, plain, seeds, tables
 from vitscore.augment.conditions import Condition
 from vitscore.augment.operators import OPERATORS, SEVERITIES, Augmentation
 from vitscore.augment.stage import Stage
-from vitscore.decode import Decoded
+from vitscore.decode import Decoded, is_dali_available
 from vitscore.errors import UsageError
 from vitscore.preprocess import Geometry
 
@@ -248,6 +248,7 @@ def test_random_words_are_uniform_and_independent() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not is_dali_available(), reason="DALI is not installed here")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", OPERATORS)
 def test_a_gpu_makes_the_cpus_pictures(name: str, by_both: Any) -> None:

@@ -341,8 +341,8 @@ def test_without_a_gpu_the_error_says_so():
 def test_gpu_pixels_are_close_to_the_cpus():
     contents = list({**pictures.ordinary(), **pictures.odd()}.values())
     bad = [*pictures.hidden_bad().values(), *(content for content, _ in pictures.visibly_bad().values())]
-    cpu = decode("dali", contents + bad[:20])
-    gpu = decode("dali", contents + bad[:20], device_id=0)
+    cpu = decode("dali", contents + bad[:20], batch_size=128)
+    gpu = decode("dali", contents + bad[:20], batch_size=128, device_id=0)
     assert set(gpu.faults) == set(cpu.faults)
     for a, b in zip(cpu.pixels, gpu.pixels, strict=True):
         assert b.is_cuda

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from vitscore import checkpoints, classes, zeroshot
-from vitscore.decode import Decoded
+from vitscore.decode import Decoded, is_dali_available
 from vitscore.errors import SetupError
 from vitscore.forward import Forward, Ranked
 from vitscore.forward_cuda import CudaForward
@@ -34,6 +34,7 @@ NAMES = tuple(f"class {number}" for number in range(23))
 BATCH = 6
 OPTIONS: dict[str, Any] = {"batch_size": BATCH, "top_k": 5, "save": ("logits", "embeddings"), "has_fp32_rerun": True}
 
+needs_dali = pytest.mark.skipif(not is_dali_available(), reason="DALI is not installed here")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 
@@ -372,7 +373,7 @@ def test_a_gpu_whose_memory_is_taken_ends_the_run_in_one_line(
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("decoder", ["dali", "torchvision"])
+@pytest.mark.parametrize("decoder", [pytest.param("dali", marks=needs_dali), "torchvision"])
 def test_a_compiled_run_on_a_gpu_compiles_once_and_predicts_as_the_cpu_does(
     decoder: str, vitscore: Call, tmp_path: Path
 ) -> None:

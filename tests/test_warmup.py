@@ -177,12 +177,15 @@ def test_many_small_images_go_in_larger_batches(largest_bytes: int, num_members:
     assert choose_batch_size("cpu", edge * edge, lambda: FirstLook(largest_bytes, num_members)).value == size
 
 
-def test_without_a_compiler_a_gpu_run_is_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_run_is_compiled_where_it_can_be_and_is_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = tmp_path / "gcc"
     compiler.touch(mode=0o755)
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert choose_compile("cuda").value
+    assert choose_compile("cuda", lambda: FirstLook(105_000, 2_000_000)).value
+    few = choose_compile("cuda", lambda: FirstLook(105_000, 4_000))
+    assert few == Choice(False, "few images: tuning would take longer than it saves")
     compiler.unlink()
     assert choose_compile("cuda") == Choice(False, "no C compiler is here, which Triton needs")
 

@@ -104,9 +104,11 @@ class CudaDevice:
         return CudaRanking(self, max_rows, num_classes, top_k, device=self._device)
 
     def graphed(self, forward: Run, pixels: torch.Tensor) -> Run | None:
+        stream = torch.cuda.current_stream(self._device)
         try:
             return Graphed(forward, pixels.to(self._device))
         except RuntimeError:
+            torch.cuda.set_stream(stream)  # a capture that fails leaves torch on the stream that it captured
             # A model that waits for the device inside its forward cannot be captured, and a graph's own memory may be
             # too much. Whatever else is wrong, the forward as it is will say.
             return None
@@ -121,18 +123,19 @@ class CudaRanking:
     """numba's row kernel on torch's memory and torch's stream."""
 
     def __init__(self, own: Device, max_rows: int, num_classes: int, top_k: int, *, device: torch.device) -> None:
-        try:
-            from vitscore.kernels.cuda import DeviceRows, DeviceRowScores
-        except ImportError as failure:
-            install = 'Run `pip install "numba-cuda[cu13]"`.'
-            raise SetupError("numba cannot use the GPU", got=str(failure), next_step=install) from failure
         width = min(top_k, num_classes)
         whole = own.empty((ScoreBuffer.num_bytes(max_rows, width),), torch.uint8)
         self.scores = ScoreBuffer(whole, max_rows=max_rows, width=width)
         self._device = device
-        self._rows = DeviceRows(max_rows, num_classes, k=width, scores=DeviceRowScores(*self.scores.arrays))
-        # Compiled and loaded now, not in the middle of the first batch.
-        self.rank(own.empty((1, num_classes), torch.float32).zero_(), own.empty((1,), torch.int32).zero_())
+        try:
+            from vitscore.kernels.cuda import DeviceRows, DeviceRowScores
+
+            self._rows = DeviceRows(max_rows, num_classes, k=width, scores=DeviceRowScores(*self.scores.arrays))
+            # Compiled and loaded now, not in the middle of the first batch.
+            self.rank(own.empty((1, num_classes), torch.float32).zero_(), own.empty((1,), torch.int32).zero_())
+        except ImportError as failure:  # NVVM's absence too, which numba tells when it compiles
+            install = 'Run `pip install "numba-cuda[cu13]"`.'
+            raise SetupError("numba cannot use the GPU", got=str(failure), next_step=install) from failure
 
     def rank(self, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> None:
         # The logits may be dropped at once: torch gives their memory only to work behind this kernel on this stream.

@@ -47,8 +47,8 @@ _REACH = {"nearest": 1, "bilinear": 1, "bicubic": 2, "lanczos": 3}
 _MIN_SIDE = {"nearest": 1, "bilinear": 1, "bicubic": 16, "lanczos": 32}
 
 
-class Failed(Exception):
-    """DALI could not decode some image of the batch."""
+class Failed(RuntimeError):
+    """DALI could not decode some image of the batch; its text is DALI's."""
 
 
 class Misplaced(Exception):
@@ -116,7 +116,7 @@ class DaliPipeline:
         try:
             serials, sizes, *lists = self._pipe.share_outputs(stream)
         except Exception as failure:
-            raise Failed from failure
+            raise Failed(str(failure)) from failure
         found = int(serials.at(0))
         shapes = [(height, width) for height, width, _ in np.asarray(sizes.as_tensor()).tolist()]
         if self._geometries:

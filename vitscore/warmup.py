@@ -89,6 +89,7 @@ def footprint(model: ImageModel) -> Footprint | None:
     The module is measured as it is before compilation, which would need more: compiled, fewer results lie about.
     """
     try:
+        peak_bytes(model, FEW)  # with it cuBLAS takes its workspace, once
         return Footprint.through((FEW, peak_bytes(model, FEW)), (MANY, peak_bytes(model, MANY)))
     except RuntimeError as error:
         if not is_out_of_memory(error):
