@@ -1,54 +1,12 @@
 """What tests share: real tars of real digits, and the command line called in this process or in its own."""
 
-import io
-import os
-import subprocess
-import sys
-import tarfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-DEMO_SHARDS = ROOT / "vitscore" / "demo" / "shards"
-DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-Sample = tuple[str, Mapping[str, bytes]]
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-def write_tar(path: Path, samples: Sequence[Sample]) -> Path:
-    """A tar of samples: (key, {extension: content})."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for key, members in samples:
-            for extension, content in members.items():
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def read_tar(path: Path) -> list[Sample]:
-    """The samples of a tar whose members are adjacent."""
-    samples: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            key, extension = member.name.split(".", 1)
-            file = tar.extractfile(member)
-            assert file is not None
-            samples.setdefault(key, {})[extension] = file.read()
-    return list(samples.items())
+from support.commands import Done, start
+from support.tars import DEMO_SHARDS, DIGIT_NAMES, Sample, read_tar, write_tar
 
 
 @pytest.fixture(scope="session")
@@ -84,23 +42,6 @@ def vitscore(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
         return Done(code, captured.out, captured.err)
 
     return call
-
-
-def start(*command: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout_s: float = 240) -> Done:
-    """Run a command of the environment in a process of its own."""
-    words = [str(word) for word in command]
-    if words[0] in ("vitscore", "accelerate", "torchrun"):
-        words[0] = str(Path(sys.executable).parent / words[0])
-    done = subprocess.run(
-        words,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        timeout=timeout_s,
-        env={**os.environ, **(env or {})},
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="session", name="start")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional
 
+from support import smallmodels as small
 from vitscore import attention
 from vitscore.checkpoints import find
 from vitscore.loading import load_weights
 
-small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
 MODULE = torch.nn.Identity()
 
 

@@ -1,23 +1,21 @@
 """Two benches side by side: which figures changed, and whether that is beyond the spread of the rounds."""
 
 import json
-import runpy
 import statistics
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support import benchjson as made
 from vitscore.bench.compare import Change
 from vitscore.bench.timing import figure
 
 Call = Callable[..., Any]
-made = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("benchjson.py"))))
 ROUNDS = st.lists(st.floats(1, 1e9), min_size=1, max_size=5)
 
 

@@ -1,19 +1,17 @@
 """The picture of a folder of benches: it is whole, it asks for nothing, and it shows the figures."""
 
 import re
-import runpy
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from support import benchjson as made
 from vitscore.bench.drawing import LABELS, Axis
 
 Call = Callable[..., Any]
-made = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("benchjson.py"))))
 SVG = "{http://www.w3.org/2000/svg}"
 
 

@@ -1,16 +1,15 @@
 """Plans from made-up rates, their arithmetic done by hand."""
 
 import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from support import benchjson as made
+
 Call = Callable[..., Any]
-made = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("benchjson.py"))))
 
 
 @pytest.fixture

@@ -19,11 +19,9 @@ Call = Callable[..., Any]
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory, digits: Any) -> Path:
     """A corpus with some faults, and its run, made once; `shards` and `out` below one folder."""
-    import runpy
 
+    from support.tars import write_tar
     from vitscore import score
-
-    write_tar = runpy.run_path(str(Path(__file__).with_name("conftest.py")))["write_tar"]
     root = tmp_path_factory.mktemp("scored")
     broken = [*digits[20:38], ("bad", {"png": b"x", "cls": b"1"}), ("label", {**digits[38][1], "cls": b"10"})]
     for number, samples in enumerate((digits[:20], broken, [], digits[40:60])):

@@ -5,7 +5,6 @@ import gzip
 import json
 import lzma
 import re
-import runpy
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from support.tars import write_tar
 from vitscore.shards.cache import Cache, fetch_ahead
 from vitscore.shards.labels import LabelRule
 from vitscore.shards.locate import Shard, locate
@@ -22,7 +22,6 @@ from vitscore.shards.samples import OpenShard
 from vitscore.shards.unpack import PIECE_BYTES, ZSTD_STEP_BYTES
 
 Call = Callable[..., Any]
-write_tar = runpy.run_path(str(Path(__file__).with_name("conftest.py")))["write_tar"]
 RULE = LabelRule(None)
 
 

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 Call = Callable[..., Any]
 NUM_SHARDS = 60
 VICTIMS = ("a rank", "all", "the launcher")
-SHIM = Path(__file__).parent / "faultinject.c"
+TESTS = Path(__file__).parent
+SHIM = TESTS / "support" / "faultinject.c"
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -131,15 +132,23 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_below(shim: Path, root: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *map(str, words)],
-        env={**os.environ, "LD_PRELOAD": str(shim), "FI_ROOT": str(root / "new"), **environment},
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
+        env={
+            **os.environ,
+            "LD_PRELOAD": str(shim),
+            "FI_ROOT": str(root / "new"),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH")))),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
 
 
 def break_calls(shim: Path, root: Path, what: str, every: int) -> dict[str, Any]:
-    """Run faultcases.py; what it counted."""
-    program = Path(__file__).parent / "faultcases.py"
-    done = run_below(shim, root, program, what, every, root, FI_LOG=str(root / "calls.log"))
+    """Run support/faultcases.py; returns its counts."""
+    done = run_below(shim, root, "-m", "support.faultcases", what, every, root, FI_LOG=str(root / "calls.log"))
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     assert report["wrong"] == []
@@ -197,9 +206,8 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_same_command_goes_on(
 def test_the_disk_model_finds_a_missing_flush(shim: Path, tmp_path: Path) -> None:
     """The harness itself: without flushing, the same simulation must find torn files."""
     program = (
-        "import runpy, sys, os; os.fsync = lambda fd: None; "
-        f"sys.argv = ['', 'losses', '29', {str(tmp_path)!r}]; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
-        f"runpy.run_path({str(Path(__file__).parent / 'faultcases.py')!r}, run_name='__main__')"
+        "import os, pathlib; os.fsync = lambda fd: None; from support import faultcases; "
+        f"faultcases.main('losses', 29, pathlib.Path({str(tmp_path)!r}))"
     )
     done = run_below(shim, tmp_path, "-c", program, FI_LOG=str(tmp_path / "calls.log"))
     assert done.returncode == 0, done.stderr

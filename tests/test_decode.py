@@ -3,11 +3,9 @@
 import functools
 import io
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +14,11 @@ from PIL import Image
 from transformers import CLIPImageProcessor, EfficientNetImageProcessor, ViTImageProcessor
 from transformers.image_utils import load_image
 
+from support import pictures
 from vitscore.decode import is_dali_available, make_decoder
 from vitscore.decode_torchvision import render, render_alike
 from vitscore.errors import SetupError
 from vitscore.preprocess import Geometry, processor_geometry, spec_from_processor
-
-pictures = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("pictures.py"))))
 
 pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 
@@ -303,9 +300,9 @@ def test_without_dali_the_error_says_what_to_install(monkeypatch):
 
 
 NOISY = """
-import runpy, sys, os
-from types import SimpleNamespace
-pictures = SimpleNamespace(**runpy.run_path(sys.argv[1]))
+import sys, os
+sys.path.insert(0, sys.argv[1])
+from support import pictures
 from vitscore.decode import make_decoder
 from vitscore.preprocess import Geometry
 assert not any(name.startswith("nvidia.dali") for name in sys.modules)  # imported when it is needed
@@ -322,7 +319,7 @@ print("and this", file=sys.stderr)
 
 @needs_dali
 def test_only_the_noise_about_bad_images_is_kept_off_stderr():
-    maker = str(Path(__file__).with_name("pictures.py"))
+    maker = str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", NOISY, maker], capture_output=True, text=True, check=True, timeout=120)
     assert int(done.stdout) == len(pictures.hidden_bad()) + len(pictures.visibly_bad())
     assert sorted(done.stderr.splitlines()) == ["a C library says that", "and this", "python says this"]

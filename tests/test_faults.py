@@ -2,24 +2,22 @@
 
 import io
 import json
-import runpy
 import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from support import pictures
+from support.tars import DIGIT_NAMES
 from vitscore.decode import is_dali_available
 from vitscore.shards.reasons import reason_kind
 
 Call = Callable[..., Any]
-pictures = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("pictures.py"))))
-shared = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("conftest.py"))))
 DECODERS = ["torchvision"] + (["dali"] if is_dali_available() else [])
 OPTIONS = ("-m", "demo-vit", "-m", "demo-clip", "--precision", "fp32", "-b", "16")
 CLS = b"7"
@@ -84,7 +82,7 @@ def make_corpus(folder: Path, digits: Any, *, with_faults: bool) -> list[str]:
             paths.append(folder / f"s-5-{name}.tar")
         paths.append(folder / "s-6-missing.tar")
     (folder / "list.txt").write_text("".join(f"{path.name}\n" for path in paths))
-    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in shared.DIGIT_NAMES))
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in DIGIT_NAMES))
     return [str(path) for path in paths]
 
 

@@ -3,17 +3,16 @@
 import gzip
 import hashlib
 import os
-import runpy
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from support import badserver
 from vitscore.errors import SetupError, UsageError
 from vitscore.shards import failures, web
 from vitscore.shards.cache import Cache, fetch_ahead
@@ -23,7 +22,6 @@ from vitscore.shards.locate import Shard, locate
 from vitscore.shards.redaction import credentials, public_name, scrub
 from vitscore.shards.samples import OpenShard
 
-badserver = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("badserver.py"))))
 CONTENT = hashlib.shake_256(b"shard").digest(300_000)
 Call = Callable[..., Any]
 

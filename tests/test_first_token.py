@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import BeitConfig, BeitForImageClassification, DeiTConfig, DeiTForImageClassification
 
+from support import smallmodels as small
 from vitscore.checkpoints import find
 from vitscore.first_token import FirstTokenLayer, shorten
 from vitscore.loading import load_weights
-
-small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
 
 
 def vision_model(kind: str, folder: Path) -> Any:

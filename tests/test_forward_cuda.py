@@ -5,19 +5,19 @@ The oracle is the CPU's forward: the same rows, and on the late device the same 
 
 from __future__ import annotations
 
-import runpy
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from support import smallmodels as small
+from support import streams
 from vitscore import checkpoints, classes, zeroshot
 from vitscore.decode import Decoded, is_dali_available
 from vitscore.errors import SetupError
@@ -26,9 +26,6 @@ from vitscore.forward_cuda import CudaForward
 from vitscore.models import ImageModel, load_model
 from vitscore.parts import Predictions
 
-small, streams = (
-    SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name(name)))) for name in ("smallmodels.py", "streams.py")
-)
 Call = Callable[..., Any]
 NAMES = tuple(f"class {number}" for number in range(23))
 BATCH = 6

@@ -3,13 +3,11 @@
 import json
 import os
 import random
-import runpy
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,15 +16,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from support import pictures
+from support.mutate import mutate
+from support.tars import DIGIT_NAMES, write_tar
 from vitscore.decode import is_dali_available, make_decoder
 from vitscore.preprocess import spec_from_processor
 from vitscore.shards.reasons import SAMPLE_REASONS, SHARD_REASONS, reason_kind
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-pictures = SimpleNamespace(**runpy.run_path(str(HERE / "pictures.py")))
-mutate = runpy.run_path(str(HERE / "mutate.py"))["mutate"]
-shared = SimpleNamespace(**runpy.run_path(str(HERE / "conftest.py")))
 DECODERS = ["torchvision"] + (["dali"] if is_dali_available() else [])
 LIMITS = ("--max-bad", "100%", "--on-bad-shard", "skip", "--precision", "fp32", "-b", "32")
 LONGEST_S = 400
@@ -84,14 +82,14 @@ def write_damaged_tars(folder: Path, digits: Any, *, num_tars: int, seed: int) -
     untouched: dict[str, set[str]] = {}
     for number in range(num_tars):
         start = chance.randrange(len(digits) - 8)
-        path = shared.write_tar(folder / f"s-{number:05d}.tar", digits[start : start + 8])
+        path = write_tar(folder / f"s-{number:05d}.tar", digits[start : start + 8])
         with tarfile.open(path) as tar:
             ends = [(member.name.split(".")[0], member.offset_data + member.size) for member in tar]
         content, first = mutate(path.read_bytes(), chance)
         path.write_bytes(content)
         touched = {key for key, end in ends if end > first}
         untouched[path.name] = {key for key, _ in ends} - touched
-    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in shared.DIGIT_NAMES))
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in DIGIT_NAMES))
     return untouched
 
 
@@ -104,8 +102,8 @@ def write_damaged_images(folder: Path, *, num_images: int, seed: int) -> None:
         content = chance.choice(whole) if number % 10 == 0 else mutate(chance.choice(bases()), chance)[0]
         samples.append((f"k{number:06d}", {"jpg": content, "cls": b"%d" % (number % 10)}))
     for start in range(0, num_images, 250):
-        shared.write_tar(folder / f"s-{start:06d}.tar", samples[start : start + 250])
-    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in shared.DIGIT_NAMES))
+        write_tar(folder / f"s-{start:06d}.tar", samples[start : start + 250])
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in DIGIT_NAMES))
 
 
 def score(shards: Path, *, decoder: str) -> Path:

@@ -1,9 +1,6 @@
 """What an encoded image says of itself, against Pillow."""
 
 import io
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from support import pictures
 from vitscore.imageheader import read_header
 
-pictures = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("pictures.py"))))
 EVERYTHING = {**pictures.ordinary(), **pictures.odd()}
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import runpy
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from support import badserver
+from support import smallmodels as small
 from vitscore.config import RunOptions
 from vitscore.errors import SetupError
 from vitscore.handout import HandOut
@@ -27,8 +27,6 @@ from vitscore.prepare import Plan, make_plan
 from vitscore.ranks import LocalStore, Ranks
 from vitscore.waits import Waits
 
-badserver = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("badserver.py"))))
-small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
 Call = Callable[..., Any]
 
 

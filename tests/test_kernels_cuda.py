@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-TWINS = Path(__file__).with_name("cudatwins.py")
+TWINS = Path(__file__).parent / "support" / "cudatwins.py"
 
 
 def start(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

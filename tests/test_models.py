@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import runpy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,13 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, CLIPModel, EfficientNetImageProcessor, pipeline
 
+from support import smallmodels as small
 from vitscore import checkpoints, classes, zeroshot
 from vitscore.errors import SetupError
 from vitscore.heads import ClassMatching, head_layers, linear_rows
 from vitscore.models import ImageModel, load_model
 from vitscore.preprocess import ProcessorGeometry
 
-small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
 NAMES = ("tench, Tinca tinca", "goldfish", "great white", "tiger shark", "hammerhead", "ray", "stingray")
 SHOWN = tuple(name.split(",")[0] for name in NAMES)
 ANIMALS = ("cat", "dog", "crane", "owl", "crane")

@@ -1,10 +1,8 @@
 """The same predictions as transformers' own pipelines, on the same checkpoint and the same images."""
 
 import io
-import runpy
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +10,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from support import pictures
 from vitscore import load_run, score
 from vitscore.checkpoints import find
 from vitscore.shards.locate import locate
 
 MARGIN = 1e-3
-pictures = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("pictures.py"))))
 
 
 def upright(content: bytes) -> Image.Image:

@@ -2,12 +2,13 @@
 
 import ast
 import re
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from support import benchjson as made
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -112,8 +113,7 @@ def test_the_readme_lists_every_bench_as_the_command_does(vitscore: Callable[...
 def test_the_plan_that_the_readme_shows_is_what_the_command_prints(
     tmp_path: Path, vitscore: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = runpy.run_path(str(ROOT / "tests" / "benchjson.py"))
     monkeypatch.chdir(tmp_path)
-    made["write"](Path("made-up"), made["results"](), gpus=["Some GPU"])
+    made.write(Path("made-up"), made.results(), gpus=["Some GPU"])
     words = ("--images", "1e9", "--gpus", 64, "--price", "2.50", "--from", "made-up", "-m", "vit-base")
     assert shown("plan") == vitscore("bench", "plan", *words).out.splitlines()

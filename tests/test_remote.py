@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -16,12 +15,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from support import badserver
 from vitscore.shards import failures, fetch, stores, web
 from vitscore.shards.cache import Cache
 from vitscore.shards.locate import Shard, locate
 from vitscore.status import read_status
 
-badserver = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("badserver.py"))))
 ROOT = Path(__file__).parent.parent
 NUM_SHARDS = 6
 KEY, SECRET = "AKIA1234567890TESTKEY", "se+cret/of-the-bucket1234"
@@ -38,9 +37,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory, digits: Any) -> Path:
     """A folder of shards, `shards`, and the run over its files, `out`."""
+    from support.tars import write_tar
     from vitscore import score
-
-    write_tar = runpy.run_path(str(Path(__file__).with_name("conftest.py")))["write_tar"]
     root = tmp_path_factory.mktemp("local")
     for number in range(NUM_SHARDS):
         write_tar(root / "shards" / f"s-{number}.tar", digits[number * 20 :][: 10 + 3 * number])

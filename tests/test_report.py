@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,14 +11,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import classification_report, confusion_matrix
 
+from support.reportruns import MadeRun, class_names, jpeg
 from vitscore.fold import refold, write_metrics
 from vitscore.report import write_report
 from vitscore.report.figures import axis, percent
 from vitscore.report.samples import contradictions
 from vitscore.report.thumbnails import draw
 
-_made = runpy.run_path(str(Path(__file__).with_name("reportruns.py")))
-MadeRun, class_names, jpeg = _made["MadeRun"], _made["class_names"], _made["jpeg"]
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "vitscore" / "report"
 EVIL = ["</script><img src=x onerror=alert(1)>", '<b>"bold"</b>', "a&amp;b", "\u2028", "${x}", "'); alert(1)"]

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import runpy
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.reportruns import MadeRun, class_names
 from vitscore.fold import refold
 from vitscore.report import write_report
 from vitscore.shards.labels import load_labels
 
-_made = runpy.run_path(str(Path(__file__).with_name("reportruns.py")))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="there is no chromium with its driver here")
@@ -105,7 +104,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Any]) ->
 
 
 def made(folder: Path, *arguments: Any, sizes: list[int], **options: Any) -> Path:
-    run = _made["MadeRun"](folder / "run", *arguments, **options).write(sizes)
+    run = MadeRun(folder / "run", *arguments, **options).write(sizes)
     record = json.loads((run.folder / "run.json").read_bytes())
     return write_report(run.folder, refold(run.folder), record).path
 
@@ -114,7 +113,7 @@ def made(folder: Path, *arguments: Any, sizes: list[int], **options: Any) -> Pat
 def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a run with 1,000 classes."""
     folder = tmp_path_factory.mktemp("thousand")
-    return made(folder, _made["class_names"](1000), sizes=[6000, 6000], skill=4.0, bad_share=0.01)
+    return made(folder, class_names(1000), sizes=[6000, 6000], skill=4.0, bad_share=0.01)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -291,7 +290,7 @@ def test_hostile_names_and_keys_stay_text(tab: Tab, tmp_path: Path) -> None:
     "options", [{"has_labels": False}, {"bad_share": 2.0}, {"is_never_right": True}, {"has_shards": False}]
 )
 def test_odd_runs_open_cleanly(tab: Tab, tmp_path: Path, options: dict[str, Any]) -> None:
-    path = made(tmp_path, _made["class_names"](12), sizes=[200], **options)
+    path = made(tmp_path, class_names(12), sizes=[200], **options)
     tab.open(path, width=375)
     assert tab.errors() == []
     assert tab.js("return document.documentElement.scrollWidth") <= 375

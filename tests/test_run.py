@@ -3,11 +3,9 @@
 import io
 import json
 import re
-import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -237,7 +235,7 @@ def test_what_half_precision_changes_is_counted_against_a_run_in_fp32(
 ) -> None:
     """A random model with many classes, whose best answers lie close together."""
     names = [f"c{number}" for number in range(2000)]
-    models = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
+    from support import smallmodels as models
     checkpoint = models.save_vit(tmp_path / "vit", tuple(names), num_hidden_layers=12)
     samples = [(key, {"png": members["png"]}) for key, members in digits[:100]]
     shards = make_shards([*samples[:3], ("bad", {"png": b"x"}), *samples[3:]], classes=names)
@@ -302,8 +300,8 @@ def test_how_far_pixels_and_answers_are_from_transformers_own_is_in_the_record(
     make_shards: Call, vitscore: Call, tmp_path: Path
 ) -> None:
     """Large photographs, whose resize is not the processor's to the bit; the oracle is transformers' pipeline."""
-    pictures = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("pictures.py"))))
-    models = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
+    from support import pictures
+    from support import smallmodels as models
     names = [f"c{number}" for number in range(50)]
     checkpoint = models.save_vit(tmp_path / "vit", tuple(names))
     content = list(pictures.ordinary().values())[:20]

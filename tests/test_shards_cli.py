@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from support.tars import write_members
 from vitscore.cli_shards import app
 from vitscore.errors import UsageError, VitscoreError
 from vitscore.shards_text import parse_size, printable
@@ -33,21 +34,11 @@ def photo(seed: int, kind: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     first = [("a.jpg", photo(1, "JPEG")), ("a.cls", b"0"), ("b.png", photo(2)), ("b.cls", b"1"), ("x.txt", b"note")]
-    write_tar(tmp_path / "d/s-1.tar", first)
-    write_tar(tmp_path / "d/s-2.tar", [("c.png", photo(3)), ("c.cls", b"cat"), ("d.webp", photo(4, "WEBP"))])
+    write_members(tmp_path / "d/s-1.tar", first)
+    write_members(tmp_path / "d/s-2.tar", [("c.png", photo(3)), ("c.cls", b"cat"), ("d.webp", photo(4, "WEBP"))])
     (tmp_path / "d/classes.txt").write_text("cat\ndog\n")
     return tmp_path / "d"
 
@@ -110,7 +101,7 @@ def test_index_lists_members_as_tarfile_finds_them(corpus: Path, tmp_path: Path)
 
 def test_verify_reports_every_fault_and_exits_3(corpus: Path) -> None:
     members = [("a.png", photo(1)), ("b.png", b"no image"), ("c.png", photo(2)[:900]), ("d.png", photo(3))]
-    path = write_tar(corpus / "s-3.tar", [*members, ("d.cls", b"7"), ("e.png", photo(4))])
+    path = write_members(corpus / "s-3.tar", [*members, ("d.cls", b"7"), ("e.png", photo(4))])
     with tarfile.open(path) as tar:
         cut = tar.getmember("e.png").offset_data + 100
     path.write_bytes(path.read_bytes()[:cut])

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 
 import pytest
 
+from support.tars import write_members
 from vitscore.shards.firstlook import look
 from vitscore.shards.locate import Shard, locate
 
 
-def write_tar(path: Path, sizes: list[int], mode: str = "w") -> None:
-    with tarfile.open(path, mode) as tar:
-        for number, size in enumerate(sizes):
-            member = tarfile.TarInfo(f"{number:05}.png")
-            member.size = size
-            tar.addfile(member, io.BytesIO(bytes(size)))
+def write_images(path: Path, sizes: list[int], mode: str = "w") -> None:
+    write_members(path, [(f"{number:05}.png", bytes(size)) for number, size in enumerate(sizes)], mode=mode)
 
 
 def shards_in(folder: Path) -> tuple[Shard, ...]:
@@ -26,7 +21,7 @@ def shards_in(folder: Path) -> tuple[Shard, ...]:
 
 def test_it_sees_sizes_and_about_how_many_there_are(tmp_path: Path) -> None:
     for shard in range(4):
-        write_tar(tmp_path / f"{shard}.tar", [100, 900, 300] * 500)
+        write_images(tmp_path / f"{shard}.tar", [100, 900, 300] * 500)
     found = look(shards_in(tmp_path))
     assert found is not None
     assert found.largest_bytes == 900
@@ -34,7 +29,7 @@ def test_it_sees_sizes_and_about_how_many_there_are(tmp_path: Path) -> None:
 
 
 def test_it_looks_at_the_first_members_of_the_first_shard_alone(tmp_path: Path) -> None:
-    write_tar(tmp_path / "0.tar", [10] * 64 + [5_000])
+    write_images(tmp_path / "0.tar", [10] * 64 + [5_000])
     (tmp_path / "1.tar").write_bytes(b"no tar")
     found = look(shards_in(tmp_path))
     assert found is not None and found.largest_bytes == 10
@@ -44,13 +39,13 @@ def test_it_looks_at_the_first_members_of_the_first_shard_alone(tmp_path: Path) 
 def test_what_cannot_be_seen_is_nothing(case: str, tmp_path: Path) -> None:
     path = tmp_path / "0.tar"
     if case == "empty":
-        write_tar(path, [])
+        write_images(path, [])
     if case == "no tar":
         path.write_bytes(b"x" * 5_000)
     if case == "cut":
-        write_tar(path, [10] * 3)
+        write_images(path, [10] * 3)
         path.write_bytes(path.read_bytes()[:300])
     if case == "compressed":
-        write_tar(path, [10] * 3, "w:gz")
+        write_images(path, [10] * 3, "w:gz")
     place = {"remote": "https://example.org/0.tar", "pipe": "pipe:cat 0.tar"}.get(case, str(path))
     assert look([Shard(0, "0.tar", place, 5_000)]) is None

@@ -1,9 +1,7 @@
 """Samples against webdataset's own reader, and every kind of sample that is bad."""
 
-import io
 import os
 import re
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
 
+from support.tars import write_members
 from vitscore.shards import grouping
 from vitscore.shards.grouping import group_members, split_name
 from vitscore.shards.labels import LabelRule
@@ -22,13 +21,8 @@ Members = list[tuple[str, bytes]]
 RULE = LabelRule(["cat", "dog", "bird"])
 
 
-def write_tar(path: Path, members: Members) -> Shard:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return Shard(0, path.name, str(path), None)
+def make_shard(path: Path, members: Members) -> Shard:
+    return Shard(0, path.name, str(write_members(path, members)), None)
 
 
 def read_all(shard: Shard, **options: object) -> tuple[OpenShard, SampleBlock]:
@@ -105,7 +99,7 @@ def test_the_members_of_regular_samples_are_found_at_once() -> None:
 def test_rows_are_webdatasets_samples(tmp_path: Path, keys: list[str], extensions: list[str]) -> None:
     names = [f"{key}.{extension}" for key in keys for extension in extensions]
     path = tmp_path / "t.tar"
-    shard = write_tar(path, [(name, name.encode()) for name in [*names, "__meta__/x.jpg", "__a__", "plain"]])
+    shard = make_shard(path, [(name, name.encode()) for name in [*names, "__meta__/x.jpg", "__a__", "plain"]])
     try:
         oracle = webdataset_samples(path)
     except ValueError:
@@ -121,7 +115,7 @@ def test_rows_are_webdatasets_samples(tmp_path: Path, keys: list[str], extension
 
 
 def test_images_labels_and_keys_come_in_shard_order(tmp_path: Path) -> None:
-    shard = write_tar(
+    shard = make_shard(
         tmp_path / "t.tar",
         [("00/b.cls", b"1"), ("00/b.jpg", b"B"), ("a.PNG", b"A"), ("a.cls", b"bird\n"), ("c.webp", b"C")],
     )
@@ -135,7 +129,7 @@ def test_images_labels_and_keys_come_in_shard_order(tmp_path: Path) -> None:
 
 
 def test_members_that_are_not_adjacent_are_one_sample_and_told(tmp_path: Path) -> None:
-    shard = write_tar(tmp_path / "t.tar", [("a.jpg", b"A"), ("b.jpg", b"B"), ("a.cls", b"2"), ("b.cls", b"0")])
+    shard = make_shard(tmp_path / "t.tar", [("a.jpg", b"A"), ("b.jpg", b"B"), ("a.cls", b"2"), ("b.cls", b"0")])
     opened, block = read_all(shard)
     assert (block.keys, block.labels.tolist(), images(block)) == (["a", "b"], [2, 0], [b"A", b"B"])
     assert opened.notes == ["2 samples had members that were not adjacent"]
@@ -143,7 +137,7 @@ def test_members_that_are_not_adjacent_are_one_sample_and_told(tmp_path: Path) -
 
 def test_the_second_of_a_key_is_its_own_bad_row(tmp_path: Path) -> None:
     members = [("a.jpg", b"1"), ("a.cls", b"0"), ("b.jpg", b"2"), ("a.jpg", b"3"), ("a.cls", b"1"), ("a.jpg", b"4")]
-    _, block = read_all(write_tar(tmp_path / "t.tar", members))
+    _, block = read_all(make_shard(tmp_path / "t.tar", members))
     assert block.keys == ["a", "b", "a#2", "a#3"]
     assert images(block) == [b"1", b"2", None, None]
     assert [(reason or "").split(":")[0] for reason in block.reasons] == ["", "", "duplicate key", "duplicate key"]
@@ -152,28 +146,28 @@ def test_the_second_of_a_key_is_its_own_bad_row(tmp_path: Path) -> None:
 
 def test_a_duplicate_does_not_take_a_name_that_is_there(tmp_path: Path) -> None:
     members = [("a.jpg", b"1"), ("a.jpg", b"2"), ("a#2.jpg", b"3")]
-    _, block = read_all(write_tar(tmp_path / "t.tar", members))
+    _, block = read_all(make_shard(tmp_path / "t.tar", members))
     assert block.keys == ["a", "a#3", "a#2"]
     assert images(block) == [b"1", None, b"3"]
 
 
 def test_bad_samples_are_rows_with_reasons_and_labels(tmp_path: Path) -> None:
     members = [("a.cls", b"1"), ("b.jpg", b""), ("b.cls", b"2"), ("c.jpg", b"C"), ("c.cls", b"9"), ("d.jpg", b"D")]
-    _, block = read_all(write_tar(tmp_path / "t.tar", members))
+    _, block = read_all(make_shard(tmp_path / "t.tar", members))
     assert block.reasons == ["no image: got cls", "empty image", "label out of range: expected 0..2, got 9", None]
     assert block.labels.tolist() == [1, 2, -1, -1]
     assert images(block) == [None, None, None, b"D"]
 
 
 def test_image_key_takes_that_extension_alone(tmp_path: Path) -> None:
-    shard = write_tar(tmp_path / "t.tar", [("a.jpg", b"J"), ("a.seg.png", b"S"), ("b.jpg", b"B")])
+    shard = make_shard(tmp_path / "t.tar", [("a.jpg", b"J"), ("a.seg.png", b"S"), ("b.jpg", b"B")])
     _, block = read_all(shard, image_key=".Seg.PNG")
     assert images(block) == [b"S", None]
     assert block.reasons == [None, "no image: expected .seg.png, got jpg"]
 
 
 def test_of_several_images_the_first_by_extension_is_taken(tmp_path: Path) -> None:
-    shard = write_tar(tmp_path / "t.tar", [("a.png", b"P"), ("a.jpg", b"J"), ("b.jpg", b"J"), ("b.png", b"P")])
+    shard = make_shard(tmp_path / "t.tar", [("a.png", b"P"), ("a.jpg", b"J"), ("b.jpg", b"J"), ("b.png", b"P")])
     opened, block = read_all(shard)
     assert images(block) == [b"J", b"J"]
     assert opened.image_extension(0) == "jpg"
@@ -182,7 +176,7 @@ def test_of_several_images_the_first_by_extension_is_taken(tmp_path: Path) -> No
 
 def test_a_cut_shard_keeps_its_readable_samples(tmp_path: Path) -> None:
     path = tmp_path / "t.tar"
-    shard = write_tar(path, [("a.jpg", b"a" * 700), ("b.cls", b"1"), ("b.jpg", b"b" * 700)])
+    shard = make_shard(path, [("a.jpg", b"a" * 700), ("b.cls", b"1"), ("b.jpg", b"b" * 700)])
     path.write_bytes(path.read_bytes()[: 1536 + 1024 + 512 + 300])
     opened, block = read_all(shard)
     assert (opened.fault or "").startswith("truncated: ")
@@ -192,7 +186,7 @@ def test_a_cut_shard_keeps_its_readable_samples(tmp_path: Path) -> None:
 
 def test_a_cut_label_is_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "t.tar"
-    shard = write_tar(path, [("a.jpg", b"a"), ("a.cls", b"dog" * 100)])
+    shard = make_shard(path, [("a.jpg", b"a"), ("a.cls", b"dog" * 100)])
     path.write_bytes(path.read_bytes()[: 1024 + 512 + 20])
     _, block = read_all(shard)
     assert block.reasons == ["label unreadable: truncated: its last 280 bytes are missing"]
@@ -200,7 +194,7 @@ def test_a_cut_label_is_unreadable(tmp_path: Path) -> None:
 
 def test_a_shard_that_shrinks_while_it_is_open_loses_only_what_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "t.tar"
-    shard = write_tar(path, [("a.jpg", b"a" * 700), ("b.jpg", b"b" * 700)])
+    shard = make_shard(path, [("a.jpg", b"a" * 700), ("b.jpg", b"b" * 700)])
     with OpenShard(shard, labels=RULE) as opened:
         os.truncate(path, 1536 + 512 + 100)
         block = opened.read(0, 2)
@@ -222,7 +216,7 @@ def test_blocks_of_any_size_hold_the_same_rows(tmp_path: Path) -> None:
     members = []
     for n in range(50):
         members += [(f"{n}.jpg", rng.bytes(int(rng.integers(1, 90_000)))), (f"{n}.cls", b"%d" % (n % 3))]
-    shard = write_tar(tmp_path / "t.tar", members)
+    shard = make_shard(tmp_path / "t.tar", members)
     _, whole = read_all(shard)
     assert images(whole) == [data for name, data in members if name.endswith("jpg")]
     for size in (1, 7, 64):
@@ -233,7 +227,7 @@ def test_blocks_of_any_size_hold_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_labels_alone_are_those_of_the_rows(tmp_path: Path) -> None:
-    shard = write_tar(tmp_path / "t.tar", [("a.jpg", b"A"), ("a.cls", b"1"), ("b.cls", b"2"), ("c.jpg", b"C")])
+    shard = make_shard(tmp_path / "t.tar", [("a.jpg", b"A"), ("a.cls", b"1"), ("b.cls", b"2"), ("c.jpg", b"C")])
     with OpenShard(shard, labels=RULE) as opened:
         labels, reasons = opened.read_labels(0, 3)
         block = opened.read(0, 3)

@@ -9,19 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from support.tars import write_members
 from vitscore.shards.tar import TarIndex, index_tar
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 Members = list[tuple[str, bytes]]
-
-
-def write_tar(path: Path, members: Members, tar_format: int = tarfile.GNU_FORMAT) -> Path:
-    with tarfile.open(path, "w", format=tar_format) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def index_file(path: Path) -> TarIndex:
@@ -55,7 +47,7 @@ def test_index_is_tarfiles(tmp_path: Path, tar_format: int, data: st.DataObject)
     name = st.lists(part, min_size=1, max_size=3).map("/".join)
     contents = st.one_of(st.binary(max_size=600), st.integers(0, 40_000).map(bytes))
     members = data.draw(st.lists(st.tuples(name, contents), max_size=12))
-    path = write_tar(tmp_path / "t.tar", members, tar_format)
+    path = write_members(tmp_path / "t.tar", members, format=tar_format)
     index = index_file(path)
     assert index.fault is None
     assert not index.flaws
@@ -67,20 +59,20 @@ def test_offsets_are_right_for_every_spacing(tmp_path: Path, size: int) -> None:
     """Windows change their width with the spacing: across the change nothing is lost."""
     sizes = [*([100] * 40), *([size] * 30), *([7] * 40)]
     members = [(f"d/{n:05d}.bin", os.urandom(size)) for n, size in enumerate(sizes)]
-    path = write_tar(tmp_path / "t.tar", members)
+    path = write_members(tmp_path / "t.tar", members)
     assert rows(index_file(path)) == tarfile_index(path)
 
 
 def test_thousands_of_members_cross_many_windows(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "t.tar", [(f"{n}.cls", b"7" * (n % 700)) for n in range(4000)])
+    path = write_members(tmp_path / "t.tar", [(f"{n}.cls", b"7" * (n % 700)) for n in range(4000)])
     assert rows(index_file(path)) == tarfile_index(path)
 
 
 def test_a_tar_in_a_tar_is_one_member(tmp_path: Path) -> None:
     """Its headers look like headers of the outer one."""
-    inner = write_tar(tmp_path / "inner.tar", [(f"{n}.cls", b"7") for n in range(20)]).read_bytes()
+    inner = write_members(tmp_path / "inner.tar", [(f"{n}.cls", b"7") for n in range(20)]).read_bytes()
     members = [(f"{n:02d}.{extension}", data) for n in range(30) for extension, data in (("cls", b"1"), ("tar", inner))]
-    path = write_tar(tmp_path / "t.tar", members)
+    path = write_members(tmp_path / "t.tar", members)
     assert rows(index_file(path)) == tarfile_index(path)
 
 
@@ -169,7 +161,7 @@ def test_sparse_members_are_listed_with_a_flaw(tmp_path: Path) -> None:
 
 
 def test_names_that_are_not_utf8_stay_text(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "t.tar", [("caf\udce9.jpg", b"x")])
+    path = write_members(tmp_path / "t.tar", [("caf\udce9.jpg", b"x")])
     assert names_of(index_file(path)) == ["caf\\xe9.jpg"]
 
 
@@ -190,7 +182,7 @@ def test_signed_checksums_are_taken(tmp_path: Path) -> None:
 
 
 def three_members(tmp_path: Path) -> tuple[Path, bytes]:
-    path = write_tar(tmp_path / "t.tar", [("a.jpg", b"a" * 700), ("b.jpg", b"b" * 700), ("c.jpg", b"c" * 700)])
+    path = write_members(tmp_path / "t.tar", [("a.jpg", b"a" * 700), ("b.jpg", b"b" * 700), ("c.jpg", b"c" * 700)])
     return path, path.read_bytes()
 
 
@@ -233,7 +225,7 @@ def test_every_cut_lists_every_member_whose_header_is_there(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("tar_format", ["gnu", "pax"])
 def test_cuts_in_extended_headers_are_faults(tmp_path: Path, tar_format: str) -> None:
-    path = write_tar(tmp_path / "t.tar", [("a.jpg", b"a"), ("b" * 300 + ".jpg", b"b")], FORMATS[tar_format])
+    path = write_members(tmp_path / "t.tar", [("a.jpg", b"a"), ("b" * 300 + ".jpg", b"b")], format=FORMATS[tar_format])
     data = path.read_bytes()
     path.write_bytes(data[:1600])
     index = index_file(path)
@@ -253,7 +245,7 @@ def test_a_damaged_header_ends_the_index_before_it(tmp_path: Path, where: int) -
 
 
 def test_a_damaged_header_among_many_takes_back_what_follows(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "t.tar", [(f"{n:03d}.cls", b"7") for n in range(100)])
+    path = write_members(tmp_path / "t.tar", [(f"{n:03d}.cls", b"7") for n in range(100)])
     data = bytearray(path.read_bytes())
     data[50 * 1024] ^= 1
     path.write_bytes(data)
@@ -263,14 +255,14 @@ def test_a_damaged_header_among_many_takes_back_what_follows(tmp_path: Path) -> 
 
 
 def test_members_behind_the_end_are_a_fault(tmp_path: Path) -> None:
-    first = write_tar(tmp_path / "a.tar", [("a.jpg", b"a")]).read_bytes()
+    first = write_members(tmp_path / "a.tar", [("a.jpg", b"a")]).read_bytes()
     path = tmp_path / "both.tar"
     path.write_bytes(first * 2)
     assert (index_file(path).fault or "").startswith("damaged: data behind the end")
 
 
 def test_an_empty_tar_is_whole(tmp_path: Path) -> None:
-    index = index_file(write_tar(tmp_path / "t.tar", []))
+    index = index_file(write_members(tmp_path / "t.tar", []))
     assert (index.fault, index.names) == (None, [])
 
 
@@ -293,7 +285,7 @@ def test_other_files_are_not_tars(tmp_path: Path, content: bytes, fault: str) ->
 def test_no_damage_raises(tmp_path: Path, data: st.DataObject) -> None:
     members = [("a.jpg", b"a" * 700), ("n" * 200 + ".jpg", b"b"), ("é.cls", b"3")]
     tar_format = data.draw(st.sampled_from(list(FORMATS.values())[1:]))
-    path = write_tar(tmp_path / "t.tar", members, tar_format)
+    path = write_members(tmp_path / "t.tar", members, format=tar_format)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, 6000))] = data.draw(st.integers(0, 255))

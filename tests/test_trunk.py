@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +19,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from support import smallmodels as small
 from vitscore import attention, trunk
 from vitscore.checkpoints import find
 from vitscore.classes import BY_POSITION, match_head
@@ -28,7 +27,6 @@ from vitscore.heads import ClassifierNet, PixelNormalizer, TrunkClassifierNet, V
 from vitscore.models import ImageModel, load_model
 from vitscore.trunk import Trunk, Unsuitable
 
-small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
 EDGE = small.EDGE
 NAMES = ("cat", "dog", "owl", "crane")
 FACTOR, OFFSET = torch.tensor([0.0171, 0.0175, 0.0174]), torch.tensor([-2.1179, -2.0357, -1.8044])

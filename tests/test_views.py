@@ -1,10 +1,8 @@
 """Test-time views: the mean of logits over an image and its mirror image, against transformers."""
 
 import io
-import runpy
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from transformers import AutoImageProcessor, AutoModelForImageClassification, EfficientNetImageProcessor
 
+from support import smallmodels as small
 from vitscore import load_run
 from vitscore.models import ModelOutput
 from vitscore.views import over_views
 
 Call = Callable[..., Any]
-small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
 NAMES = ("cat", "dog", "owl", "crane")
 
 

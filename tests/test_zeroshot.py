@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import CLIPModel
 
+from support import smallmodels as small
 from vitscore import zeroshot
 from vitscore.errors import SetupError, UsageError
 
-small = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("smallmodels.py"))))
 CLASSES = ("cat", "big dog", "crane, bird", "owl")
 
 

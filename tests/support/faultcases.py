@@ -4,7 +4,7 @@ The steps are those of `vitscore.run` in their order, on the real plan of two re
 a seed. One shard's part goes out in several row groups. Run as a program below the shim of faultinject.c it breaks the
 command at every single call, starts it again, and prints what it saw as JSON:
 
-    faultcases.py errors|kills|losses EVERY FOLDER
+    python -m support.faultcases errors|kills|losses EVERY FOLDER
 
 EVERY is 1 for all calls, n for every n-th.
 """
@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import powerloss
 
+from support import powerloss
 from vitscore import folder as folders
 from vitscore import parts
 from vitscore.config import make_options
@@ -37,7 +37,7 @@ from vitscore.folder import RunFolder
 from vitscore.parts import Footer, ModelColumns, Predictions, ShardRows, finished_parts, part_schema
 from vitscore.prepare import Plan, make_plan
 
-DEMO_SHARDS = Path(__file__).parent.parent / "vitscore" / "demo" / "shards"
+DEMO_SHARDS = Path(__file__).parent.parent.parent / "vitscore" / "demo" / "shards"
 NUM_ROWS, NUM_CLASSES, BATCH = 24, 10, 5
 
 
