@@ -2,13 +2,13 @@
 
 import sys
 
-from vitscore.__main__ import clean_path
+from vitscore.system.import_path import clean_path
 
 
 def main() -> None:
     """Run the command line's `bench` and exit with its code."""
     clean_path()
-    from vitscore.launcher import end_with_launcher
+    from vitscore.system.launcher import end_with_launcher
 
     end_with_launcher()
     from vitscore.cli import main as run_cli

@@ -73,17 +73,17 @@ def main(words: Sequence[str]) -> int:
 
 
 def measure_here(shards: str, models: Sequence[str], *, num_images: int, at_least_s: float) -> dict[str, Any]:
-    from vitscore.process import prepare_allocator, prepare_math_library
+    from vitscore.system.libraries import prepare_allocator, prepare_math_library
 
     prepare_math_library()
     prepare_allocator()
     import torch
 
     from vitscore.config import RunOptions
-    from vitscore.machine import num_usable_cpus
     from vitscore.prepare import make_plan
     from vitscore.ranks import LocalStore, Ranks
     from vitscore.run import load_models
+    from vitscore.system.machine import num_usable_cpus
 
     options = RunOptions(shards=(shards,), model=tuple(models), output=Path("unused"))
     plan = make_plan(options, kept={})
@@ -170,7 +170,8 @@ def forward_rate(plan: Plan, model: ImageModel, pixels: torch.Tensor, *, threads
 
 
 if __name__ == "__main__":
-    from vitscore.__main__ import clean_path, look_for_garbage_less
+    from vitscore.system.import_path import clean_path
+    from vitscore.system.libraries import look_for_garbage_less
 
     look_for_garbage_less()
     clean_path()

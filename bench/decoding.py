@@ -32,7 +32,7 @@ from vitscore.bench.checkpoints import CLASSES
 from vitscore.bench.corpus import photos, write
 from vitscore.bench.decodeways import WAYS, Stream, Way, decode_by_dali, read_images, submit_and_collect
 from vitscore.bench.timing import Figure, figure, ratio, rounds_in_turn, show
-from vitscore.machine import num_usable_cpus
+from vitscore.system.machine import num_usable_cpus
 
 ROUNDS = 5
 BATCH = 16

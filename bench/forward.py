@@ -33,9 +33,9 @@ from vitscore.checkpoints import find
 from vitscore.classes import BY_POSITION, match_head
 from vitscore.decode import Decoded
 from vitscore.forward import Awaited, make_forward
-from vitscore.machine import num_usable_cpus
 from vitscore.models import ImageModel, Precision, load_model
 from vitscore.settings import has_bf16_instructions
+from vitscore.system.machine import num_usable_cpus
 
 ROUNDS = 3
 AT_LEAST_S = 3.0

@@ -195,7 +195,7 @@ def run_here(name: str, shards: Path, checkpoint: str, settings: Settings, predi
 
 if __name__ == "__main__":
     # From a checkout's root Python finds its `kernels` folder, which transformers would take for the public package.
-    from vitscore.__main__ import clean_path
+    from vitscore.system.import_path import clean_path
 
     clean_path()
     sys.exit(main(sys.argv[1:]))

@@ -17,8 +17,8 @@ from vitscore.bench.drawing import Bar, Group, draw, number
 from vitscore.bench.record import Record, read_all
 from vitscore.bench.stages import Rate, Records, as_figure
 from vitscore.bench.timing import Figure
-from vitscore.durable import make_folder_durably, write_bytes_durably, writing
 from vitscore.errors import UsageError
+from vitscore.system.durable import make_folder_durably, write_bytes_durably, writing
 
 PIPELINE = "pipeline"
 """In the name of the peer that the first sentence compares with."""

@@ -20,8 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vitscore.durable import make_folder_durably, write_json_durably, writing
 from vitscore.errors import UsageError
+from vitscore.system.durable import make_folder_durably, write_json_durably, writing
 
 PEERS = (
     "scikit-learn", "torchmetrics", "timm", "open_clip_torch", "scipy", "pillow", "psutil", "numba-cuda", "fsspec",
@@ -73,7 +73,7 @@ def write(folder: Path, name: str, result: Mapping[str, Any], *, started: float,
     Raises:
         SetupError: it cannot be written.
     """
-    from vitscore.machine import hardware
+    from vitscore.system.machine import hardware
 
     document = {
         "schema": 1,
@@ -94,7 +94,7 @@ def write(folder: Path, name: str, result: Mapping[str, Any], *, started: float,
 
 def all_versions() -> dict[str, str | None]:
     """Versions of a run's packages, and of the peers that are installed."""
-    from vitscore.machine import versions
+    from vitscore.system.machine import versions
 
     found = versions()
     for name in PEERS:

@@ -12,8 +12,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitscore.durable import writing
 from vitscore.shards.reasons import MISSING, NOT_A_TAR, READ_ERROR, with_details
+from vitscore.system.durable import writing
 
 
 @dataclass

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vitscore.durable import TEMPORARY_SUFFIX
 from vitscore.errors import OtherRunError, UsageError
 from vitscore.shards.sources import Sample, Source
 from vitscore.shards.write import sample_bytes, write_file
+from vitscore.system.durable import TEMPORARY_SUFFIX
 
 PLAN_FILE = "make-plan.json"
 CLASSES_FILE = "classes.txt"

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitscore.durable import durable_path, write_bytes_durably
 from vitscore.errors import DataError, SetupError
 from vitscore.shards.sources import Sample
+from vitscore.system.durable import durable_path, write_bytes_durably
 
 BLOCK_BYTES = 512
 

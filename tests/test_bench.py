@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from vitscore import launcher
 from vitscore.bench import catalogue, record, running
 from vitscore.errors import SetupError
+from vitscore.system import launcher
 
 Call = Callable[..., Any]
 ROOT = Path(__file__).parent.parent

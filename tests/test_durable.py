@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from vitscore.durable import durable_path, sweep, temporary_name, write_bytes_durably, write_json_durably
+from vitscore.system.durable import (
+    durable_path,
+    sweep,
+    temporary_name,
+    write_bytes_durably,
+    write_json_durably,
+)
 
 
 def test_content_replaces_what_was_there_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -35,7 +41,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "a.bin"
     target.write_bytes(b"old")
     code = (
-        "import os, signal, sys; from pathlib import Path; from vitscore.durable import durable_path\n"
+        "import os, signal, sys; from pathlib import Path; from vitscore.system.durable import durable_path\n"
         "with durable_path(Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -31,7 +31,7 @@ def own_imports(folder: str) -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize("folder", ["shards", "kernels"])
 def test_shards_and_kernels_know_only_themselves_errors_and_durable_files(folder: str) -> None:
-    allowed = (f"vitscore.{folder}", "vitscore.errors", "vitscore.durable")
+    allowed = (f"vitscore.{folder}", "vitscore.errors", "vitscore.system.durable")
     found = {(file, name) for file, name in own_imports(folder) if name.startswith("vitscore")}
     assert {(file, name) for file, name in found if not name.startswith(allowed)} == set()
     assert {name for _, name in own_imports(folder)} & {"torch", "transformers"} == set()
@@ -55,7 +55,7 @@ def test_only_the_command_line_knows_about_terminals() -> None:
     "code",
     [
         "import vitscore.metrics, vitscore.compare, vitscore.fold, vitscore.status",
-        "import vitscore.show, vitscore.folder, vitscore.api, vitscore.parts, vitscore.machine",
+        "import vitscore.show, vitscore.folder, vitscore.api, vitscore.parts, vitscore.system.machine",
         "import vitscore.report.page, vitscore.confusion_text",
         "import vitscore.kernels, vitscore.shards.samples, vitscore.shards.locate",
         "import vitscore.cli; assert vitscore.cli.main(['run', '--help']) == 0",

@@ -24,7 +24,7 @@ Call = Callable[..., Any]
 SEVERAL_RUNS = """
 import json, os, sys, time
 rank = int(os.environ["RANK"])
-from vitscore.launcher import end_with_launcher
+from vitscore.system.launcher import end_with_launcher
 end_with_launcher()
 {before}
 from vitscore.cli import main

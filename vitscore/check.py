@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitscore.durable import json_bytes
 from vitscore.errors import LedgerError, SetupError, UsageError
 from vitscore.fold import Folded, confusion_bytes, refold
 from vitscore.folder import require_record
@@ -32,6 +31,7 @@ from vitscore.shards.locate import Shard, find_again, locate
 from vitscore.shards.reasons import LABEL_REASONS, MISSING, UNREACHABLE, reason_kind
 from vitscore.shards.redaction import public_spec
 from vitscore.shards.samples import OpenShard
+from vitscore.system.durable import json_bytes
 
 ROWS_AT_ONCE = 4096
 

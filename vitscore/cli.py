@@ -37,7 +37,8 @@ from vitscore.cli_options import (
     TemplatesFile,
 )
 from vitscore.errors import UsageError, VitscoreError
-from vitscore.stopping import Stopped, stopping_on_signals
+from vitscore.system.launcher import is_main_rank
+from vitscore.system.signals import Stopped, stopping_on_signals
 
 if TYPE_CHECKING:
     from vitscore.conclude import Outcome
@@ -181,7 +182,7 @@ def execute(
     """Run `options` and show what came of it."""
     from vitscore import run as runs
     from vitscore import show
-    from vitscore.process import prepare_arrow
+    from vitscore.system.libraries import prepare_arrow
 
     if is_dry:
         from vitscore.dryrun import estimate_disk, plan_document
@@ -256,10 +257,6 @@ def mount_others() -> None:
 
 
 mount_others()
-
-
-def is_main_rank() -> bool:
-    return os.environ.get("RANK", "0") in ("", "0")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vitscore import launcher
 from vitscore.errors import UsageError
+from vitscore.system import launcher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 @app.callback()
 def alone() -> None:
     """Started by accelerate or torchrun, rank 0 alone measures and prints, and what it starts knows of no launcher."""
-    from vitscore.cli import is_main_rank
+    from vitscore.system.launcher import is_main_rank
 
     if not is_main_rank():
         raise typer.Exit

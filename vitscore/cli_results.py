@@ -74,11 +74,11 @@ def metrics(
     written.
     """
     from vitscore import show
-    from vitscore.durable import writing
     from vitscore.figure_text import figure_notes
     from vitscore.fold import refold, write_metrics
     from vitscore.folder import require_record
     from vitscore.recount import make_recount
+    from vitscore.system.durable import writing
 
     asked: dict[str, Any] = {
         "labels": labels, "label_maps": label_map or (), "top_k": top_k, "only_classes": only_classes, "keys": keys,

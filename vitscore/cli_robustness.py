@@ -139,8 +139,8 @@ def execute(
     """Run the grid and show what came of it."""
     from vitscore import run as runs
     from vitscore import show
-    from vitscore.cli import is_main_rank
-    from vitscore.process import prepare_arrow
+    from vitscore.system.launcher import is_main_rank
+    from vitscore.system.libraries import prepare_arrow
 
     check_baseline(options, baseline)
     if is_dry:
@@ -171,10 +171,10 @@ def check_baseline(options: RunOptions, baseline: str | None) -> None:
 def show_outcome(outcome: Outcome, *, baseline: str | None, as_json: bool) -> None:
     from vitscore import show
     from vitscore.config import VIEWS
-    from vitscore.durable import writing
     from vitscore.robustness import refold
     from vitscore.robustness_page import write_page
     from vitscore.robustness_words import table
+    from vitscore.system.durable import writing
 
     with writing(outcome.folder):
         document = refold(outcome.folder, baseline=baseline)

@@ -281,7 +281,7 @@ def write_json_lines(
 
 def write_index(output: Path, shards: Sequence[Shard], rows_of: Callable[[Shard], list[dict[str, Any]]]) -> None:
     """Write the index to a file, a shard at a time, whole or not at all."""
-    from vitscore.durable import durable_path
+    from vitscore.system.durable import durable_path
 
     with durable_path(output) as temporary:
         if output.suffix == ".jsonl":

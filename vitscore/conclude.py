@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from vitscore import folder as folders
 from vitscore.bottleneck import Bottleneck, find_bottleneck
 from vitscore.config import BadLimit, RunOptions
-from vitscore.durable import writing
 from vitscore.errors import DataError, LabelError, LedgerError, SetupError, TooManyBadError
 from vitscore.folder import RunFolder
-from vitscore.machine import num_usable_cpus, peak_rss_bytes
 from vitscore.parts import finished_parts
 from vitscore.prepare import Plan
 from vitscore.ranks import POLL_S, SHARED_S, Ranks
 from vitscore.shards.reasons import LABEL_REASONS, UNREACHABLE, reason_kind
+from vitscore.system.durable import writing
+from vitscore.system.machine import num_usable_cpus, peak_rss_bytes
 
 if TYPE_CHECKING:
     from vitscore.engine import Tally

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from vitscore.decode import is_dali_available
-from vitscore.machine import cpu_name, num_usable_cpus
 from vitscore.settings import has_bf16_instructions
+from vitscore.system.machine import cpu_name, num_usable_cpus
 
 OK, OPTIONAL, PROBLEM = "ok", "optional", "problem"
 NVIDIA = "0x10de"

@@ -23,16 +23,16 @@ from vitscore.augment.seeds import sample_words
 from vitscore.augment.stage import Stage
 from vitscore.config import BadLimit
 from vitscore.decode import Decoded
-from vitscore.durable import writing
 from vitscore.errors import DataError, LabelError, TooManyBadError
 from vitscore.forward import Awaited, Ranked, make_forward
 from vitscore.intake import Intake
-from vitscore.machine import process_age_s
 from vitscore.parts import ShardRows
 from vitscore.prepare import Plan
 from vitscore.ranks import Ranks
 from vitscore.reader import Batch
 from vitscore.shards.reasons import LABEL_REASONS, NONFINITE_LOGITS, reason_kind, with_details
+from vitscore.system.durable import writing
+from vitscore.system.machine import process_age_s
 from vitscore.waits import Waits
 
 if TYPE_CHECKING:

@@ -24,7 +24,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vitscore.compare import Pair, compare_pairs
-from vitscore.durable import write_bytes_durably, write_json_durably
 from vitscore.errors import LedgerError, UsageError
 from vitscore.groups import Groups
 from vitscore.kernels.counts import Confusion, SparseConfusion
@@ -33,6 +32,7 @@ from vitscore.parts import Footer, Parts, finished_parts, read_footer
 from vitscore.recount import Recount
 from vitscore.rows import ModelRows, Rows, read_rows
 from vitscore.shards.reasons import reason_kind
+from vitscore.system.durable import write_bytes_durably, write_json_durably
 
 _AGAIN = "Remove its part and run again: the shard is scored anew."
 

@@ -20,8 +20,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitscore import identity, launcher
-from vitscore.durable import (
+from vitscore import identity
+from vitscore.errors import OtherRunError, UsageError
+from vitscore.parts import PART_NAME
+from vitscore.shards.redaction import public_spec
+from vitscore.system import launcher
+from vitscore.system.durable import (
     TEMPORARY_SUFFIX,
     host_name,
     make_folder_durably,
@@ -33,10 +37,7 @@ from vitscore.durable import (
     write_json_durably,
     writing,
 )
-from vitscore.errors import OtherRunError, UsageError
-from vitscore.machine import hardware, versions
-from vitscore.parts import PART_NAME
-from vitscore.shards.redaction import public_spec
+from vitscore.system.machine import hardware, versions
 
 if TYPE_CHECKING:
     from vitscore.config import RunOptions

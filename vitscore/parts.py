@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitscore.durable import NewFile
 from vitscore.errors import LedgerError
+from vitscore.system.durable import NewFile
 
 if TYPE_CHECKING:
     from vitscore.kernels import RowScores

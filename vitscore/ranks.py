@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
 
-from vitscore import launcher, meeting
+from vitscore import meeting
 from vitscore.errors import SetupError, VitscoreError
+from vitscore.system import launcher
 
 POLL_S = 0.2
 BEAT_S = 2.0

@@ -18,10 +18,10 @@ from vitscore.augment.stage import Stage
 from vitscore.decode import make_decoder
 from vitscore.dryrun import estimate_rows
 from vitscore.forward import make_forward
-from vitscore.machine import num_usable_cpus
 from vitscore.prepare import Plan
 from vitscore.shards.cache import Cache
 from vitscore.shards.samples import OpenShard
+from vitscore.system.machine import num_usable_cpus
 
 if TYPE_CHECKING:
     from vitscore.models import ImageModel

@@ -26,11 +26,11 @@ import pyarrow.parquet as pq
 
 from vitscore.augment import operators
 from vitscore.compare import PairCounts, compare, holm, mcnemar_p, paired_interval
-from vitscore.durable import write_json_durably
 from vitscore.errors import LedgerError, UsageError
 from vitscore.folder import require_record
 from vitscore.intervals import Z, wilson, wilson_of_rate
 from vitscore.parts import finished_parts
+from vitscore.system.durable import write_json_durably
 
 ROWS_AT_ONCE = 65_536
 Array = np.ndarray[Any, Any]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitscore.durable import write_bytes_durably
 from vitscore.ranks import LocalStore, Ranks
 from vitscore.robustness_html import render
+from vitscore.system.durable import write_bytes_durably
 
 if TYPE_CHECKING:
     from vitscore.models import ImageModel
@@ -27,8 +27,8 @@ def write_page(plan: Plan, folder: Path, document: dict[str, Any]) -> None:
 
 def load_alone(plan: Plan) -> list[ImageModel]:
     """The plan's models, in a process that scores nothing."""
-    from vitscore.process import prepare_math_library
     from vitscore.run import load_models
+    from vitscore.system.libraries import prepare_math_library
 
     prepare_math_library()
     return load_models(plan, Ranks(0, 1, 0, 1, LocalStore()))

@@ -25,13 +25,13 @@ from vitscore.config import RunOptions
 from vitscore.errors import SetupError, VitscoreError
 from vitscore.folder import RunFolder
 from vitscore.handout import HandOut
-from vitscore.machine import num_usable_cpus
 from vitscore.parts import finished_parts
 from vitscore.prepare import Plan, make_plan, require_labels_file
-from vitscore.process import prepare_allocator, prepare_math_library
 from vitscore.progress import Observer, Reporter
 from vitscore.ranks import POLL_S, SHARED_S, Ranks
 from vitscore.shards.reasons import UNREACHABLE, reason_kind
+from vitscore.system.libraries import prepare_allocator, prepare_math_library
+from vitscore.system.machine import num_usable_cpus
 
 if TYPE_CHECKING:
     from vitscore.decode import AnyGeometry

@@ -16,8 +16,8 @@ from typing import Any
 from vitscore.config import RunOptions
 from vitscore.decode import is_dali_available
 from vitscore.errors import SetupError, UsageError
-from vitscore.machine import cpu_flags
 from vitscore.shards.firstlook import FirstLook
+from vitscore.system.machine import cpu_flags
 
 _SMALL_BYTES = 8 << 10
 """Encoded; an image of 64 x 64 as a PNG is no larger, a photograph is."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitscore.durable import host_name, is_alive
 from vitscore.folder import require_record
 from vitscore.parts import finished_parts
+from vitscore.system.durable import host_name, is_alive
 
 
 @dataclass(frozen=True)

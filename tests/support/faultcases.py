@@ -30,12 +30,12 @@ from support import powerloss
 from vitscore import folder as folders
 from vitscore import parts
 from vitscore.config import make_options
-from vitscore.durable import TEMPORARY_SUFFIX, writing
 from vitscore.errors import SetupError
 from vitscore.fold import refold, write_metrics
 from vitscore.folder import RunFolder
 from vitscore.parts import Footer, ModelColumns, Predictions, ShardRows, finished_parts, part_schema
 from vitscore.prepare import Plan, make_plan
+from vitscore.system.durable import TEMPORARY_SUFFIX, writing
 
 DEMO_SHARDS = Path(__file__).parent.parent.parent / "vitscore" / "demo" / "shards"
 NUM_ROWS, NUM_CLASSES, BATCH = 24, 10, 5

@@ -54,9 +54,9 @@ def write_report(
     Raises:
         SetupError: it cannot be written.
     """
-    from vitscore.durable import write_bytes_durably, writing
     from vitscore.report.data import gather
     from vitscore.report.page import render
+    from vitscore.system.durable import write_bytes_durably, writing
 
     path = path or folder / REPORT_FILE
     findings = gather(folder, folded, record, shards=shards, with_thumbnails=with_thumbnails)

@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vitscore.errors import VitscoreError
-from vitscore.machine import num_usable_cpus
 from vitscore.report.samples import Sample
 from vitscore.shards.labels import LabelRule
 from vitscore.shards.locate import Shard, find_again, locate
 from vitscore.shards.redaction import is_remote
 from vitscore.shards.samples import OpenShard
+from vitscore.system.machine import num_usable_cpus
 
 SIDE = 144
 """Longest side in pixels: sharp at 72 CSS pixels on a dense screen, about 4 kB."""

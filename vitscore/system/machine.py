@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vitscore.durable import start_time
+from vitscore.system.durable import start_time
 
 VERSIONED = (
     "vitscore",

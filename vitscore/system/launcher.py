@@ -16,8 +16,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vitscore.durable import host_name, start_time
+from vitscore.system.durable import host_name, start_time
+
+if TYPE_CHECKING:
+    pass
 
 PR_SET_PDEATHSIG = 1
 VARIABLES = {
@@ -98,3 +102,7 @@ def _watch() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_S)
     os._exit(128 + signal.SIGTERM)
+
+
+def is_main_rank() -> bool:
+    return os.environ.get("RANK", "0") in ("", "0")
