@@ -1,10 +1,8 @@
 """numba kernels on arrays: logits to predictions, predictions to counts. No I/O, no model.
 
 `score_rows` ranks logits, `add_counts` and `ConfusionCounts` count predictions, `add_reliability` bins confidence,
-`patches_bfloat16`, `layer_norm_bfloat16`, `softmax_bfloat16` and `attend_bfloat16` stand between a trunk's matrix
-products on a CPU.
-`DeviceConfusionCounts` and `DeviceRows` are their twins on a GPU. Each has a plain NumPy twin in
-`vitscore.kernels.reference`. Names load on first use.
+`DeviceConfusionCounts` and `DeviceRows` do the same on a GPU. Each has a plain NumPy twin in
+`vitscore.kernels.reference`. Names load on first use. The kernels of the hand-written CPU encoder are in `cpu_bf16`.
 """
 
 from __future__ import annotations
@@ -13,14 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitscore.kernels.attention import attend_bfloat16
     from vitscore.kernels.counts import ConfusionCounts, SparseConfusion, add_counts
     from vitscore.kernels.cuda import DeviceConfusionCounts, DeviceRows
-    from vitscore.kernels.layernorm import layer_norm_bfloat16
-    from vitscore.kernels.patches import patches_bfloat16
     from vitscore.kernels.reliability import add_reliability
     from vitscore.kernels.rows import RowScores, score_rows
-    from vitscore.kernels.softmax import softmax_bfloat16
 
 __all__ = [
     "ConfusionCounts",
@@ -30,11 +24,7 @@ __all__ = [
     "SparseConfusion",
     "add_counts",
     "add_reliability",
-    "attend_bfloat16",
-    "layer_norm_bfloat16",
-    "patches_bfloat16",
     "score_rows",
-    "softmax_bfloat16",
 ]
 
 _HOME = {
@@ -44,12 +34,8 @@ _HOME = {
     "SparseConfusion": "counts",
     "add_counts": "counts",
     "add_reliability": "reliability",
-    "attend_bfloat16": "attention",
-    "layer_norm_bfloat16": "layernorm",
-    "patches_bfloat16": "patches",
     "RowScores": "rows",
     "score_rows": "rows",
-    "softmax_bfloat16": "softmax",
 }
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitscore.errors import UsageError
-from vitscore.kernels import attend_bfloat16
-from vitscore.kernels.reference import attend_reference
+from vitscore.kernels.cpu_bf16 import attend_bfloat16
+from vitscore.kernels.cpu_bf16.reference import attend_reference
 
 
 def bits(tensor: torch.Tensor) -> Any:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vitscore.kernels import lanes
-from vitscore.kernels.lanes import LANES
+from vitscore.kernels.cpu_bf16 import lanes
+from vitscore.kernels.cpu_bf16.lanes import LANES
 
 SMALLEST, SIGN = np.float32(2.0**-126), np.int16(-0x8000)
 """What is smaller a CPU may round to zero."""

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitscore.errors import UsageError
-from vitscore.kernels import layer_norm_bfloat16
-from vitscore.kernels.reference import layer_norm_reference
+from vitscore.kernels.cpu_bf16 import layer_norm_bfloat16
+from vitscore.kernels.cpu_bf16.reference import layer_norm_reference
 
 EPSILON = 1e-6
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitscore.errors import UsageError
-from vitscore.kernels import softmax_bfloat16
-from vitscore.kernels.reference import softmax_reference
+from vitscore.kernels.cpu_bf16 import softmax_bfloat16
+from vitscore.kernels.cpu_bf16.reference import softmax_reference
 
 
 def softmax(scores_RN: torch.Tensor, scale: float) -> torch.Tensor:

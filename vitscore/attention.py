@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vitscore.kernels import softmax_bfloat16
+from vitscore.kernels.cpu_bf16 import softmax_bfloat16
 from vitscore.system.machine import cpu_flags
 
 # Axes: B images, H heads, N tokens, D width of a head, S slices: heads of images, F first tokens or all.

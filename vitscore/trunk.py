@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from vitscore import attention
 from vitscore.first_token import num_first_tokens
-from vitscore.kernels import attend_bfloat16, layer_norm_bfloat16, patches_bfloat16
+from vitscore.kernels.cpu_bf16 import attend_bfloat16, layer_norm_bfloat16, patches_bfloat16
 
 # Axes: B images, H W pixels, C channels, P patches of an image, N tokens of an image, T tokens of all images, F first
 # tokens of an image, D width of the trunk, O outputs of a product, I inputs of attention (queries, keys, values, or

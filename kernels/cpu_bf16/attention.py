@@ -18,7 +18,7 @@ from numba.extending import register_jitable
 from vitscore.errors import UsageError
 from vitscore.kernels.arrays import FloatArray, IntArray
 from vitscore.kernels.compiled import compiled
-from vitscore.kernels.lanes import (
+from vitscore.kernels.cpu_bf16.lanes import (
     LANES,
     get,
     larger,

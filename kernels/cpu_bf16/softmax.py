@@ -14,7 +14,7 @@ import numpy as np
 from vitscore.errors import UsageError
 from vitscore.kernels.arrays import IntArray
 from vitscore.kernels.compiled import compiled
-from vitscore.kernels.lanes import (
+from vitscore.kernels.cpu_bf16.lanes import (
     LANES,
     first_of,
     larger,
