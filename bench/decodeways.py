@@ -20,9 +20,9 @@ from PIL import Image
 from vitscore.decode import DecoderKind, EncodedImage, make_decoder
 from vitscore.preprocess import Geometry
 from vitscore.shards.labels import LabelRule
-from vitscore.shards.locate import Shard
 from vitscore.shards.samples import OpenShard
-from vitscore.shards.tar import index_tar
+from vitscore.shards.shard import Shard
+from vitscore.shards.tar.index import index_tar
 
 EDGE = 224
 GEOMETRY = Geometry("exact", (EDGE, EDGE), "bilinear")

@@ -26,9 +26,9 @@ from vitscore.bench.checkpoints import CLASSES
 from vitscore.bench.corpus import digits, photos, write
 from vitscore.bench.timing import Figure, figure, rate, ratio, rounds_in_turn, show
 from vitscore.shards.labels import LabelRule
-from vitscore.shards.locate import Shard
 from vitscore.shards.samples import OpenShard
-from vitscore.shards.tar import index_tar
+from vitscore.shards.shard import Shard
+from vitscore.shards.tar.index import index_tar
 
 ROUNDS = 5
 BLOCK_ROWS = 128

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vitscore.shards.cache import Cache
 from vitscore.shards.grouping import split_name
 from vitscore.shards.labels import LabelRule
-from vitscore.shards.locate import Shard
+from vitscore.shards.remote.cache import Cache
 from vitscore.shards.samples import OpenShard
+from vitscore.shards.shard import Shard
 
 ROWS_AT_ONCE = 4096
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from vitscore.errors import DataError, UsageError
 from vitscore.shards.naming import LIST_SUFFIXES, expand_braces, is_shard_name, natural_key
 from vitscore.shards.redaction import is_remote, public_name
+from vitscore.shards.shard import Corpus, Shard, location_of, readable_name
 from vitscore.shards.sidefiles import (
     CLASSES_FILES,
     TEMPLATES_FILES,
@@ -29,42 +30,14 @@ from vitscore.shards.sidefiles import (
     parse_classes,
     parse_templates,
 )
-from vitscore.shards.unmade import explain_unusable_folder
+from vitscore.shards.unusable import explain_unusable_folder
 
 if TYPE_CHECKING:
-    from vitscore.shards.web import Found
+    from vitscore.shards.remote.web import Found
 
 BUILT_IN = "demo"
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard: its place in the list, its name as listed, the path to open, and its size where it was seen.
-
-    The path of a remote shard may hold secrets and is never told; the name has none.
-    """
-
-    ordinal: int
-    name: str
-    path: str = field(repr=False)
-    num_bytes: int | None
-    etag: str | None = None
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The shards of a run, and the class names and templates that came with them.
-
-    Where several side files differ, the names are None and the source says which files differ.
-    """
-
-    shards: tuple[Shard, ...]
-    classes: tuple[str, ...] | None
-    classes_source: str | None
-    templates: tuple[str, ...] | None
-    templates_source: str | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +69,7 @@ def locate(
     listings = [_list_spec(spec, split=split, allow_pipe=allow_pipe) for spec in specs]
     pairs = [pair for listing in listings for pair in listing.shards]
     _refuse_repeats(pairs)
-    shards = tuple(Shard(ordinal, _readable(name), path, _size(path)) for ordinal, (name, path) in enumerate(pairs))
+    shards = tuple(Shard(ordinal, readable_name(name), path, _size(path)) for ordinal, (name, path) in enumerate(pairs))
     if has_remote_sizes and any(is_remote(path) for _, path in pairs):
         shards = _describe(shards, {path: found for listing in listings for path, found in listing.found.items()})
     folders = list(dict.fromkeys(folder for listing in listings for folder in listing.side_folders))
@@ -108,7 +81,7 @@ def locate(
 def _describe(shards: Sequence[Shard], found: dict[str, Found]) -> tuple[Shard, ...]:
     """The shards with what their stores say of them."""
     from vitscore.shards.redaction import PIPE
-    from vitscore.shards.stores import describe
+    from vitscore.shards.remote.stores import describe
 
     urls = [shard.path for shard in shards if is_remote(shard.path) and not shard.path.startswith(PIPE)]
     unknown = [url for url in urls if url not in found]
@@ -121,49 +94,17 @@ def _describe(shards: Sequence[Shard], found: dict[str, Found]) -> tuple[Shard, 
     )
 
 
-def _readable(name: str) -> str:
-    """A name that can be written as UTF-8; bytes that are none stand as backslash escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def corpus_names(shards: Sequence[Shard]) -> list[str]:
-    """The shards' names below the folder they share: the same wherever the corpus lies."""
-    paths = [_place(shard.path) for shard in shards]
-    if not paths:
-        return []
-    root = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return [_readable(os.path.relpath(path, root).replace(os.sep, "/")) for path in paths]
-
-
-def find_again(names: Sequence[str], shards: Sequence[Shard]) -> list[list[Shard]]:
-    """For each name of an older list the shards that may be it: the one of that name, else those of its base name."""
-    by_name = {shard.name: [shard] for shard in shards}
-    by_base: dict[str, list[Shard]] = {}
-    for shard in shards:
-        by_base.setdefault(_base_name(shard.name), []).append(shard)
-    return [by_name.get(name) or by_base.get(_base_name(name), []) for name in names]
-
-
-def _base_name(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2]
-
-
-def _place(path: str) -> str:
-    """What makes a shard that shard, as an absolute path: a URL's scheme and host are its first folders."""
-    return f"/{public_name(path).replace('://', '/')}" if is_remote(path) else os.path.abspath(path)
-
-
 def _list_spec(spec: str, *, split: str, allow_pipe: bool) -> _Listing:
     if spec.startswith(BUILT_IN) and "/" not in spec:
         return _list_built_in(spec)
     if is_remote(spec):
         # The clients of stores are imported for who needs them.
-        from vitscore.shards.urls import list_remote
+        from vitscore.shards.remote.urls import list_remote
 
         named = list_remote(spec, split=split, allow_pipe=allow_pipe)
         return _Listing([(public_name(url), url) for url in named.urls], list(named.side_folders), named.found)
     if _URL.match(spec) and not os.path.exists(spec):
-        from vitscore.shards.urls import refuse_scheme
+        from vitscore.shards.remote.urls import refuse_scheme
 
         raise refuse_scheme(spec)
     path = Path(spec)
@@ -310,7 +251,7 @@ def _read_side_files(
 def _refuse_repeats(pairs: Sequence[tuple[str, str]]) -> None:
     seen: dict[str, str] = {}
     for name, path in pairs:
-        place = _place(path)
+        place = location_of(path)
         if place in seen:
             raise UsageError("the same shard twice", where=name, next_step="List every shard once.")
         seen[place] = name

@@ -12,18 +12,18 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vitscore.shards.cache import Cache, is_brought
+from vitscore.shards.byte_ranges import ByteArray, read_spans
 from vitscore.shards.files import ShardFile, open_local
 from vitscore.shards.grouping import IMAGE_EXTENSIONS, NO_MEMBER, group_members, split_name
-from vitscore.shards.locate import Shard
 from vitscore.shards.reasons import (
     EMPTY_IMAGE,
     LABEL_UNREADABLE,
     NO_IMAGE,
     with_details,
 )
-from vitscore.shards.spans import ByteArray, read_spans
-from vitscore.shards.tar import UNPACKABLE, TarIndex, index_tar
+from vitscore.shards.remote.cache import Cache, is_brought
+from vitscore.shards.shard import Shard
+from vitscore.shards.tar.index import UNPACKABLE, TarIndex, index_tar
 
 
 class Labeller(Protocol):

@@ -86,7 +86,7 @@ def find_side_file(folder: Path | str, names: tuple[str, ...]) -> SideFile | Non
     """The first of the named files that a folder has; the folder may be a URL."""
     if isinstance(folder, Path):
         return next((_read(folder / name) for name in names if (folder / name).is_file()), None)
-    from vitscore.shards.stores import read_small
+    from vitscore.shards.remote.stores import read_small
 
     for name in names:
         data = read_small(f"{folder}/{name}")

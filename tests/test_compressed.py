@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from support.tars import write_tar
-from vitscore.shards.cache import Cache, fetch_ahead
 from vitscore.shards.labels import LabelRule
-from vitscore.shards.locate import Shard, locate
+from vitscore.shards.locate import locate
+from vitscore.shards.remote.cache import Cache, fetch_ahead
+from vitscore.shards.remote.unpack import PIECE_BYTES, ZSTD_STEP_BYTES
 from vitscore.shards.samples import OpenShard
-from vitscore.shards.unpack import PIECE_BYTES, ZSTD_STEP_BYTES
+from vitscore.shards.shard import Shard
 
 Call = Callable[..., Any]
 RULE = LabelRule(None)

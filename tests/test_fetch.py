@@ -14,13 +14,15 @@ import pytest
 
 from support import badserver
 from vitscore.errors import SetupError, UsageError
-from vitscore.shards import failures, web
-from vitscore.shards.cache import Cache, fetch_ahead
 from vitscore.shards.files import ShardFile
 from vitscore.shards.labels import LabelRule
-from vitscore.shards.locate import Shard, locate
+from vitscore.shards.locate import locate
 from vitscore.shards.redaction import credentials, public_name, scrub
+from vitscore.shards.remote import retries as failures
+from vitscore.shards.remote import web
+from vitscore.shards.remote.cache import Cache, fetch_ahead
 from vitscore.shards.samples import OpenShard
+from vitscore.shards.shard import Shard
 
 CONTENT = hashlib.shake_256(b"shard").digest(300_000)
 Call = Callable[..., Any]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vitscore.handout import HandOut
-from vitscore.shards.locate import Shard
+from vitscore.shards.shard import Shard
 
 
 @dataclass

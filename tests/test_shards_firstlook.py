@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from support.tars import write_members
-from vitscore.shards.firstlook import look
-from vitscore.shards.locate import Shard, locate
+from vitscore.shards.locate import locate
+from vitscore.shards.preview import look
+from vitscore.shards.shard import Shard
 
 
 def write_images(path: Path, sizes: list[int], mode: str = "w") -> None:

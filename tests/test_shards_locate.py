@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from vitscore.errors import ClassError, DataError, UsageError
-from vitscore.shards.locate import corpus_names, locate
+from vitscore.shards.locate import locate
+from vitscore.shards.shard import corpus_names
 from vitscore.shards.sidefiles import read_classes
 
 

@@ -18,9 +18,9 @@ from PIL import Image
 from vitscore.errors import DataError, LabelError, OtherRunError, SetupError, UsageError
 from vitscore.shards.labels import LabelRule
 from vitscore.shards.locate import locate
-from vitscore.shards.make import make_shards, read_source
+from vitscore.shards.making.make import make_shards, read_source
+from vitscore.shards.making.sources import Sample, Source
 from vitscore.shards.samples import OpenShard
-from vitscore.shards.sources import Sample, Source
 
 Row = tuple[str, bytes | None, int]
 

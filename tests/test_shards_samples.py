@@ -14,8 +14,8 @@ from support.tars import write_members
 from vitscore.shards import grouping
 from vitscore.shards.grouping import group_members, split_name
 from vitscore.shards.labels import LabelRule
-from vitscore.shards.locate import Shard
 from vitscore.shards.samples import OpenShard, SampleBlock
+from vitscore.shards.shard import Shard
 
 Members = list[tuple[str, bytes]]
 RULE = LabelRule(["cat", "dog", "bird"])

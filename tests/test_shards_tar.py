@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support.tars import write_members
-from vitscore.shards.tar import TarIndex, index_tar
+from vitscore.shards.tar.index import TarIndex, index_tar
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 Members = list[tuple[str, bytes]]
@@ -91,7 +91,7 @@ def test_headers_taken_at_once_are_those_taken_one_by_one(
     path.write_bytes(content)
     at_once = index_file(path)
     with monkeypatch.context() as patch:
-        patch.setattr("vitscore.shards.tar.plain_headers", lambda *_, **__: None)
+        patch.setattr("vitscore.shards.tar.index.plain_headers", lambda *_, **__: None)
         assert index_file(path) == at_once
 
 

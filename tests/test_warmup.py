@@ -23,7 +23,7 @@ from vitscore.cuda_memory import (
 )
 from vitscore.errors import SetupError
 from vitscore.settings import Choice, choose_batch_size, choose_compile
-from vitscore.shards.firstlook import FirstLook
+from vitscore.shards.preview import FirstLook
 from vitscore.warmup import footprint, settled, warm_up, with_batch_size
 
 GIB = 1 << 30

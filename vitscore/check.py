@@ -25,12 +25,13 @@ from vitscore.fold import Folded, confusion_bytes, refold
 from vitscore.folder import require_record
 from vitscore.identity import digest_file
 from vitscore.parts import PART_NAME, Footer, finished_parts, read_footer
-from vitscore.shards.cache import Cache
 from vitscore.shards.labels import LabelRule, load_labels
-from vitscore.shards.locate import Shard, find_again, locate
+from vitscore.shards.locate import locate
 from vitscore.shards.reasons import LABEL_REASONS, MISSING, UNREACHABLE, reason_kind
 from vitscore.shards.redaction import public_spec
+from vitscore.shards.remote.cache import Cache
 from vitscore.shards.samples import OpenShard
+from vitscore.shards.shard import Shard, find_again
 from vitscore.system.durable import json_bytes
 
 ROWS_AT_ONCE = 4096

@@ -31,7 +31,7 @@ from vitscore.shards_text import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vitscore.shards.locate import Corpus, Shard
+    from vitscore.shards.shard import Corpus, Shard
     from vitscore.verify import Fault
 
 app = typer.Typer(name="shards", help="Build and inspect shards.", no_args_is_help=True, rich_markup_mode=None)
@@ -86,7 +86,7 @@ def make(
     progress: Progress = None,
 ) -> None:
     """Make shards; goes on where an interrupted making of the same shards stopped."""
-    from vitscore.shards.make import make_shards, read_source
+    from vitscore.shards.making.make import make_shards, read_source
     from vitscore.shards.sidefiles import read_classes
 
     names = read_classes(classes) if classes else None
@@ -127,9 +127,9 @@ def index(
     cache_dir: CacheFolder = None,
 ) -> None:
     """List every member of every shard: shard, member, key, extension, offset, size."""
-    from vitscore.shards.cache import Cache
     from vitscore.shards.listing import index_rows
     from vitscore.shards.locate import locate
+    from vitscore.shards.remote.cache import Cache
 
     if output is not None and output.suffix not in (".parquet", ".jsonl"):
         raise UsageError("unknown kind of index", where=str(output), expected=".parquet or .jsonl")
@@ -161,10 +161,10 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """Show what shards hold: samples, bytes, formats, classes."""
-    from vitscore.shards.cache import Cache
     from vitscore.shards.labels import LabelRule
     from vitscore.shards.listing import common_folder, summarise_shard
     from vitscore.shards.locate import locate
+    from vitscore.shards.remote.cache import Cache
 
     corpus = locate(shards, split=split, allow_pipe=allow_pipe)
     names = class_names(corpus, classes)
@@ -210,10 +210,10 @@ def verify(
     progress: Progress = None,
 ) -> None:
     """Decode everything and report every fault; exit 3 if there is one."""
-    from vitscore.shards.cache import Cache
     from vitscore.shards.labels import LabelRule, load_labels
     from vitscore.shards.locate import locate
-    from vitscore.shards.make import usable_cores
+    from vitscore.shards.making.make import usable_cores
+    from vitscore.shards.remote.cache import Cache
 
     if decoder not in ("auto", "dali", "torchvision"):
         raise UsageError("unknown decoder", where="--decoder", expected="auto, dali or torchvision", got=decoder)

@@ -7,8 +7,8 @@ from typing import Any
 from vitscore.augment import operators
 from vitscore.folder import known_bytes
 from vitscore.prepare import Plan
-from vitscore.shards.cache import Cache
 from vitscore.shards.redaction import is_remote
+from vitscore.shards.remote.cache import Cache
 from vitscore.shards.samples import OpenShard
 
 KEY_BYTES = 24

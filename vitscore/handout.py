@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Protocol, Self
 
-from vitscore.shards.locate import Shard
+from vitscore.shards.shard import Shard
 
 
 class Counter(Protocol):

@@ -20,12 +20,13 @@ from vitscore.errors import SetupError, UsageError
 from vitscore.groups import Groups, read_groups
 from vitscore.parts import ModelColumns
 from vitscore.settings import Choice, resolve
-from vitscore.shards.cache import Cache
-from vitscore.shards.firstlook import look
 from vitscore.shards.labels import LabelRule, load_labels
-from vitscore.shards.locate import Corpus, Shard, corpus_names, locate
+from vitscore.shards.locate import locate
+from vitscore.shards.preview import look
 from vitscore.shards.reasons import UNREACHABLE, reason_kind
+from vitscore.shards.remote.cache import Cache
 from vitscore.shards.samples import OpenShard
+from vitscore.shards.shard import Corpus, Shard, corpus_names
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ import numpy as np
 from vitscore.handout import HandOut
 from vitscore.parts import Footer, ModelColumns, ShardRows, part_schema
 from vitscore.prepare import Plan
-from vitscore.shards.cache import Cache, fetch_ahead
-from vitscore.shards.failures import Abandoned
 from vitscore.shards.files import ShardFile
-from vitscore.shards.locate import Shard
+from vitscore.shards.remote.cache import Cache, fetch_ahead
+from vitscore.shards.remote.retries import Abandoned
 from vitscore.shards.samples import OpenShard, SampleBlock
+from vitscore.shards.shard import Shard
 
 Array = np.ndarray[Any, Any]
 MOST_OPENED = 64

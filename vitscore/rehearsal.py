@@ -19,7 +19,7 @@ from vitscore.decode import make_decoder
 from vitscore.dryrun import estimate_rows
 from vitscore.forward import make_forward
 from vitscore.prepare import Plan
-from vitscore.shards.cache import Cache
+from vitscore.shards.remote.cache import Cache
 from vitscore.shards.samples import OpenShard
 from vitscore.system.machine import num_usable_cpus
 

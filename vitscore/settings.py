@@ -16,7 +16,7 @@ from typing import Any
 from vitscore.config import RunOptions
 from vitscore.decode import is_dali_available
 from vitscore.errors import SetupError, UsageError
-from vitscore.shards.firstlook import FirstLook
+from vitscore.shards.preview import FirstLook
 from vitscore.system.machine import cpu_flags
 
 _SMALL_BYTES = 8 << 10

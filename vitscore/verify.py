@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from vitscore.decode import MAX_PIXELS, Decoder, is_dali_available, make_decoder
 from vitscore.preprocess import Geometry
-from vitscore.shards.cache import Cache, fetch_ahead
 from vitscore.shards.labels import LabelRule
-from vitscore.shards.locate import Shard
+from vitscore.shards.remote.cache import Cache, fetch_ahead
 from vitscore.shards.samples import OpenShard, SampleBlock
+from vitscore.shards.shard import Shard
 
 # The smallest of pictures: decoding is what is verified, so the resize should cost nothing.
 GEOMETRY = Geometry(resize="exact", size=(8, 8), interpolation="bilinear")

@@ -22,9 +22,10 @@ from PIL import Image, ImageOps
 from vitscore.errors import VitscoreError
 from vitscore.report.samples import Sample
 from vitscore.shards.labels import LabelRule
-from vitscore.shards.locate import Shard, find_again, locate
+from vitscore.shards.locate import locate
 from vitscore.shards.redaction import is_remote
 from vitscore.shards.samples import OpenShard
+from vitscore.shards.shard import Shard, find_again
 from vitscore.system.machine import num_usable_cpus
 
 SIDE = 144

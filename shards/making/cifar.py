@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitscore.errors import DataError, SetupError, UsageError
+from vitscore.shards.making.sources import Sample, Source
 from vitscore.shards.sidefiles import read_classes
-from vitscore.shards.sources import Sample, Source
 
 SIDE = 32
 PIXEL_BYTES = 3 * SIDE * SIDE

@@ -18,10 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitscore.errors import SetupError, UsageError
-from vitscore.shards.cifar import find_cifar, read_cifar
-from vitscore.shards.plan import CLASSES_FILE, DEFAULT_SHARD_BYTES, claim_folder, cut_samples, make_plan, only_maker
-from vitscore.shards.sources import Sample, Source, read_csv, read_image_folder
-from vitscore.shards.write import write_file, write_shard
+from vitscore.shards.making.cifar import find_cifar, read_cifar
+from vitscore.shards.making.cutting import (
+    CLASSES_FILE,
+    DEFAULT_SHARD_BYTES,
+    claim_folder,
+    cut_samples,
+    make_plan,
+    only_maker,
+)
+from vitscore.shards.making.sources import Sample, Source, read_csv, read_image_folder
+from vitscore.shards.making.write import write_file, write_shard
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ def _write_all(jobs: Sequence[tuple[str, Sequence[Sample]]], *, workers: int) ->
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
-        context.set_forkserver_preload(["webdataset.writer", "PIL.Image", "vitscore.shards.write"])
+        context.set_forkserver_preload(["webdataset.writer", "PIL.Image", "vitscore.shards.making.write"])
     pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
     try:
         futures = [pool.submit(write_shard, path, samples) for path, samples in jobs]

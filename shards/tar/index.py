@@ -26,7 +26,7 @@ from vitscore.shards.reasons import (
     TRUNCATED,
     with_details,
 )
-from vitscore.shards.tarheader import (
+from vitscore.shards.tar.header import (
     BLOCK_BYTES,
     DATALESS_TYPES,
     LONG_LINK,
@@ -45,7 +45,7 @@ from vitscore.shards.tarheader import (
     parse_pax_records,
     pax_overrides,
 )
-from vitscore.shards.tarwindow import plain_headers
+from vitscore.shards.tar.plain_headers import plain_headers
 
 # Small members: one large read covers hundreds of headers. Large members: a small read a header, so that an index of
 # 110 KB images copies 4% of the file.

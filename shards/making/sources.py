@@ -20,7 +20,7 @@ from typing import Protocol
 
 from vitscore.errors import DataError, LabelError, UsageError
 from vitscore.shards.labels import LabelRule
-from vitscore.shards.unmade import is_image_file
+from vitscore.shards.unusable import is_image_file
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LEADING_UNDERSCORES = re.compile(r"^__+")

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from vitscore.shards.files import ShardFile, open_local
-from vitscore.shards.locate import Shard
 from vitscore.shards.naming import SHARD_SUFFIXES
 from vitscore.shards.redaction import is_remote
-from vitscore.shards.tar import UNPACKABLE, compression_of
-from vitscore.shards.tarheader import BLOCK_BYTES
+from vitscore.shards.shard import Shard
+from vitscore.shards.tar.header import BLOCK_BYTES
+from vitscore.shards.tar.index import UNPACKABLE, compression_of
 
 DEFAULT_SIZE = 3
 COMPRESSED_SUFFIXES = tuple(suffix for suffix in SHARD_SUFFIXES if suffix != ".tar")
@@ -57,7 +57,7 @@ class Cache:
             Abandoned: the cache was stopped.
         """
         if is_remote(shard.path):
-            from vitscore.shards.fetch import fetch
+            from vitscore.shards.remote.fetch import fetch
 
             file = fetch(shard, folder=self.folder, stop=self._stop, not_md5=self._not_md5)
         else:
@@ -75,7 +75,7 @@ class Cache:
             SetupError: the folder is full, or cannot be written.
             Abandoned: the cache was stopped.
         """
-        from vitscore.shards.unpack import unpack
+        from vitscore.shards.remote.unpack import unpack
 
         return unpack(file, kind, folder=self.folder, stop=self._stop)
 

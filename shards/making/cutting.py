@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vitscore.errors import OtherRunError, UsageError
-from vitscore.shards.sources import Sample, Source
-from vitscore.shards.write import sample_bytes, write_file
+from vitscore.shards.making.sources import Sample, Source
+from vitscore.shards.making.write import sample_bytes, write_file
 from vitscore.system.durable import TEMPORARY_SUFFIX
 
 PLAN_FILE = "make-plan.json"

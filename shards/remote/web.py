@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from vitscore.errors import SetupError
-from vitscore.shards.failures import FINAL, GONE, Abandoned, Failure, failed_status
 from vitscore.shards.redaction import scrub
+from vitscore.shards.remote.retries import FINAL, GONE, Abandoned, Failure, failed_status
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vitscore.shards.failures import Abandoned
 from vitscore.shards.files import ShardFile, new_file, write_at
 from vitscore.shards.reasons import DAMAGED, READ_ERROR, TRUNCATED, with_details
+from vitscore.shards.remote.retries import Abandoned
 
 PIECE_BYTES = 128 << 10
 """Unpacked at a time; a damage costs what its piece held before it."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitscore.errors import DataError, SetupError
-from vitscore.shards.sources import Sample
+from vitscore.shards.making.sources import Sample
 from vitscore.system.durable import durable_path, write_bytes_durably
 
 BLOCK_BYTES = 512

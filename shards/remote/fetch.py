@@ -17,14 +17,14 @@ import threading
 import time
 from pathlib import Path
 
-from vitscore.shards import web
-from vitscore.shards.failures import Abandoned, Failure, failed_status, retry
 from vitscore.shards.files import ShardFile, new_file, write_at
-from vitscore.shards.locate import Shard
 from vitscore.shards.reasons import MISSING, UNREACHABLE, with_details
 from vitscore.shards.redaction import PIPE, public_name
-from vitscore.shards.stores import is_web, object_info, object_range
-from vitscore.shards.web import CONTENT_RANGE, Found, found_in, run_async, web_filesystem
+from vitscore.shards.remote import web
+from vitscore.shards.remote.retries import Abandoned, Failure, failed_status, retry
+from vitscore.shards.remote.stores import is_web, object_info, object_range
+from vitscore.shards.remote.web import CONTENT_RANGE, Found, found_in, run_async, web_filesystem
+from vitscore.shards.shard import Shard
 
 CHUNK_BYTES = 8 << 20
 """A range of an object store."""

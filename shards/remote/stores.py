@@ -14,10 +14,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from vitscore.errors import SetupError
-from vitscore.shards import web
-from vitscore.shards.failures import Failure, retry
 from vitscore.shards.redaction import credentials, public_name
-from vitscore.shards.web import CONNECT_TIMEOUT_S, MD5, READ_TIMEOUT_S, SMALL_BYTES, Found, run_async, translated
+from vitscore.shards.remote import web
+from vitscore.shards.remote.retries import Failure, retry
+from vitscore.shards.remote.web import (
+    CONNECT_TIMEOUT_S,
+    MD5,
+    READ_TIMEOUT_S,
+    SMALL_BYTES,
+    Found,
+    run_async,
+    translated,
+)
 
 NUM_REQUESTS = 32
 """HEAD requests at one time."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vitscore.shards.tarheader import BLOCK_BYTES, REGULAR_TYPES
+from vitscore.shards.tar.header import BLOCK_BYTES, REGULAR_TYPES
 
 _MAGIC = np.frombuffer(b"ustar", np.uint8)
 _REGULAR = np.isin(np.arange(256), list(REGULAR_TYPES))

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from vitscore.errors import DataError, UsageError
 from vitscore.shards.naming import LIST_SUFFIXES, expand_braces, is_shard_name, natural_key
 from vitscore.shards.redaction import PIPE, is_remote, public_name
-from vitscore.shards.stores import expand_glob, is_web, list_folder, read_small
-from vitscore.shards.web import Found
+from vitscore.shards.remote.stores import expand_glob, is_web, list_folder, read_small
+from vitscore.shards.remote.web import Found
 
 
 @dataclass

@@ -11,8 +11,8 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitscore.shards.locate import Shard
 from vitscore.shards.redaction import is_remote
+from vitscore.shards.shard import Shard
 
 _NUM_LOOKED_AT = 64
 
