@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitscore.classes import (
+from vitscore.classes.matching import (
     BY_POSITION,
     match_head,
     parse_label_maps,
@@ -20,7 +20,7 @@ from vitscore.classes import (
     resolve_classes,
     unique_names,
 )
-from vitscore.classnames import fold
+from vitscore.classes.names import fold
 from vitscore.errors import ClassError, UsageError
 
 IMAGENETTE = (

@@ -18,7 +18,8 @@ import torch
 
 from support import smallmodels as small
 from support import streams
-from vitscore import checkpoints, classes, zeroshot
+from vitscore import checkpoints, zeroshot
+from vitscore.classes import matching as classes
 from vitscore.decode import Decoded, is_dali_available
 from vitscore.errors import SetupError
 from vitscore.forward import Forward, Ranked

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, CLIPModel, EfficientNetImageProcessor, pipeline
 
 from support import smallmodels as small
-from vitscore import checkpoints, classes, zeroshot
+from vitscore import checkpoints, zeroshot
+from vitscore.classes import matching as classes
 from vitscore.errors import SetupError
 from vitscore.heads import ClassMatching, head_layers, linear_rows
 from vitscore.models import ImageModel, load_model

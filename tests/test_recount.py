@@ -16,8 +16,8 @@ import pytest
 import sklearn.metrics as sk
 
 from vitscore.bench.madeup import MadeShard, from_logits, write_run
+from vitscore.classes.groups import read_groups
 from vitscore.errors import ClassError
-from vitscore.groups import read_groups
 
 Call = Callable[..., Any]
 CLASSES = ["cat", "dog", "owl", "cow", "elk", "bee"]

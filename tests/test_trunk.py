@@ -22,7 +22,7 @@ from transformers import (
 from support import smallmodels as small
 from vitscore import attention, trunk
 from vitscore.checkpoints import find
-from vitscore.classes import BY_POSITION, match_head
+from vitscore.classes.matching import BY_POSITION, match_head
 from vitscore.heads import ClassifierNet, PixelNormalizer, TrunkClassifierNet, VisionTower
 from vitscore.models import ImageModel, load_model
 from vitscore.trunk import Trunk, Unsuitable

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from vitscore.classnames import fold
+from vitscore.classes.names import fold
 from vitscore.compare import Pair, compare_pairs, conclusion, holm, mcnemar_p, overall
 from vitscore.errors import ClassError, LabelError, UsageError
 from vitscore.folder import require_record

@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vitscore.classes.groups import Groups
 from vitscore.compare import Pair, compare_pairs
 from vitscore.errors import LedgerError, UsageError
-from vitscore.groups import Groups
 from vitscore.kernels.counts import Confusion, SparseConfusion
 from vitscore.metrics import TOP_K, ModelCounts, model_metrics, report_names
 from vitscore.parts import Footer, Parts, finished_parts, read_footer

@@ -19,8 +19,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from vitscore.classes.groups import Groups
 from vitscore.errors import LabelError, UsageError
-from vitscore.groups import Groups
 from vitscore.intervals import LEVEL, bootstrap, wilson
 from vitscore.kernels.arrays import as_array, as_ids, check_same_length
 from vitscore.kernels.counts import ConfusionCounts

@@ -20,7 +20,7 @@ import torch
 
 from vitscore import attention, checkpoints, zeroshot
 from vitscore.checkpoints import Checkpoint, Kind
-from vitscore.classes import HeadMap, plain_names
+from vitscore.classes.matching import HeadMap, plain_names
 from vitscore.first_token import FirstTokenLayer
 from vitscore.heads import (
     ClassifierNet,

@@ -20,11 +20,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitscore.classnames import plain_names
+from vitscore.classes.groups import Groups, read_groups
+from vitscore.classes.label_maps import BY_POSITION, NameIndex, read_label_map, split_label_map
+from vitscore.classes.names import plain_names
 from vitscore.errors import ClassError, LabelError, UsageError
-from vitscore.groups import Groups, read_groups
 from vitscore.kernels.rows import score_rows
-from vitscore.label_maps import BY_POSITION, NameIndex, read_label_map, split_label_map
 from vitscore.rows import FIGURES, ModelRows, Rows
 from vitscore.shards.labels import LabelRule, load_labels
 

@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from vitscore.classnames import plain_names
+from vitscore.classes.label_maps import NameIndex
+from vitscore.classes.names import plain_names
 from vitscore.errors import ClassError, UsageError
-from vitscore.label_maps import NameIndex
 
 Array: TypeAlias = npt.NDArray[Any]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from vitscore.classnames import fold, match_names, name_with_nearest, plain_names
+from vitscore.classes.names import fold, match_names, name_with_nearest, plain_names
 from vitscore.errors import ClassError, UsageError
 
 BY_POSITION: Literal["by-position"] = "by-position"

@@ -10,9 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vitscore.classnames import fold, match_names, name_with_nearest, plain_names, read_classes, unique_names
+from vitscore.classes.label_maps import BY_POSITION, LabelMap, match_by_map, parse_label_maps
+from vitscore.classes.names import (
+    fold,
+    match_names,
+    name_with_nearest,
+    plain_names,
+    read_classes,
+    unique_names,
+)
 from vitscore.errors import ClassError, UsageError
-from vitscore.label_maps import BY_POSITION, LabelMap, match_by_map, parse_label_maps
 
 __all__ = [
     "BY_POSITION",
