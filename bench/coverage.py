@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from vitscore.compare import paired_interval
-from vitscore.intervals import bootstrap, wilson
-from vitscore.metrics import class_figures, totals_of
-from vitscore.paired import Cells, macro_f1_difference
+from vitscore.metrics.figures import class_figures, totals_of
+from vitscore.metrics.intervals import bootstrap, wilson
+from vitscore.metrics.paired_f1 import Cells, macro_f1_difference
+from vitscore.metrics.pairs import paired_interval
 
 DRAWS, QUICK_DRAWS = 1_000, 10
 CASES = (

@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binomtest
 
-from vitscore.compare import PairCounts, compare, conclusion, holm, images_needed, mcnemar_p, paired_interval
-from vitscore.intervals import Z
+from vitscore.metrics.intervals import Z
+from vitscore.metrics.pairs import (
+    PairCounts,
+    compare,
+    conclusion,
+    holm,
+    images_needed,
+    mcnemar_p,
+    paired_interval,
+)
 
 ids = st.lists(st.tuples(*[st.integers(-1, 4)] * 3), max_size=60)
 

@@ -54,7 +54,7 @@ def test_only_the_command_line_knows_about_terminals() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import vitscore.metrics, vitscore.compare, vitscore.fold, vitscore.status",
+        "import vitscore.metrics.figures, vitscore.metrics.pairs, vitscore.metrics.fold, vitscore.status",
         "import vitscore.show, vitscore.folder, vitscore.api, vitscore.parts, vitscore.system.machine",
         "import vitscore.report.page, vitscore.confusion_text",
         "import vitscore.kernels, vitscore.shards.samples, vitscore.shards.locate",

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
-from vitscore.compare import Pair, compare, compare_pairs, holm, overall
-from vitscore.paired import Cells, PairedCells, class_differences, macro_f1_difference
+from vitscore.metrics.paired_f1 import Cells, PairedCells, class_differences, macro_f1_difference
+from vitscore.metrics.pairs import Pair, compare, compare_pairs, holm, overall
 
 IDS = np.ndarray
 ids = st.lists(st.tuples(*[st.integers(-1, 4)] * 3), max_size=60)

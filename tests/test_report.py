@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import classification_report, confusion_matrix
 
 from support.reportruns import MadeRun, class_names, jpeg
-from vitscore.fold import refold, write_metrics
+from vitscore.metrics.fold import refold, write_metrics
 from vitscore.report import write_report
 from vitscore.report.figures import axis, percent
 from vitscore.report.samples import contradictions
@@ -160,7 +160,7 @@ def test_disagreements_are_of_the_side_they_stand_on(make: Callable[..., MadeRun
 
 
 def test_the_headline_is_the_conclusion_that_the_numbers_support(make: Callable[..., MadeRun]) -> None:
-    from vitscore.compare import conclusion
+    from vitscore.metrics.pairs import conclusion
 
     page, folded = report(make())
     said = conclusion(folded.document["comparisons"][0])

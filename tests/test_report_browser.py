@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from support.reportruns import MadeRun, class_names
-from vitscore.fold import refold
+from vitscore.metrics.fold import refold
 from vitscore.report import write_report
 from vitscore.shards.labels import load_labels
 

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitscore.errors import LedgerError, SetupError, UsageError
-from vitscore.fold import Folded, confusion_bytes, refold
 from vitscore.folder import require_record
 from vitscore.identity import digest_file
+from vitscore.metrics.fold import Folded, confusion_bytes, refold
 from vitscore.parts import PART_NAME, Footer, finished_parts, read_footer
 from vitscore.shards.labels import LabelRule, load_labels
 from vitscore.shards.locate import locate

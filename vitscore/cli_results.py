@@ -75,9 +75,9 @@ def metrics(
     """
     from vitscore import show
     from vitscore.figure_text import figure_notes
-    from vitscore.fold import refold, write_metrics
     from vitscore.folder import require_record
-    from vitscore.recount import make_recount
+    from vitscore.metrics.fold import refold, write_metrics
+    from vitscore.metrics.recount import make_recount
     from vitscore.system.durable import writing
 
     asked: dict[str, Any] = {
@@ -140,8 +140,8 @@ def report(
 
     Shards are asked for small pictures only; where they are gone, the report has everything else.
     """
-    from vitscore.fold import refold
     from vitscore.folder import require_record
+    from vitscore.metrics.fold import refold
     from vitscore.report import write_report
     from vitscore.show import size_text
 

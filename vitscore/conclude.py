@@ -25,8 +25,8 @@ from vitscore.system.machine import num_usable_cpus, peak_rss_bytes
 
 if TYPE_CHECKING:
     from vitscore.engine import Tally
-    from vitscore.fold import Folded
     from vitscore.kernels.counts import Confusion
+    from vitscore.metrics.fold import Folded
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
         LedgerError: a shard has no part, or the parts do not add up.
         SetupError: the metrics cannot be written.
     """
-    from vitscore.fold import refold, write_metrics
+    from vitscore.metrics.fold import refold, write_metrics
 
     deadline = time.monotonic() + (SHARED_S if ranks.local_world_size < ranks.world_size else 0)
     while True:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vitscore.intervals import LEVEL
+from vitscore.metrics.intervals import LEVEL
 
 NAME_ROOM = 17
 LEVEL_ROOM, MEAN_ROOM = 5, 6

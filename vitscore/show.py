@@ -158,7 +158,7 @@ def show_notes(notes: Sequence[str], console: Console) -> None:
 
 def conclusions(document: Mapping[str, Any]) -> Iterable[str]:
     """One sentence a pair of models."""
-    from vitscore.compare import conclusion
+    from vitscore.metrics.pairs import conclusion
 
     for comparison in document["comparisons"]:
         if comparison["samples"]:

@@ -31,8 +31,8 @@ from vitscore import folder as folders
 from vitscore import parts
 from vitscore.config import make_options
 from vitscore.errors import SetupError
-from vitscore.fold import refold, write_metrics
 from vitscore.folder import RunFolder
+from vitscore.metrics.fold import refold, write_metrics
 from vitscore.parts import Footer, ModelColumns, Predictions, ShardRows, finished_parts, part_schema
 from vitscore.prepare import Plan, make_plan
 from vitscore.system.durable import TEMPORARY_SUFFIX, writing

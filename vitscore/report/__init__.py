@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vitscore.fold import Folded
+    from vitscore.metrics.fold import Folded
 
 REPORT_FILE = "report.html"
 

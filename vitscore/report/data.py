@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from vitscore.compare import holm
-from vitscore.fold import Folded
 from vitscore.kernels.counts import Confusion, SparseConfusion
+from vitscore.metrics.fold import Folded
+from vitscore.metrics.pairs import holm
 from vitscore.report.samples import SAMPLES_A_PAIR, Cell, Chosen, Sample, choose_samples
 from vitscore.report.thumbnails import Thumbnails, find_shards, make_thumbnails
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from vitscore.intervals import wilson
+from vitscore.metrics.intervals import wilson
 from vitscore.report.samples import Confidence
 
 WIDTH = 360

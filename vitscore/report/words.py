@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vitscore.compare import conclusion
+from vitscore.metrics.pairs import conclusion
 from vitscore.report.data import Findings
 from vitscore.report.figures import percent
 

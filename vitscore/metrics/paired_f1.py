@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from vitscore.intervals import Z
 from vitscore.kernels.arrays import as_ids, check_same_length
+from vitscore.metrics.intervals import Z
 
 Array: TypeAlias = npt.NDArray[Any]
 MOST_PENDING = 1 << 20

@@ -24,12 +24,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vitscore.classes.groups import Groups
-from vitscore.compare import Pair, compare_pairs
 from vitscore.errors import LedgerError, UsageError
 from vitscore.kernels.counts import Confusion, SparseConfusion
-from vitscore.metrics import TOP_K, ModelCounts, model_metrics, report_names
+from vitscore.metrics.counts import TOP_K, ModelCounts
+from vitscore.metrics.figures import model_metrics, report_names
+from vitscore.metrics.pairs import Pair, compare_pairs
+from vitscore.metrics.recount import Recount
 from vitscore.parts import Footer, Parts, finished_parts, read_footer
-from vitscore.recount import Recount
 from vitscore.rows import ModelRows, Rows, read_rows
 from vitscore.shards.reasons import reason_kind
 from vitscore.system.durable import write_bytes_durably, write_json_durably

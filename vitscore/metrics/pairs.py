@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from vitscore.intervals import LEVEL, Z
 from vitscore.kernels.arrays import as_ids, check_same_length
-from vitscore.paired import PairedCells, macro_f1_difference
+from vitscore.metrics.intervals import LEVEL, Z
+from vitscore.metrics.paired_f1 import PairedCells, macro_f1_difference
 
 POWER = 0.8
 """How surely the number of images that "would be needed" shows a difference of the size that was seen."""
