@@ -25,7 +25,7 @@ from transformers import (
 
 from vitscore.demo.augment import WarpedDigits
 from vitscore.demo.digits import CLASSES, SIZE, Digits
-from vitscore.metrics.figures import compute_metrics
+from vitscore.metrics import compute_metrics
 
 NUM_EPOCHS = 60
 

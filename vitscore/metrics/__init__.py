@@ -1,0 +1,5 @@
+"""Parts to figures: counts, metrics, intervals and paired comparisons. No torch, no terminal."""
+
+from vitscore.metrics.figures import compute_metrics
+
+__all__ = ["compute_metrics"]
