@@ -81,7 +81,7 @@ def measure_here(shards: str, models: Sequence[str], *, num_images: int, at_leas
 
     from vitscore.config import RunOptions
     from vitscore.prepare import make_plan
-    from vitscore.ranks import LocalStore, Ranks
+    from vitscore.ranks.ranks import LocalStore, Ranks
     from vitscore.run import load_models
     from vitscore.system.machine import num_usable_cpus
 

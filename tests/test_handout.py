@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vitscore.handout import HandOut
+from vitscore.ranks.shard_queue import HandOut
 from vitscore.shards.shard import Shard
 
 

@@ -20,11 +20,11 @@ from support import badserver
 from support import smallmodels as small
 from vitscore.config import RunOptions
 from vitscore.errors import SetupError
-from vitscore.handout import HandOut
 from vitscore.intake import Ahead, Intake
 from vitscore.loading import geometry_of
 from vitscore.prepare import Plan, make_plan
-from vitscore.ranks import LocalStore, Ranks
+from vitscore.ranks.ranks import LocalStore, Ranks
+from vitscore.ranks.shard_queue import HandOut
 from vitscore.waits import Waits
 
 Call = Callable[..., Any]

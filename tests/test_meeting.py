@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed import HashStore
 
-from vitscore import meeting
+from vitscore.ranks import rendezvous as meeting
 
 
 def agree_all(store: HashStore, world_size: int, *, delays: dict[int, float] | None = None) -> list[str]:

@@ -179,7 +179,7 @@ def test_ranks_end_with_their_launcher_and_the_same_command_goes_on(
 
 def test_a_rank_that_froze_is_named(make_shards: Call, digits: Any, tmp_path: Path) -> None:
     shards = make_shards(*(digits[number * 12 :][:12] for number in range(40)))
-    quick = "import vitscore.ranks as r\nr.BEAT_S, r.SILENCE_S = 0.2, 3.0\n"
+    quick = "import vitscore.ranks.ranks as r\nr.BEAT_S, r.SILENCE_S = 0.2, 3.0\n"
     errors = tmp_path / "err"
     command = (*RUN, shards, "-b", "8", "-o", tmp_path / "out")
     launcher, ranks = start_two(command, tmp_path / "main.py", before=quick + SLOW, errors=errors)

@@ -146,7 +146,7 @@ def score(
         VitscoreError: what the command would have printed, with its `exit_code`.
     """
     from vitscore import run as runs
-    from vitscore.ranks import rank_from_environment
+    from vitscore.ranks.ranks import rank_from_environment
     from vitscore.show import Watcher
 
     values = {"shards": shards, "model": model, "output": output, **options}

@@ -18,7 +18,7 @@ from vitscore.errors import DataError, LabelError, LedgerError, SetupError, TooM
 from vitscore.folder import RunFolder
 from vitscore.parts import finished_parts
 from vitscore.prepare import Plan
-from vitscore.ranks import POLL_S, SHARED_S, Ranks
+from vitscore.ranks.ranks import POLL_S, SHARED_S, Ranks
 from vitscore.shards.reasons import LABEL_REASONS, UNREACHABLE, reason_kind
 from vitscore.system.durable import writing
 from vitscore.system.machine import num_usable_cpus, peak_rss_bytes

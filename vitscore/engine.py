@@ -28,7 +28,7 @@ from vitscore.forward import Awaited, Ranked, make_forward
 from vitscore.intake import Intake
 from vitscore.parts import ShardRows
 from vitscore.prepare import Plan
-from vitscore.ranks import Ranks
+from vitscore.ranks.ranks import Ranks
 from vitscore.reader import Batch
 from vitscore.shards.reasons import LABEL_REASONS, NONFINITE_LOGITS, reason_kind, with_details
 from vitscore.system.durable import writing

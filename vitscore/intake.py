@@ -22,8 +22,8 @@ from vitscore.reader import Batch, Reader
 from vitscore.waits import Waits
 
 if TYPE_CHECKING:
-    from vitscore.handout import HandOut
     from vitscore.prepare import Plan
+    from vitscore.ranks.shard_queue import HandOut
 
 _READ_AHEAD = 2
 """Batches that wait to be decoded."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from vitscore.engine import Tally
     from vitscore.prepare import Plan
-    from vitscore.ranks import Ranks
+    from vitscore.ranks.ranks import Ranks
 
 REPORT_EVERY_S = 0.5
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitscore.ranks import LocalStore, Ranks
+from vitscore.ranks.ranks import LocalStore, Ranks
 from vitscore.robustness_html import render
 from vitscore.system.durable import write_bytes_durably
 

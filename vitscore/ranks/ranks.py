@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
 
-from vitscore import meeting
 from vitscore.errors import SetupError, VitscoreError
+from vitscore.ranks import rendezvous as meeting
 from vitscore.system import launcher
 
 POLL_S = 0.2
