@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitscore.bench.madeup import MadeShard, from_logits, write_run
-from vitscore.compare_runs import compare_runs
-from vitscore.join import join
+from vitscore.results.compare import compare_runs
+from vitscore.results.join import join
 
 Call = Callable[..., Any]
 CLASSES = ["cat", "dog", "owl", "cow"]

@@ -107,7 +107,7 @@ def metrics(
 
 def check_ledger(folder: Path, shards: list[str], *, allow_pipe: bool, cache_dir: Path | None, as_json: bool) -> None:
     """`metrics --check`: what was proved, or the first difference as an error."""
-    from vitscore.check import check_run
+    from vitscore.results.check import check_run
 
     checked = check_run(folder, shards=shards, allow_pipe=allow_pipe, cache_dir=cache_dir)
     if as_json:
@@ -181,9 +181,9 @@ def compare(
     of pairs (Holm); intervals are for paired samples. Nothing is written.
     """
     from vitscore import show
-    from vitscore.compare_runs import compare_runs
     from vitscore.compare_text import comparison_lines
     from vitscore.figure_text import figure_notes
+    from vitscore.results.compare import compare_runs
 
     document = compare_runs(runs, labels=labels, top=top)
     if as_json:
@@ -219,7 +219,7 @@ def export(
     clip-benchmark: the JSON of one evaluation. timm: a results CSV, a row a model. cleanlab: an .npz with pred_probs,
     labels, keys and classes, exact where the run had --save logits.
     """
-    from vitscore.export import export as write
+    from vitscore.results.export import export as write
 
     tell_lines(write(folder, form, output, model=model, dataset=dataset, approximate=approximate))
 
