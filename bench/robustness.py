@@ -63,7 +63,7 @@ def loop_s(shards: Path, models: list[str], out: Path, **options: Any) -> float:
 def demo_robustness(out: Path, *, limit: int | None) -> dict[str, Any]:
     """robustness.json of the demo over the whole grid, and its images/s."""
     from vitscore import score
-    from vitscore.robustness import make_cells, refold
+    from vitscore.robustness.grid import make_cells, refold
 
     score("demo", ["demo-vit", "demo-clip"], out, progress=False, cells=make_cells([], []), limit=limit)
     session = json.loads((out / "run.json").read_bytes())["sessions"][-1]
@@ -71,7 +71,7 @@ def demo_robustness(out: Path, *, limit: int | None) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    from vitscore.robustness_words import table as accuracy_table
+    from vitscore.robustness.words import table as accuracy_table
 
     lines = []
     for what, figures in result["ratios"].items():

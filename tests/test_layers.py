@@ -61,7 +61,7 @@ def test_only_the_command_line_knows_about_terminals() -> None:
         "import vitscore.cli; assert vitscore.cli.main(['run', '--help']) == 0",
         "import vitscore.cli; assert vitscore.cli.main(['shards', '--help']) == 0",
         "import vitscore.cli; assert vitscore.cli.main(['robustness', '--list']) == 0",
-        "import vitscore.robustness, vitscore.robustness_html",
+        "import vitscore.robustness.grid, vitscore.robustness.html",
         "import vitscore.cli; assert vitscore.cli.main(['bench', '--list']) == 0",
         "import vitscore.bench.compare, vitscore.bench.plan, vitscore.bench.picture, vitscore.bottleneck",
     ],

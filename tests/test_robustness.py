@@ -19,9 +19,9 @@ from statsmodels.stats.multitest import multipletests
 
 from vitscore.augment.operators import OPERATORS
 from vitscore.errors import UsageError
-from vitscore.robustness import Apart, GridCounts, Spread, make_cells, make_document, rate_interval
-from vitscore.robustness_html import render
-from vitscore.robustness_words import table
+from vitscore.robustness.grid import Apart, GridCounts, Spread, make_cells, make_document, rate_interval
+from vitscore.robustness.html import render
+from vitscore.robustness.words import table
 
 Call = Callable[..., Any]
 MODELS = ("-m", "vit=demo-vit", "-m", "clip=demo-clip")

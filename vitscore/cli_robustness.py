@@ -88,7 +88,7 @@ def robustness(
     from vitscore.augment.operators import describe
     from vitscore.cli import is_given
     from vitscore.config import make_options, read_config
-    from vitscore.robustness import make_cells
+    from vitscore.robustness.grid import make_cells
 
     if list_operators:
         typer.echo("\n".join(describe()))
@@ -171,9 +171,9 @@ def check_baseline(options: RunOptions, baseline: str | None) -> None:
 def show_outcome(outcome: Outcome, *, baseline: str | None, as_json: bool) -> None:
     from vitscore import show
     from vitscore.config import VIEWS
-    from vitscore.robustness import refold
-    from vitscore.robustness_page import write_page
-    from vitscore.robustness_words import table
+    from vitscore.robustness.grid import refold
+    from vitscore.robustness.page import write_page
+    from vitscore.robustness.words import table
     from vitscore.system.durable import writing
 
     with writing(outcome.folder):
@@ -201,8 +201,7 @@ def show_estimate(plan: Plan, *, as_json: bool) -> None:
     """`--dry-run`: the cells, and the time they will take, measured on one batch."""
     from vitscore import show
     from vitscore.dryrun import estimate_disk, plan_document
-    from vitscore.rehearsal import estimate
-    from vitscore.robustness_page import load_alone
+    from vitscore.robustness.estimate import estimate, load_alone
 
     found = estimate(plan, load_alone(plan))
     if as_json:

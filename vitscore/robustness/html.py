@@ -11,7 +11,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vitscore.robustness_words import points
+from vitscore.robustness.words import points
 
 COLOURS = ("#2563eb", "#d9480f", "#2b8a3e", "#862e9c", "#0b7285", "#a61e4d")
 DASHES = ("", "6 3", "2 3", "8 3 2 3")

@@ -206,7 +206,7 @@ def make_document(counts: GridCounts, *, baseline: str | None, seed: int) -> dic
     Raises:
         UsageError: the baseline is not a model of the run.
     """
-    from vitscore.robustness_words import conclusions
+    from vitscore.robustness.words import conclusions
 
     baseline = baseline or counts.models[0]
     if baseline not in counts.models:

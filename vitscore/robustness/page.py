@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitscore.ranks.ranks import LocalStore, Ranks
-from vitscore.robustness_html import render
+from vitscore.robustness.html import render
 from vitscore.system.durable import write_bytes_durably
 
 if TYPE_CHECKING:
-    from vitscore.models import ImageModel
     from vitscore.prepare import Plan
 
 
@@ -18,17 +16,8 @@ def write_page(plan: Plan, folder: Path, document: dict[str, Any]) -> None:
     """Render the document with one image of the shards under every condition, as the first model sees it."""
     from vitscore.loading import geometry_of
     from vitscore.preprocess import Geometry
-    from vitscore.rehearsal import example_pictures
+    from vitscore.robustness.estimate import example_pictures
 
     geometry = geometry_of(plan.models[0].checkpoint)
     pictures = dict(example_pictures(plan, geometry)) if isinstance(geometry, Geometry) else {}
     write_bytes_durably(folder / "robustness.html", render(document, pictures).encode())
-
-
-def load_alone(plan: Plan) -> list[ImageModel]:
-    """The plan's models, in a process that scores nothing."""
-    from vitscore.run import load_models
-    from vitscore.system.libraries import prepare_math_library
-
-    prepare_math_library()
-    return load_models(plan, Ranks(0, 1, 0, 1, LocalStore()))

@@ -19,9 +19,14 @@ from vitscore.decode import make_decoder
 from vitscore.dryrun import estimate_rows
 from vitscore.forward import make_forward
 from vitscore.prepare import Plan
+from vitscore.ranks.ranks import LocalStore, Ranks
 from vitscore.shards.remote.cache import Cache
 from vitscore.shards.samples import OpenShard
 from vitscore.system.machine import num_usable_cpus
+
+if TYPE_CHECKING:
+    from vitscore.models import ImageModel
+    from vitscore.prepare import Plan
 
 if TYPE_CHECKING:
     from vitscore.models import ImageModel
@@ -171,3 +176,12 @@ def example_pictures(plan: Plan, geometry: Geometry, *, count: int = 8) -> Itera
             yield condition.name, file.getvalue()
         stage.close()
         return
+
+
+def load_alone(plan: Plan) -> list[ImageModel]:
+    """The plan's models, in a process that scores nothing."""
+    from vitscore.run import load_models
+    from vitscore.system.libraries import prepare_math_library
+
+    prepare_math_library()
+    return load_models(plan, Ranks(0, 1, 0, 1, LocalStore()))
