@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from vitscore.decode import Decoded
-    from vitscore.models import ImageModel
+    from vitscore.models.image_model import ImageModel
     from vitscore.prepare import Plan
 
 NUM_IMAGES = 512

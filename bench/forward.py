@@ -29,11 +29,12 @@ import torch
 from vitscore.bench.catalogue import time_limit_s
 from vitscore.bench.checkpoints import CLASSES, make_checkpoint
 from vitscore.bench.timing import Figure, figure, rounds_in_turn, show, stage_rate
-from vitscore.checkpoints import find
 from vitscore.classes.matching import BY_POSITION, match_head
 from vitscore.decode import Decoded
 from vitscore.forward import Awaited, make_forward
-from vitscore.models import ImageModel, Precision, load_model
+from vitscore.models.checkpoint import find
+from vitscore.models.image_model import ImageModel, Precision
+from vitscore.models.load import load_model
 from vitscore.settings import has_bf16_instructions
 from vitscore.system.machine import num_usable_cpus
 

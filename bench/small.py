@@ -63,7 +63,7 @@ def peer_settings() -> dict[str, Settings]:
 
 
 def measure_model(root: Path, model: str, *, rounds: int, is_short: bool) -> dict[str, Any]:
-    from vitscore import checkpoints
+    from vitscore.models import checkpoint as checkpoints
 
     folder = checkpoints.find(model).path
     settings = peer_settings()

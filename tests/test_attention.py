@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional
 
 from support import smallmodels as small
-from vitscore import attention
-from vitscore.checkpoints import find
-from vitscore.loading import load_weights
+from vitscore.models.checkpoint import find
+from vitscore.models.cpu_bf16 import attention
+from vitscore.models.loading import load_weights
 
 MODULE = torch.nn.Identity()
 

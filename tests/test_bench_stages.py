@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vitscore.bench import checkpoints, corpus, decoding, forward, memory, reading, timing
-from vitscore.checkpoints import find
+from vitscore.models.checkpoint import find
 
 # webdataset leaves closing its files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

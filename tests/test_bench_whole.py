@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitscore import checkpoints
 from vitscore.bench import several, small, whole, zeroshot
 from vitscore.bench.corpus import write
 from vitscore.bench.memory import NAMES
@@ -16,6 +15,7 @@ from vitscore.bench.peers import NAMES as PEERS
 from vitscore.bench.peers import Settings, best_settings, command, parse, run_peer
 from vitscore.bench.runs import predictions_of, run_own
 from vitscore.bench.timing import figure
+from vitscore.models import checkpoint as checkpoints
 
 WAYS = ("vitscore", "pipeline batch 64", "hand-written loop", "timm")
 

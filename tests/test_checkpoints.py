@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vitscore import checkpoints
 from vitscore.errors import SetupError, UsageError
+from vitscore.models import checkpoint as checkpoints
 
 
 def make_checkpoint(folder: Path, config: dict[str, Any] | None = None) -> Path:

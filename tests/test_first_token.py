@@ -10,9 +10,9 @@ import torch
 from transformers import BeitConfig, BeitForImageClassification, DeiTConfig, DeiTForImageClassification
 
 from support import smallmodels as small
-from vitscore.checkpoints import find
-from vitscore.first_token import FirstTokenLayer, shorten
-from vitscore.loading import load_weights
+from vitscore.models.checkpoint import find
+from vitscore.models.cpu_bf16.class_token_layer import FirstTokenLayer, shorten
+from vitscore.models.loading import load_weights
 
 
 def vision_model(kind: str, folder: Path) -> Any:

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from vitscore import load_run
-from vitscore.checkpoints import find
 from vitscore.errors import UsageError
+from vitscore.models.checkpoint import find
 
 Call = Callable[..., Any]
 MODELS = ("-m", "demo-vit", "-m", "demo-clip")
@@ -80,7 +80,7 @@ def test_no_space_left_is_one_line_and_leaves_nothing_half_written(tmp_path: Pat
     """A limit on the size of files stands for a full disk: the same error from the same system call."""
     code = (
         "import resource, signal, sys; from vitscore.cli import main\n"
-        "import vitscore.engine, vitscore.models\n"
+        "import vitscore.engine, vitscore.models.image_model\n"
         "import vitscore.folder as folder; began = folder.start\n"
         "def start(*a, **k):\n    began(*a, **k); resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         "folder.start = start\nsys.exit(main(sys.argv[1:]))"

@@ -18,13 +18,15 @@ import torch
 
 from support import smallmodels as small
 from support import streams
-from vitscore import checkpoints, zeroshot
 from vitscore.classes import matching as classes
 from vitscore.decode import Decoded, is_dali_available
 from vitscore.errors import SetupError
 from vitscore.forward import Forward, Ranked
 from vitscore.forward_cuda import CudaForward
-from vitscore.models import ImageModel, load_model
+from vitscore.models import checkpoint as checkpoints
+from vitscore.models import zeroshot
+from vitscore.models.image_model import ImageModel
+from vitscore.models.load import load_model
 from vitscore.parts import Predictions
 
 Call = Callable[..., Any]

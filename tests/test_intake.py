@@ -21,7 +21,7 @@ from support import smallmodels as small
 from vitscore.config import RunOptions
 from vitscore.errors import SetupError
 from vitscore.intake import Ahead, Intake
-from vitscore.loading import geometry_of
+from vitscore.models.loading import geometry_of
 from vitscore.prepare import Plan, make_plan
 from vitscore.ranks.ranks import LocalStore, Ranks
 from vitscore.ranks.shard_queue import HandOut

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from vitscore.errors import UsageError
-from vitscore.heads import PixelNormalizer
 from vitscore.kernels.cpu_bf16 import patches_bfloat16
 from vitscore.kernels.cpu_bf16.reference import patches_reference
+from vitscore.models.heads import PixelNormalizer
 
 FACTOR = np.array([0.0171, 0.0175, 0.0174], np.float32)
 OFFSET = np.array([-2.1179, -2.0357, -1.8044], np.float32)

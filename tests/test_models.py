@@ -15,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, CLIPModel, EfficientNetImageProcessor, pipeline
 
 from support import smallmodels as small
-from vitscore import checkpoints, zeroshot
 from vitscore.classes import matching as classes
 from vitscore.errors import SetupError
-from vitscore.heads import ClassMatching, head_layers, linear_rows
-from vitscore.models import ImageModel, load_model
+from vitscore.models import checkpoint as checkpoints
+from vitscore.models import zeroshot
+from vitscore.models.heads import ClassMatching, head_layers, linear_rows
+from vitscore.models.image_model import ImageModel
+from vitscore.models.load import load_model
 from vitscore.preprocess import ProcessorGeometry
 
 NAMES = ("tench, Tinca tinca", "goldfish", "great white", "tiger shark", "hammerhead", "ray", "stingray")

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from support import pictures
 from vitscore import load_run, score
-from vitscore.checkpoints import find
+from vitscore.models.checkpoint import find
 from vitscore.shards.locate import locate
 
 MARGIN = 1e-3

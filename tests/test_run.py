@@ -18,7 +18,7 @@ from transformers import pipeline
 from transformers.image_utils import load_image
 
 from vitscore import load_run
-from vitscore.checkpoints import find
+from vitscore.models.checkpoint import find
 from vitscore.parts import PART_NAME
 
 Call = Callable[..., Any]

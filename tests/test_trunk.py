@@ -20,12 +20,13 @@ from transformers import (
 )
 
 from support import smallmodels as small
-from vitscore import attention, trunk
-from vitscore.checkpoints import find
 from vitscore.classes.matching import BY_POSITION, match_head
-from vitscore.heads import ClassifierNet, PixelNormalizer, TrunkClassifierNet, VisionTower
-from vitscore.models import ImageModel, load_model
-from vitscore.trunk import Trunk, Unsuitable
+from vitscore.models.checkpoint import find
+from vitscore.models.cpu_bf16 import attention, trunk
+from vitscore.models.cpu_bf16.trunk import Trunk, Unsuitable
+from vitscore.models.heads import ClassifierNet, PixelNormalizer, TrunkClassifierNet, VisionTower
+from vitscore.models.image_model import ImageModel
+from vitscore.models.load import load_model
 
 EDGE = small.EDGE
 NAMES = ("cat", "dog", "owl", "crane")

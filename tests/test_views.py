@@ -14,8 +14,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Ef
 
 from support import smallmodels as small
 from vitscore import load_run
-from vitscore.models import ModelOutput
-from vitscore.views import over_views
+from vitscore.models.image_model import ModelOutput
+from vitscore.models.test_time_views import over_views
 
 Call = Callable[..., Any]
 NAMES = ("cat", "dog", "owl", "crane")

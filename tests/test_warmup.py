@@ -217,7 +217,7 @@ def test_a_run_compiles_each_model_once(tmp_path: Path, vitscore: Any, monkeypat
         return graph.forward
 
     monkeypatch.setattr(
-        "vitscore.models._compiled", lambda net, device: torch.compile(net, backend=backend, dynamic=False)
+        "vitscore.models.image_model._compiled", lambda net, device: torch.compile(net, backend=backend, dynamic=False)
     )
     before = torch.get_num_threads()
     torch.set_num_threads(3)

@@ -10,8 +10,8 @@ import torch
 from transformers import CLIPModel
 
 from support import smallmodels as small
-from vitscore import zeroshot
 from vitscore.errors import SetupError, UsageError
+from vitscore.models import zeroshot
 
 CLASSES = ("cat", "big dog", "crane, bird", "owl")
 

@@ -23,7 +23,7 @@ from vitscore.decode import Decoded
 from vitscore.forward import Forward, Ranked
 
 if TYPE_CHECKING:
-    from vitscore.models import ImageModel
+    from vitscore.models.image_model import ImageModel
 
 AUDITED_IMAGES = 64
 Array = np.ndarray[Any, Any]

@@ -160,8 +160,8 @@ def execute(
 
 def check_baseline(options: RunOptions, baseline: str | None) -> None:
     """Refuse an unknown baseline before the first image."""
-    from vitscore.checkpoints import parse_models
     from vitscore.errors import UsageError
+    from vitscore.models.checkpoint import parse_models
 
     names = list(parse_models(options.model))
     if baseline is not None and baseline not in names:

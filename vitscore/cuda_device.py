@@ -20,7 +20,7 @@ from vitscore.errors import SetupError
 from vitscore.score_buffer import ScoreBuffer
 
 if TYPE_CHECKING:
-    from vitscore.models import ModelOutput
+    from vitscore.models.image_model import ModelOutput
 
 Run = Callable[[torch.Tensor], "ModelOutput"]
 """Pixels of up to the batch's rows in, outputs of all its rows out; they last until the next call."""

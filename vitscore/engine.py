@@ -36,7 +36,7 @@ from vitscore.system.machine import process_age_s
 from vitscore.waits import Waits
 
 if TYPE_CHECKING:
-    from vitscore.models import ImageModel
+    from vitscore.models.image_model import ImageModel
 
 FIRST_LABELS = 1000
 Array = np.ndarray[Any, Any]

@@ -20,12 +20,12 @@ import torch
 
 from vitscore import kernels
 from vitscore.decode import Decoded
+from vitscore.models.test_time_views import over_views
 from vitscore.parts import Predictions
 from vitscore.preprocess import Geometry, ProcessorGeometry
-from vitscore.views import over_views
 
 if TYPE_CHECKING:
-    from vitscore.models import ImageModel
+    from vitscore.models.image_model import ImageModel
 
 Array = np.ndarray[Any, Any]
 

@@ -30,12 +30,12 @@ from vitscore.cuda_device import Device, Mark, Run, is_launch_bound
 from vitscore.cuda_memory import is_out_of_memory, out_of_memory
 from vitscore.decode import Decoded
 from vitscore.forward import Ranked, pad, share_geometries
+from vitscore.models.test_time_views import over_views
 from vitscore.parts import Predictions
 from vitscore.score_buffer import ScoreBuffer, copied
-from vitscore.views import over_views
 
 if TYPE_CHECKING:
-    from vitscore.models import ImageModel, ModelOutput
+    from vitscore.models.image_model import ImageModel, ModelOutput
 
 Array = np.ndarray[Any, Any]
 Result = TypeVar("Result")

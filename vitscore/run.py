@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vitscore import checkpoints
 from vitscore import folder as folders
 from vitscore.conclude import Outcome, conclude
 from vitscore.config import RunOptions
 from vitscore.errors import SetupError, VitscoreError
 from vitscore.folder import RunFolder
+from vitscore.models import checkpoint as checkpoints
 from vitscore.parts import finished_parts
 from vitscore.prepare import Plan, make_plan, require_labels_file
 from vitscore.progress import Observer, Reporter
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from vitscore.decode import AnyGeometry
     from vitscore.engine import Tally
     from vitscore.intake import Ahead, Intake
-    from vitscore.models import ImageModel
+    from vitscore.models.image_model import ImageModel
 
 
 def plan_only(options: RunOptions) -> Plan:
@@ -167,7 +167,7 @@ def decode_ahead(ahead: Ahead, plan: Plan, *, ranks: Ranks, folder: RunFolder, d
     """Begin to read and decode, where nothing that it takes hangs on the models' weights or on a GPU's memory."""
     if plan["device"] != "cpu" or "embeddings" in plan.options.save:
         return
-    from vitscore.loading import geometry_of
+    from vitscore.models.loading import geometry_of
     from vitscore.preprocess import Geometry
 
     geometries = [geometry_of(planned.checkpoint) for planned in plan.models]
@@ -288,7 +288,7 @@ def import_ahead(options: RunOptions) -> None:
     import transformers
 
     import vitscore.engine
-    import vitscore.models  # noqa: F401
+    import vitscore.models.image_model  # noqa: F401
 
     with contextlib.suppress(Exception):
         for source in checkpoints.parse_models(options.model).values():
@@ -350,8 +350,8 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
 
     from vitscore.augment.stage import require_bytes
     from vitscore.cuda_device import keep_compiled_code, require_exact_fp32
-    from vitscore.models import load_model
-    from vitscore.zeroshot import default_cache
+    from vitscore.models.load import load_model
+    from vitscore.models.zeroshot import default_cache
 
     device = "cpu"
     if plan["compile"]:

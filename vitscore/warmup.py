@@ -18,7 +18,7 @@ from vitscore.cuda_memory import Footprint, fitting, is_out_of_memory, out_of_me
 from vitscore.settings import Choice
 
 if TYPE_CHECKING:
-    from vitscore.models import ImageModel
+    from vitscore.models.image_model import ImageModel
     from vitscore.prepare import Plan
 
 FEW, MANY = 8, 32

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vitscore import kernels
-from vitscore.models import ModelOutput
+from vitscore.models.image_model import ModelOutput
 from vitscore.score_buffer import ScoreBuffer
 
 FILLING = 0x7F

@@ -25,11 +25,11 @@ from vitscore.shards.samples import OpenShard
 from vitscore.system.machine import num_usable_cpus
 
 if TYPE_CHECKING:
-    from vitscore.models import ImageModel
+    from vitscore.models.image_model import ImageModel
     from vitscore.prepare import Plan
 
 if TYPE_CHECKING:
-    from vitscore.models import ImageModel
+    from vitscore.models.image_model import ImageModel
     from vitscore.preprocess import Geometry
 
 

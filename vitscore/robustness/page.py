@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def write_page(plan: Plan, folder: Path, document: dict[str, Any]) -> None:
     """Render the document with one image of the shards under every condition, as the first model sees it."""
-    from vitscore.loading import geometry_of
+    from vitscore.models.loading import geometry_of
     from vitscore.preprocess import Geometry
     from vitscore.robustness.estimate import example_pictures
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from vitscore import attention
-from vitscore.first_token import num_first_tokens
 from vitscore.kernels.cpu_bf16 import attend_bfloat16, layer_norm_bfloat16, patches_bfloat16
+from vitscore.models.cpu_bf16 import attention
+from vitscore.models.cpu_bf16.class_token_layer import num_first_tokens
 
 # Axes: B images, H W pixels, C channels, P patches of an image, N tokens of an image, T tokens of all images, F first
 # tokens of an image, D width of the trunk, O outputs of a product, I inputs of attention (queries, keys, values, or

@@ -13,16 +13,16 @@ import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from vitscore import attention, checkpoints, zeroshot
-from vitscore.checkpoints import Checkpoint, Kind
-from vitscore.classes.matching import HeadMap, plain_names
-from vitscore.first_token import FirstTokenLayer
-from vitscore.heads import (
+from vitscore.classes.matching import HeadMap
+from vitscore.models.checkpoint import Checkpoint, Kind
+from vitscore.models.cpu_bf16 import attention
+from vitscore.models.cpu_bf16.class_token_layer import FirstTokenLayer
+from vitscore.models.cpu_bf16.trunk import Trunk, Unsuitable
+from vitscore.models.heads import (
     ClassifierNet,
     CosineNet,
     Net,
@@ -31,9 +31,8 @@ from vitscore.heads import (
     VisionTower,
     head_layers,
 )
-from vitscore.loading import load_processor, load_weights, reading, spec_of
+from vitscore.models.loading import load_processor, load_weights, spec_of
 from vitscore.preprocess import Geometry, ProcessorGeometry, Spec
-from vitscore.trunk import Trunk, Unsuitable
 
 # Axes: B images of a batch, H W pixels, K classes of the data set, D the head's input or the projection.
 
@@ -232,96 +231,6 @@ def hollow_twin(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor's shape and type without its numbers."""
     twin = torch.empty_like(tensor, device="meta")
     return torch.nn.Parameter(twin, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else twin
-
-
-def load_model(
-    checkpoint: Checkpoint,
-    *,
-    name: str,
-    classes: Sequence[str],
-    head_map: HeadMap | None,
-    templates: Sequence[str],
-    device: str,
-    precision: Precision,
-    compile: bool,
-    batch_size: int | None,
-    save_embeddings: bool = False,
-    cache_dir: Path | None = None,
-    fingerprint: str | None = None,
-) -> ImageModel:
-    """Load a checkpoint and make it answer in the data set's classes.
-
-    Args:
-        checkpoint: what `checkpoints.find` found.
-        name: the model's name in the run.
-        classes: the data set's classes, by display name.
-        head_map: a classifier's columns for the classes; None for a zero-shot model.
-        templates: captions for a zero-shot model.
-        device: "cpu", "cuda" or "cuda:N".
-        precision: of the trunk; heads are fp32.
-        compile: compile the model for batches of `batch_size`.
-        batch_size: rows of every batch to come; None where they are not known yet, and the caller warms up.
-        save_embeddings: give embeddings out with the logits.
-        cache_dir: where text weights are kept between runs; None keeps none.
-        fingerprint: the checkpoint's, where it is known already; text weights are kept under it.
-
-    Raises:
-        SetupError: the weights do not fill the model, or its files cannot be loaded.
-    """
-    loaded = load_weights(checkpoint).to(device)
-    weights_KD = None
-    if checkpoint.kind == "zero-shot":
-        weights_KD = zero_shot_weights(
-            checkpoint,
-            loaded,
-            classes=plain_names(classes),
-            templates=templates,
-            device=device,
-            cache_dir=cache_dir,
-            fingerprint=fingerprint,
-        )
-    model = ImageModel(
-        checkpoint,
-        name=name,
-        classes=classes,
-        head_map=head_map,
-        device=device,
-        precision=precision,
-        compile=compile,
-        save_embeddings=save_embeddings,
-        text_weights_KD=weights_KD,
-        loaded=loaded,
-    )
-    if compile and batch_size is not None:
-        model.warm_up(batch_size)
-    return model
-
-
-def zero_shot_weights(
-    checkpoint: Checkpoint,
-    loaded: Any,
-    *,
-    classes: Sequence[str],
-    templates: Sequence[str],
-    device: str,
-    cache_dir: Path | None,
-    fingerprint: str | None,
-) -> torch.Tensor:
-    """Text weights (K, D) from the cache, else from the text tower."""
-    from transformers import AutoTokenizer
-
-    key = ""
-    if cache_dir is not None:
-        key = zeroshot.cache_key(fingerprint or checkpoints.fingerprint(checkpoint), classes, templates, device)
-        cached = zeroshot.load_cached(cache_dir, key, num_classes=len(classes))
-        if cached is not None:
-            return cached.to(device)
-    with reading(checkpoint, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-    weights_KD = zeroshot.text_weights(loaded, tokenizer, classes, templates, device)
-    if cache_dir is not None:
-        zeroshot.store(cache_dir, key, weights_KD)
-    return weights_KD
 
 
 def _compiled(net: Net, device: str) -> Any:

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from vitscore.errors import SetupError
-from vitscore.first_token import shorten
+from vitscore.models.cpu_bf16.class_token_layer import shorten
+from vitscore.models.cpu_bf16.trunk import Trunk
 from vitscore.preprocess import Spec
-from vitscore.trunk import Trunk
 
 # Axes: B images of a batch, C channels, H W pixels, N outputs of a head, K classes, M head classes of one class, D
 # width of an embedding.

@@ -234,7 +234,7 @@ def _built_in(source: str) -> Path:
             expected=" or ".join(BUILT_IN),
             next_step=f"A folder of that name is ./{source}.",
         )
-    path = Path(__file__).resolve().parent / "demo" / source
+    path = Path(__file__).resolve().parent.parent / "demo" / source
     if not (path / "config.json").is_file():
         raise SetupError("built-in checkpoint is missing", where=source, next_step="Run `make demo-models`.")
     return path

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from vitscore.models import ImageModel, ModelOutput
+    from vitscore.models.image_model import ImageModel, ModelOutput
 
 Flip = Callable[[torch.Tensor], torch.Tensor]
 

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitscore.errors import SetupError, UsageError
+from vitscore.models import checkpoint as checkpoints
+from vitscore.models.checkpoint import Checkpoint
+from vitscore.models.loading import reading
 
 if TYPE_CHECKING:
     import torch
@@ -197,3 +200,30 @@ def store(folder: Path, key: str, weights_KD: torch.Tensor) -> None:
         os.replace(temporary, folder / f"text-{key}.safetensors")
     except OSError:
         Path(temporary).unlink(missing_ok=True)
+
+
+def zero_shot_weights(
+    checkpoint: Checkpoint,
+    loaded: Any,
+    *,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    device: str,
+    cache_dir: Path | None,
+    fingerprint: str | None,
+) -> torch.Tensor:
+    """Text weights (K, D) from the cache, else from the text tower."""
+    from transformers import AutoTokenizer
+
+    key = ""
+    if cache_dir is not None:
+        key = cache_key(fingerprint or checkpoints.fingerprint(checkpoint), classes, templates, device)
+        cached = load_cached(cache_dir, key, num_classes=len(classes))
+        if cached is not None:
+            return cached.to(device)
+    with reading(checkpoint, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    weights_KD = text_weights(loaded, tokenizer, classes, templates, device)
+    if cache_dir is not None:
+        store(cache_dir, key, weights_KD)
+    return weights_KD

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from vitscore.checkpoints import Checkpoint
 from vitscore.errors import SetupError
+from vitscore.models.checkpoint import Checkpoint
 from vitscore.preprocess import (
     Geometry,
     Inexpressible,
