@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from vitscore.identity import digest
 from vitscore.kernels import score_rows
-from vitscore.parts import Footer, ModelColumns, Predictions, ShardRows, part_schema
+from vitscore.rundir.parts import Footer, ModelColumns, Predictions, ShardRows, part_schema
 
 Array = np.ndarray[Any, Any]
 

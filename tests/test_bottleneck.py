@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vitscore.bottleneck import Bottleneck, Situation, advise
-from vitscore.show import bottleneck_line
+from vitscore.text.tables import bottleneck_line
 from vitscore.waits import STAGES, Waits
 
 GPU: dict[str, Any] = {"device": "cuda", "precision": "fp16", "is_compiled": True, "batch_size": 256}

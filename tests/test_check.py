@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vitscore.parts import FOOTER_KEY, Footer, read_footer
+from vitscore.rundir.parts import FOOTER_KEY, Footer, read_footer
 
 Call = Callable[..., Any]
 

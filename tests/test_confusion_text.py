@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitscore.confusion_text import confusion_pictures
 from vitscore.kernels.counts import SparseConfusion
+from vitscore.text.confusion import confusion_pictures
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 

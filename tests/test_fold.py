@@ -15,7 +15,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from vitscore.errors import LedgerError, UsageError
 from vitscore.kernels import score_rows
 from vitscore.metrics.fold import fold, refold, write_metrics
-from vitscore.parts import FOOTER_KEY, Footer, ModelColumns, finished_parts, part_name, part_schema
+from vitscore.rundir.parts import FOOTER_KEY, Footer, ModelColumns, finished_parts, part_name, part_schema
 
 IDENTITY = "f" * 64
 

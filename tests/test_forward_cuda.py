@@ -27,7 +27,7 @@ from vitscore.models import checkpoint as checkpoints
 from vitscore.models import zeroshot
 from vitscore.models.image_model import ImageModel
 from vitscore.models.load import load_model
-from vitscore.parts import Predictions
+from vitscore.rundir.parts import Predictions
 
 Call = Callable[..., Any]
 NAMES = tuple(f"class {number}" for number in range(23))

@@ -54,9 +54,9 @@ def test_only_the_command_line_knows_about_terminals() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import vitscore.metrics.figures, vitscore.metrics.pairs, vitscore.metrics.fold, vitscore.status",
-        "import vitscore.show, vitscore.folder, vitscore.api, vitscore.parts, vitscore.system.machine",
-        "import vitscore.report.page, vitscore.confusion_text",
+        "import vitscore.metrics.figures, vitscore.metrics.pairs, vitscore.metrics.fold, vitscore.rundir.status",
+        "import vitscore.text.tables, vitscore.rundir.folder, vitscore.api, vitscore.rundir.parts, vitscore.system.machine",
+        "import vitscore.report.page, vitscore.text.confusion",
         "import vitscore.kernels, vitscore.shards.samples, vitscore.shards.locate",
         "import vitscore.cli; assert vitscore.cli.main(['run', '--help']) == 0",
         "import vitscore.cli; assert vitscore.cli.main(['shards', '--help']) == 0",

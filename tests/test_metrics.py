@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from transformers import EvalPrediction
 
 from vitscore.errors import LabelError, UsageError
-from vitscore.figure_text import figure_notes
 from vitscore.kernels import score_rows
 from vitscore.metrics import compute_metrics, intervals
 from vitscore.metrics.counts import ModelCounts
 from vitscore.metrics.figures import class_figures, model_metrics, report_names
 from vitscore.metrics.intervals import wilson
+from vitscore.text.notes import figure_notes
 
 IDS = np.ndarray
 

@@ -8,8 +8,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from vitscore import parts
-from vitscore.parts import Footer, ModelColumns, Predictions, ShardRows, finished_parts, part_name, part_schema
+from vitscore.rundir import parts
+from vitscore.rundir.parts import (
+    Footer,
+    ModelColumns,
+    Predictions,
+    ShardRows,
+    finished_parts,
+    part_name,
+    part_schema,
+)
 
 Array = np.ndarray[Any, Any]
 

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from support import badserver
+from vitscore.rundir.status import read_status
 from vitscore.shards.locate import locate
 from vitscore.shards.remote import fetch, stores, web
 from vitscore.shards.remote import retries as failures
 from vitscore.shards.remote.cache import Cache
 from vitscore.shards.shard import Shard
-from vitscore.status import read_status
 
 ROOT = Path(__file__).parent.parent
 NUM_SHARDS = 6

@@ -19,7 +19,7 @@ from transformers.image_utils import load_image
 
 from vitscore import load_run
 from vitscore.models.checkpoint import find
-from vitscore.parts import PART_NAME
+from vitscore.rundir.parts import PART_NAME
 
 Call = Callable[..., Any]
 MODELS = ("-m", "demo-vit", "-m", "demo-clip")
@@ -267,7 +267,7 @@ def test_the_run_says_what_it_waited_for(
     from vitscore.decode_dali import DaliDecoder
     from vitscore.engine import Engine
     from vitscore.forward import Forward
-    from vitscore.parts import ShardRows
+    from vitscore.rundir.parts import ShardRows
     from vitscore.shards.samples import OpenShard
 
     held, name = {

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from support.tars import write_members
 from vitscore.cli_shards import app
 from vitscore.errors import UsageError, VitscoreError
-from vitscore.shards_text import parse_size, printable
+from vitscore.text.shards import parse_size, printable
 
 
 def call(*arguments: object) -> Result:

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from vitscore.config import make_options
 from vitscore.errors import UsageError
-from vitscore.folder import require_record
-from vitscore.parts import finished_parts
+from vitscore.rundir.folder import require_record
+from vitscore.rundir.parts import finished_parts
 
 
 class Figures(Mapping[str, Any]):
@@ -147,7 +147,7 @@ def score(
     """
     from vitscore import run as runs
     from vitscore.ranks.ranks import rank_from_environment
-    from vitscore.show import Watcher
+    from vitscore.text.watcher import Watcher
 
     values = {"shards": shards, "model": model, "output": output, **options}
     made = make_options(values)

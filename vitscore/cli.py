@@ -181,8 +181,8 @@ def execute(
 ) -> None:
     """Run `options` and show what came of it."""
     from vitscore import run as runs
-    from vitscore import show
     from vitscore.system.libraries import prepare_arrow
+    from vitscore.text import tables as show
 
     if is_dry:
         from vitscore.dryrun import estimate_disk, plan_document
@@ -205,8 +205,8 @@ def execute(
 
 def show_outcome(outcome: Outcome, *, per_class: bool, as_json: bool) -> None:
     """The result on standard output, then the problem that decides the exit code, if any."""
-    from vitscore import show
-    from vitscore.figure_text import figure_notes
+    from vitscore.text import tables as show
+    from vitscore.text.notes import figure_notes
 
     console = show.make_console()
     if as_json:

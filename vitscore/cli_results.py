@@ -73,12 +73,12 @@ def metrics(
     With --labels, --label-map, --top-k, --only-classes, --keys or --groups: what the metrics would be, printed and not
     written.
     """
-    from vitscore import show
-    from vitscore.figure_text import figure_notes
-    from vitscore.folder import require_record
     from vitscore.metrics.fold import refold, write_metrics
     from vitscore.metrics.recount import make_recount
+    from vitscore.rundir.folder import require_record
     from vitscore.system.durable import writing
+    from vitscore.text import tables as show
+    from vitscore.text.notes import figure_notes
 
     asked: dict[str, Any] = {
         "labels": labels, "label_maps": label_map or (), "top_k": top_k, "only_classes": only_classes, "keys": keys,
@@ -140,10 +140,10 @@ def report(
 
     Shards are asked for small pictures only; where they are gone, the report has everything else.
     """
-    from vitscore.folder import require_record
     from vitscore.metrics.fold import refold
     from vitscore.report import write_report
-    from vitscore.show import size_text
+    from vitscore.rundir.folder import require_record
+    from vitscore.text.console import size_text
 
     record = require_record(folder)
     written = write_report(folder, refold(folder), record, path=output, shards=shards or (), with_thumbnails=thumbnails)
@@ -156,7 +156,7 @@ def status(folder: Output, as_json: Json = False) -> None:
     """How far a run is, while it runs or after: shards and samples done, bad, the rate, and what is left."""
     from dataclasses import asdict
 
-    from vitscore.status import read_status, status_lines
+    from vitscore.rundir.status import read_status, status_lines
 
     found = read_status(folder)
     if as_json:
@@ -180,10 +180,10 @@ def compare(
     Runs are joined on the shard's base name and the key, else on the key. Tests are exact and corrected for the number
     of pairs (Holm); intervals are for paired samples. Nothing is written.
     """
-    from vitscore import show
-    from vitscore.compare_text import comparison_lines
-    from vitscore.figure_text import figure_notes
     from vitscore.results.compare import compare_runs
+    from vitscore.text import tables as show
+    from vitscore.text.comparison import comparison_lines
+    from vitscore.text.notes import figure_notes
 
     document = compare_runs(runs, labels=labels, top=top)
     if as_json:

@@ -138,9 +138,9 @@ def execute(
 ) -> None:
     """Run the grid and show what came of it."""
     from vitscore import run as runs
-    from vitscore import show
     from vitscore.system.launcher import is_main_rank
     from vitscore.system.libraries import prepare_arrow
+    from vitscore.text import tables as show
 
     check_baseline(options, baseline)
     if is_dry:
@@ -169,12 +169,12 @@ def check_baseline(options: RunOptions, baseline: str | None) -> None:
 
 
 def show_outcome(outcome: Outcome, *, baseline: str | None, as_json: bool) -> None:
-    from vitscore import show
     from vitscore.config import VIEWS
     from vitscore.robustness.grid import refold
     from vitscore.robustness.page import write_page
     from vitscore.robustness.words import table
     from vitscore.system.durable import writing
+    from vitscore.text import tables as show
 
     with writing(outcome.folder):
         document = refold(outcome.folder, baseline=baseline)
@@ -199,9 +199,9 @@ def show_outcome(outcome: Outcome, *, baseline: str | None, as_json: bool) -> No
 
 def show_estimate(plan: Plan, *, as_json: bool) -> None:
     """`--dry-run`: the cells, and the time they will take, measured on one batch."""
-    from vitscore import show
     from vitscore.dryrun import estimate_disk, plan_document
     from vitscore.robustness.estimate import estimate, load_alone
+    from vitscore.text import tables as show
 
     found = estimate(plan, load_alone(plan))
     if as_json:

@@ -18,7 +18,7 @@ import typer
 
 from vitscore.cli_options import AllowPipe, CacheFolder, LabelKey, Progress
 from vitscore.errors import DataError, ShardError, UsageError
-from vitscore.shards_text import (
+from vitscore.text.shards import (
     column_lines,
     format_bytes,
     parse_size,

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitscore import folder as folders
 from vitscore.bottleneck import Bottleneck, find_bottleneck
 from vitscore.config import BadLimit, RunOptions
 from vitscore.errors import DataError, LabelError, LedgerError, SetupError, TooManyBadError
-from vitscore.folder import RunFolder
-from vitscore.parts import finished_parts
 from vitscore.prepare import Plan
 from vitscore.ranks.ranks import POLL_S, SHARED_S, Ranks
+from vitscore.rundir import folder as folders
+from vitscore.rundir.folder import RunFolder
+from vitscore.rundir.parts import finished_parts
 from vitscore.shards.reasons import LABEL_REASONS, UNREACHABLE, reason_kind
 from vitscore.system.durable import writing
 from vitscore.system.machine import num_usable_cpus, peak_rss_bytes

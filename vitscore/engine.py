@@ -26,10 +26,10 @@ from vitscore.decode import Decoded
 from vitscore.errors import DataError, LabelError, TooManyBadError
 from vitscore.forward import Awaited, Ranked, make_forward
 from vitscore.intake import Intake
-from vitscore.parts import ShardRows
 from vitscore.prepare import Plan
 from vitscore.ranks.ranks import Ranks
 from vitscore.reader import Batch
+from vitscore.rundir.parts import ShardRows
 from vitscore.shards.reasons import LABEL_REASONS, NONFINITE_LOGITS, reason_kind, with_details
 from vitscore.system.durable import writing
 from vitscore.system.machine import process_age_s

@@ -21,8 +21,8 @@ import torch
 from vitscore import kernels
 from vitscore.decode import Decoded
 from vitscore.models.test_time_views import over_views
-from vitscore.parts import Predictions
 from vitscore.preprocess import Geometry, ProcessorGeometry
+from vitscore.rundir.parts import Predictions
 
 if TYPE_CHECKING:
     from vitscore.models.image_model import ImageModel

@@ -31,7 +31,7 @@ from vitscore.cuda_memory import is_out_of_memory, out_of_memory
 from vitscore.decode import Decoded
 from vitscore.forward import Ranked, pad, share_geometries
 from vitscore.models.test_time_views import over_views
-from vitscore.parts import Predictions
+from vitscore.rundir.parts import Predictions
 from vitscore.score_buffer import ScoreBuffer, copied
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import numpy as np
 
 from vitscore import kernels
 from vitscore.decode import AnyGeometry, Decoded, make_decoder
-from vitscore.parts import ModelColumns
 from vitscore.reader import Batch, Reader
+from vitscore.rundir.parts import ModelColumns
 from vitscore.waits import Waits
 
 if TYPE_CHECKING:

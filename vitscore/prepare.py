@@ -21,7 +21,7 @@ from vitscore.errors import SetupError, UsageError
 from vitscore.models import checkpoint as checkpoints
 from vitscore.models import zeroshot
 from vitscore.models.checkpoint import Checkpoint
-from vitscore.parts import ModelColumns
+from vitscore.rundir.parts import ModelColumns
 from vitscore.settings import Choice, resolve
 from vitscore.shards.labels import LabelRule, load_labels
 from vitscore.shards.locate import locate

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from vitscore.parts import Footer, ModelColumns, ShardRows, part_schema
 from vitscore.prepare import Plan
 from vitscore.ranks.shard_queue import HandOut
+from vitscore.rundir.parts import Footer, ModelColumns, ShardRows, part_schema
 from vitscore.shards.files import ShardFile
 from vitscore.shards.remote.cache import Cache, fetch_ahead
 from vitscore.shards.remote.retries import Abandoned

@@ -17,18 +17,18 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vitscore import folder as folders
 from vitscore.conclude import Outcome, conclude
 from vitscore.config import RunOptions
 from vitscore.errors import SetupError, VitscoreError
-from vitscore.folder import RunFolder
 from vitscore.models import checkpoint as checkpoints
-from vitscore.parts import finished_parts
 from vitscore.prepare import Plan, make_plan, require_labels_file
 from vitscore.progress import Observer, Reporter
 from vitscore.ranks import ranks as ranks_module
 from vitscore.ranks.ranks import POLL_S, SHARED_S, Ranks
 from vitscore.ranks.shard_queue import HandOut
+from vitscore.rundir import folder as folders
+from vitscore.rundir.folder import RunFolder
+from vitscore.rundir.parts import finished_parts
 from vitscore.shards.reasons import UNREACHABLE, reason_kind
 from vitscore.system.libraries import prepare_allocator, prepare_math_library
 from vitscore.system.machine import num_usable_cpus

@@ -27,14 +27,14 @@ from pathlib import Path
 import numpy as np
 
 from support import powerloss
-from vitscore import folder as folders
-from vitscore import parts
 from vitscore.config import make_options
 from vitscore.errors import SetupError
-from vitscore.folder import RunFolder
 from vitscore.metrics.fold import refold, write_metrics
-from vitscore.parts import Footer, ModelColumns, Predictions, ShardRows, finished_parts, part_schema
 from vitscore.prepare import Plan, make_plan
+from vitscore.rundir import folder as folders
+from vitscore.rundir import parts
+from vitscore.rundir.folder import RunFolder
+from vitscore.rundir.parts import Footer, ModelColumns, Predictions, ShardRows, finished_parts, part_schema
 from vitscore.system.durable import TEMPORARY_SUFFIX, writing
 
 DEMO_SHARDS = Path(__file__).parent.parent.parent / "vitscore" / "demo" / "shards"

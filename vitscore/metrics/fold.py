@@ -30,8 +30,8 @@ from vitscore.metrics.counts import TOP_K, ModelCounts
 from vitscore.metrics.figures import model_metrics, report_names
 from vitscore.metrics.pairs import Pair, compare_pairs
 from vitscore.metrics.recount import Recount
-from vitscore.parts import Footer, Parts, finished_parts, read_footer
-from vitscore.rows import ModelRows, Rows, read_rows
+from vitscore.rundir.parts import Footer, Parts, finished_parts, read_footer
+from vitscore.rundir.rows import ModelRows, Rows, read_rows
 from vitscore.shards.reasons import reason_kind
 from vitscore.system.durable import write_bytes_durably, write_json_durably
 

@@ -25,7 +25,7 @@ from vitscore.classes.label_maps import BY_POSITION, NameIndex, read_label_map, 
 from vitscore.classes.names import plain_names
 from vitscore.errors import ClassError, LabelError, UsageError
 from vitscore.kernels.rows import score_rows
-from vitscore.rows import FIGURES, ModelRows, Rows
+from vitscore.rundir.rows import FIGURES, ModelRows, Rows
 from vitscore.shards.labels import LabelRule, load_labels
 
 Array: TypeAlias = npt.NDArray[Any]

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscore.kernels.reliability import NUM_BINS
-from vitscore.parts import Footer
-from vitscore.rows import Rows, read_rows
+from vitscore.rundir.parts import Footer
+from vitscore.rundir.rows import Rows, read_rows
 from vitscore.shards.reasons import reason_kind
 
 SAMPLES_A_PAIR = 6

@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitscore.errors import LedgerError, SetupError, UsageError
-from vitscore.folder import require_record
 from vitscore.identity import digest_file
 from vitscore.metrics.fold import Folded, confusion_bytes, refold
-from vitscore.parts import PART_NAME, Footer, finished_parts, read_footer
+from vitscore.rundir.folder import require_record
+from vitscore.rundir.parts import PART_NAME, Footer, finished_parts, read_footer
 from vitscore.shards.labels import LabelRule, load_labels
 from vitscore.shards.locate import locate
 from vitscore.shards.reasons import LABEL_REASONS, MISSING, UNREACHABLE, reason_kind

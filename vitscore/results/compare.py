@@ -23,15 +23,15 @@ import pyarrow as pa
 
 from vitscore.classes.names import fold
 from vitscore.errors import ClassError, LabelError, UsageError
-from vitscore.folder import require_record
 from vitscore.metrics.counts import ModelCounts
 from vitscore.metrics.figures import model_metrics, report_names
 from vitscore.metrics.paired_f1 import class_differences
 from vitscore.metrics.pairs import Pair, compare_pairs, conclusion, holm, mcnemar_p, overall
 from vitscore.metrics.recount import corrected, read_corrections
-from vitscore.parts import finished_parts
 from vitscore.results.join import join
-from vitscore.rows import ModelRows, read_rows
+from vitscore.rundir.folder import require_record
+from vitscore.rundir.parts import finished_parts
+from vitscore.rundir.rows import ModelRows, read_rows
 
 Array: TypeAlias = npt.NDArray[Any]
 DISAGREEMENTS = 10

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vitscore.errors import DataError, UsageError
-from vitscore.folder import require_record
 from vitscore.metrics.fold import refold
-from vitscore.parts import finished_parts
-from vitscore.rows import ModelRows, Rows, read_rows
+from vitscore.rundir.folder import require_record
+from vitscore.rundir.parts import finished_parts
+from vitscore.rundir.rows import ModelRows, Rows, read_rows
 from vitscore.system.durable import durable_path, json_bytes, write_bytes_durably, writing
 
 Array: TypeAlias = npt.NDArray[Any]

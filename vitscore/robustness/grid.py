@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 
 from vitscore.augment import operators
 from vitscore.errors import LedgerError, UsageError
-from vitscore.folder import require_record
 from vitscore.metrics.intervals import Z, wilson, wilson_of_rate
 from vitscore.metrics.pairs import PairCounts, compare, holm, mcnemar_p, paired_interval
-from vitscore.parts import finished_parts
+from vitscore.rundir.folder import require_record
+from vitscore.rundir.parts import finished_parts
 from vitscore.system.durable import write_json_durably
 
 ROWS_AT_ONCE = 65_536

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from vitscore import identity
 from vitscore.errors import OtherRunError, UsageError
-from vitscore.parts import PART_NAME
+from vitscore.rundir.parts import PART_NAME
 from vitscore.shards.redaction import public_spec
 from vitscore.system import launcher
 from vitscore.system.durable import (

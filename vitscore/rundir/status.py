@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitscore.folder import require_record
-from vitscore.parts import finished_parts
+from vitscore.rundir.folder import require_record
+from vitscore.rundir.parts import finished_parts
 from vitscore.system.durable import host_name, is_alive
 
 
