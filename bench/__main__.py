@@ -11,7 +11,7 @@ def main() -> None:
     from vitscore.system.launcher import end_with_launcher
 
     end_with_launcher()
-    from vitscore.cli import main as run_cli
+    from vitscore.cli.main import main as run_cli
 
     sys.exit(run_cli(["bench", *sys.argv[1:]]))
 

@@ -34,7 +34,7 @@ def vitscore(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Call the command line in this process, without its start-up cost."""
 
     def call(*arguments: object) -> Done:
-        from vitscore.cli import main
+        from vitscore.cli.main import main
 
         capfd.readouterr()
         code = main([str(argument) for argument in arguments])

@@ -98,7 +98,7 @@ NO_SKLEARN = (
     "    def find_spec(self, name, path=None, target=None):\n"
     "        if name.split('.')[0] == 'sklearn': raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
     "sys.meta_path.insert(0, Without())\n"
-    "from vitscore.cli import main\nsys.exit(main(sys.argv[1:]))"
+    "from vitscore.cli.main import main\nsys.exit(main(sys.argv[1:]))"
 )
 
 

@@ -19,7 +19,7 @@ def test_the_flags_of_run_are_these() -> None:
     """Scripts depend on them; a flag that goes or comes is a change of the contract."""
     import typer
 
-    from vitscore.cli import app
+    from vitscore.cli.main import app
 
     command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
     found = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts) if flag[0] == "-"}

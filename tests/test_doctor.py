@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vitscore import doctor
+from vitscore.cli import doctor
 
 Call = Callable[..., Any]
 GPU = {"has_hardware": True, "driver": "580.65.06", "driver_cuda": (13, 0), "torch_cuda": (13, 0)}

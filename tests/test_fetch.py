@@ -168,7 +168,7 @@ def test_a_full_cache_is_missing_set_up(server: Any, start: Call, tmp_path: Path
     """A limit on file sizes stands for the full disk: the same call fails in the same way."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "from vitscore.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from vitscore.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     folder = tmp_path / "cache"
     done = start(sys.executable, "-c", code, "shards", "ls", f"{server.url}/s.tar", "--cache-dir", folder)

@@ -168,7 +168,7 @@ def test_embeddings_are_kept_though_nothing_can_begin_ahead(
 def test_pandas_is_not_imported_and_can_be_later(make_shards: Call, digits: Any, start: Call, tmp_path: Path) -> None:
     pytest.importorskip("pandas")
     code = (
-        "import sys; from vitscore.cli import main\n"
+        "import sys; from vitscore.cli.main import main\n"
         "assert main(sys.argv[1:]) == 0\n"
         "assert 'pandas' not in sys.modules\n"
         "import pyarrow.parquet as pq; print(len(pq.read_table(sys.argv[-1] + '/shards.parquet').to_pandas()))"

@@ -47,7 +47,7 @@ if os.environ["RANK"] == "0":
     e.Engine._compute = lambda *a: (time.sleep(0.1), real(*a))[1]
 elif {is_limited}:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-from vitscore.cli import main
+from vitscore.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

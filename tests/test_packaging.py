@@ -85,7 +85,7 @@ def test_without_dali_the_torchvision_decoder_serves(tmp_path: Path, start: Call
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.startswith('nvidia.dali'): raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, NoDali())\n"
-        "from vitscore.cli import main\nsys.exit(main(sys.argv[1:]))"
+        "from vitscore.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     )
     command = (sys.executable, "-c", code, "run", "demo", "-m", "demo-vit", "-o", tmp_path / "out", "--limit", 50)
     done = start(*command)

@@ -27,7 +27,7 @@ rank = int(os.environ["RANK"])
 from vitscore.system.launcher import end_with_launcher
 end_with_launcher()
 {before}
-from vitscore.cli import main
+from vitscore.cli.main import main
 for command in json.loads(sys.argv[1]):
     code = main(command)
     if code:

@@ -369,6 +369,6 @@ def test_no_torch_is_imported(run: Path, tmp_path: Path) -> None:
         ["metrics", str(run), "--labels", str(tmp_path / "labels.csv"), "--top-k", "2"],
         ["compare", str(run)],
     ):
-        code = f"import sys\nfrom vitscore.cli import main\nassert main({arguments!r}) == 0\n"
+        code = f"import sys\nfrom vitscore.cli.main import main\nassert main({arguments!r}) == 0\n"
         code += "assert not {'torch', 'transformers', 'nvidia.dali', 'sklearn'} & set(sys.modules)"
         subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

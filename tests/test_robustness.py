@@ -40,7 +40,7 @@ def preds(folder: Path, *columns: str) -> list[tuple[Any, ...]]:
 @pytest.fixture(scope="module")
 def grid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some cells of the demo's first 120 digits, scored once for all tests."""
-    from vitscore.cli import main
+    from vitscore.cli.main import main
 
     folder = tmp_path_factory.mktemp("grid") / "run"
     assert main(["robustness", "demo", *MODELS, *SOME, "--limit", "120", "-b", "16", "-o", str(folder)]) == 0

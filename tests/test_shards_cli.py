@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from support.tars import write_members
-from vitscore.cli_shards import app
+from vitscore.cli.shards import app
 from vitscore.errors import UsageError, VitscoreError
 from vitscore.text.shards import parse_size, printable
 

@@ -1,6 +1,6 @@
 """Attention among few tokens, in bfloat16: scores, softmax and weighted values of a head in one pass.
 
-Between a layer's first product and its second on a CPU (see `vitscore.models.cpu_bf16.attention`), where matrix products of 17 rows
+Between a layer's first product and its second on a CPU, where matrix products of 17 rows
 are too small for oneDNN to be worth their calls: for demo-vit's 17 tokens in 4 heads of 24 it takes 2.4 us an image and
 layer, two products around `softmax_bfloat16` and the copies that they need 3.7. Queries, keys and values are read where
 the layer's product left them, beside each other. Everything between is fp32, the answer is rounded to bfloat16 once.

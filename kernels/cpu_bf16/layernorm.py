@@ -1,6 +1,6 @@
 """Layer normalisation of rows of bfloat16 numbers.
 
-Stands before both halves of every layer of a transformer on a CPU (see `vitscore.models.cpu_bf16.trunk`). torch's own takes 0.28 ms for
+Stands before both halves of every layer of a transformer on a CPU. torch's own takes 0.28 ms for
 the 3,152 rows of 192 of a ViT-Tiny batch of 16, this 0.13. Mean, variance and scaling are fp32; the result is rounded
 to bfloat16 once. A row's bits depend on that row alone.
 """

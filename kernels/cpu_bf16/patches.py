@@ -1,6 +1,6 @@
 """Bytes of images to normalised patches, row by row as a matrix product takes them.
 
-The first step of a vision transformer on a CPU (see `vitscore.models.cpu_bf16.trunk`): what would be a conversion to fp32, a product, a
+The first step of a vision transformer on a CPU: what would be a conversion to fp32, a product, a
 sum, a rounding to bfloat16, a change of axes and a convolution's own copies is one pass. The arithmetic and its
 rounding are those of `vitscore.models.heads.PixelNormalizer`, to the bit.
 """

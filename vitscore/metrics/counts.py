@@ -1,4 +1,4 @@
-"""TODO."""
+"""Streaming counts of one model: what its metrics are computed from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Consoles, and numbers and text cut for them."""
 
 from __future__ import annotations
 

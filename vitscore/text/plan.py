@@ -1,4 +1,4 @@
-"""TODO."""
+"""What `--dry-run` shows: shards, models, choices, disk space."""
 
 from __future__ import annotations
 

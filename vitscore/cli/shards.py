@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from vitscore.cli_options import AllowPipe, CacheFolder, LabelKey, Progress
+from vitscore.cli.options import AllowPipe, CacheFolder, LabelKey, Progress
 from vitscore.errors import DataError, ShardError, UsageError
 from vitscore.text.shards import (
     column_lines,

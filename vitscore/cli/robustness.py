@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitscore.cli_options import (
+from vitscore.cli.options import (
     AugmentSeed,
     BatchSize,
     ClassesFile,
@@ -86,7 +86,7 @@ def robustness(
     Goes on where an earlier start of the same command ended. The operators and severities are those of ImageNet-C.
     """
     from vitscore.augment.operators import describe
-    from vitscore.cli import is_given
+    from vitscore.cli.options import is_given
     from vitscore.config import make_options, read_config
     from vitscore.robustness.grid import make_cells
 
@@ -140,7 +140,7 @@ def execute(
     from vitscore import run as runs
     from vitscore.system.launcher import is_main_rank
     from vitscore.system.libraries import prepare_arrow
-    from vitscore.text import tables as show
+    from vitscore.text.watcher import Watcher
 
     check_baseline(options, baseline)
     if is_dry:
@@ -148,7 +148,7 @@ def execute(
         if is_main_rank():
             show_estimate(plan, as_json=as_json)
         return
-    watcher = show.Watcher(is_shown=progress if is_main_rank() else False, tells_notes=is_main_rank())
+    watcher = Watcher(is_shown=progress if is_main_rank() else False, tells_notes=is_main_rank())
     prepare_arrow()
     try:
         outcome = runs.run(options, watcher)
@@ -174,20 +174,21 @@ def show_outcome(outcome: Outcome, *, baseline: str | None, as_json: bool) -> No
     from vitscore.robustness.page import write_page
     from vitscore.robustness.words import table
     from vitscore.system.durable import writing
-    from vitscore.text import tables as show
+    from vitscore.text.console import make_console
+    from vitscore.text.tables import ledger_line, show_notes, show_sentences
 
     with writing(outcome.folder):
         document = refold(outcome.folder, baseline=baseline)
         write_page(outcome.plan, outcome.folder, document)
-    console = show.make_console()
+    console = make_console()
     if as_json:
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         for line in table(document, width=console.width):
             typer.echo(line)
-        show.show_sentences(document["conclusions"], console)
-        console.print(show.ledger_line(outcome.document))
-        show.show_notes(outcome.notes, console)
+        show_sentences(document["conclusions"], console)
+        console.print(ledger_line(outcome.document))
+        show_notes(outcome.notes, console)
         if outcome.images_per_s:
             plan = outcome.plan
             forwards = len(plan.models) * len(plan.conditions()) * VIEWS[plan.options.tta]
@@ -201,7 +202,8 @@ def show_estimate(plan: Plan, *, as_json: bool) -> None:
     """`--dry-run`: the cells, and the time they will take, measured on one batch."""
     from vitscore.dryrun import estimate_disk, plan_document
     from vitscore.robustness.estimate import estimate, load_alone
-    from vitscore.text import tables as show
+    from vitscore.text.console import duration_text, make_console
+    from vitscore.text.plan import show_plan
 
     found = estimate(plan, load_alone(plan))
     if as_json:
@@ -220,9 +222,9 @@ def show_estimate(plan: Plan, *, as_json: bool) -> None:
         typer.echo("time     unknown: no image could be read")
     else:
         images = "an unknown number of" if found.images is None else f"about {found.images:,}"
-        typer.echo(f"time     {show.duration_text(found.total_s)} on one rank, for {images} images")
+        typer.echo(f"time     {duration_text(found.total_s)} on one rank, for {images} images")
         typer.echo(
             f"         a batch of {found.batch}: decoding {found.decode_s:.2f} s, operators {found.operators_s:.2f} s, "
             f"forwards {found.conditions} x {found.forward_s:.2f} s"
         )
-    show.show_plan(plan, estimate_disk(plan), show.make_console())
+    show_plan(plan, estimate_disk(plan), make_console())

@@ -40,3 +40,9 @@ Limit = Annotated[int | None, typer.Option(metavar="N", help="Score the first N 
 Progress = Annotated[bool | None, typer.Option("--progress/--no-progress", help="Default: on a terminal only.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds a run.")]
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter was set on the command line rather than by default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"

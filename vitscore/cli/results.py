@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitscore.cli_options import AllowPipe, CacheFolder, Debug, Output, PerClass
+from vitscore.cli.options import AllowPipe, CacheFolder, Debug, Output, PerClass
 from vitscore.errors import SetupError, UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -77,8 +77,9 @@ def metrics(
     from vitscore.metrics.recount import make_recount
     from vitscore.rundir.folder import require_record
     from vitscore.system.durable import writing
-    from vitscore.text import tables as show
+    from vitscore.text.console import make_console
     from vitscore.text.notes import figure_notes
+    from vitscore.text.tables import show_document
 
     asked: dict[str, Any] = {
         "labels": labels, "label_maps": label_map or (), "top_k": top_k, "only_classes": only_classes, "keys": keys,
@@ -101,7 +102,7 @@ def metrics(
     else:
         # A subset's answers still are among all classes: its matrix is no square that could be drawn.
         confusions = {} if only_classes else folded.confusions
-        show.show_document(folded.document, per_class=per_class, console=show.make_console(), confusions=confusions)
+        show_document(folded.document, per_class=per_class, console=make_console(), confusions=confusions)
         tell_lines(figure_notes(folded.document))
 
 
@@ -181,16 +182,16 @@ def compare(
     of pairs (Holm); intervals are for paired samples. Nothing is written.
     """
     from vitscore.results.compare import compare_runs
-    from vitscore.text import tables as show
     from vitscore.text.comparison import comparison_lines
     from vitscore.text.notes import figure_notes
+    from vitscore.text.tables import models_table
 
     document = compare_runs(runs, labels=labels, top=top)
     if as_json:
         tell_json(document)
         return
     if document["samples"]:
-        tell_lines([*show.models_table(document), *figure_notes(document)])
+        tell_lines([*models_table(document), *figure_notes(document)])
     tell_lines(comparison_lines(document, rows_shown=top))
 
 
@@ -229,7 +230,7 @@ def doctor(as_json: Json = False) -> None:
 
     Exit 0 where runs will work (with or without a GPU), 4 where a package is missing or a GPU cannot be used.
     """
-    from vitscore.doctor import document_of, examine, lines_of, problems
+    from vitscore.cli.doctor import document_of, examine, lines_of, problems
 
     findings = examine()
     if as_json:

@@ -1,0 +1,92 @@
+"""The command line: every command mounted on one app, errors turned into one line and an exit code.
+
+Nothing heavy is imported at the top: `vitscore --help` costs no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from vitscore import __version__
+from vitscore.cli.errors import is_usage_error, tell, tell_stopped, usage_line
+from vitscore.errors import VitscoreError
+from vitscore.system.launcher import is_main_rank
+from vitscore.system.signals import Stopped, stopping_on_signals
+
+app = typer.Typer(
+    name="vitscore",
+    help="Score image classifiers over millions of images: one decode, every model, each sample counted once.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"vitscore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def mount_others() -> None:
+    from vitscore.cli.bench import app as bench_app
+    from vitscore.cli.results import register
+    from vitscore.cli.robustness import robustness
+    from vitscore.cli.run import demo, run
+    from vitscore.cli.shards import app as shards_app
+
+    app.command(short_help="Score models over shards.")(run)
+    app.command(short_help="Score the built-in models on handwritten digits.")(demo)
+    register(app)
+    app.command(short_help="How accuracy falls as images get worse.")(robustness)
+    app.add_typer(shards_app, name="shards", help="Build and inspect shards.")
+    app.add_typer(bench_app, name="bench", short_help="Measure this machine; compare, plan and draw what was found.")
+
+
+mount_others()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, and turns every error a user can cause into one line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    is_debug = "--debug" in arguments
+    try:
+        with stopping_on_signals(tell_stopped):
+            code = app(arguments, prog_name="vitscore", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except VitscoreError as error:
+        if is_debug:
+            raise
+        return tell(str(error), error.exit_code, is_told=getattr(error, "is_told", is_main_rank()))
+    except Stopped as stopped:
+        tell_stopped()
+        return stopped.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return tell(error.format_message(), 2)  # type: ignore[attr-defined]
+        if is_usage_error(error):
+            return tell(usage_line(error), 2, is_told=is_main_rank())
+        if is_debug:
+            raise
+        from vitscore.shards.redaction import scrub
+
+        line = f"a bug: {type(error).__name__}: {' '.join(scrub(str(error)).split())}. --debug shows where."
+        return tell(line, 1, is_told=is_main_rank())
