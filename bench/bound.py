@@ -22,7 +22,7 @@ from vitscore.bench.timing import run_process, stage_rate
 if TYPE_CHECKING:
     import torch
 
-    from vitscore.decode import Decoded
+    from vitscore.decode.make import Decoded
     from vitscore.models.image_model import ImageModel
     from vitscore.prepare import Plan
 
@@ -117,7 +117,7 @@ def decode_rate(
     plan: Plan, models: Sequence[ImageModel], images: Sequence[Any], *, threads: int, at_least_s: float
 ) -> tuple[float, Decoded]:
     """Images/s through the run's decoder with as many batches under way as in a run; and one decoded batch."""
-    from vitscore.decode import make_decoder
+    from vitscore.decode.make import make_decoder
     from vitscore.forward import share_geometries
 
     size, device_id = plan["batch_size"], 0 if plan["device"] == "cuda" else None
@@ -147,7 +147,7 @@ def forward_rate(plan: Plan, model: ImageModel, pixels: torch.Tensor, *, threads
     """Images/s of one model's forward and ranking on decoded pixels, batches side by side as in a run."""
     import numpy as np
 
-    from vitscore.decode import Decoded
+    from vitscore.decode.make import Decoded
     from vitscore.forward import make_forward
 
     forward = make_forward(

@@ -30,7 +30,7 @@ from vitscore.bench.catalogue import time_limit_s
 from vitscore.bench.checkpoints import CLASSES, make_checkpoint
 from vitscore.bench.timing import Figure, figure, rounds_in_turn, show, stage_rate
 from vitscore.classes.matching import BY_POSITION, match_head
-from vitscore.decode import Decoded
+from vitscore.decode.make import Decoded
 from vitscore.forward import Awaited, make_forward
 from vitscore.models.checkpoint import find
 from vitscore.models.image_model import ImageModel, Precision

@@ -15,8 +15,8 @@ from transformers import CLIPImageProcessor, EfficientNetImageProcessor, ViTImag
 from transformers.image_utils import load_image
 
 from support import pictures
-from vitscore.decode import is_dali_available, make_decoder
-from vitscore.decode_torchvision import render, render_alike
+from vitscore.decode.make import is_dali_available, make_decoder
+from vitscore.decode.torchvision import render, render_alike
 from vitscore.errors import SetupError
 from vitscore.preprocess import Geometry, processor_geometry, spec_from_processor
 
@@ -39,7 +39,7 @@ def decoder(kind, geometries=GEOMETRIES, *, batch_size=64, num_threads=2, **opti
     if kind != "dali graph":
         return make_decoder(kind, geometries, batch_size=batch_size, num_threads=num_threads, **options)
     # The graph that a GPU runs, on the CPU.
-    from vitscore.decode_dali import DaliDecoder
+    from vitscore.decode.dali import DaliDecoder
 
     return DaliDecoder(geometries, batch_size=batch_size, num_threads=num_threads, resize_in_dali=True, **options)
 
@@ -171,7 +171,7 @@ def test_images_of_one_size_get_the_same_bits_together(interpolation, size, crop
 
 @needs_dali
 def test_rows_go_together_only_with_rows_of_their_size_and_few_pixels():
-    from vitscore.decode_dali import alike
+    from vitscore.decode.dali import alike
 
     sizes = [(8, 8)] * 9 + [(500, 400), (8, 9), (500, 400)]
     groups = list(alike([torch.zeros(*size, 3) for size in sizes], at_least=2))
@@ -290,7 +290,7 @@ def test_a_wrong_batch_is_refused(kind):
 
 def test_without_dali_the_error_says_what_to_install(monkeypatch):
     for name in [
-        name for name in sys.modules if name.startswith(("nvidia.dali", "vitscore.decode_dali", "vitscore.dali"))
+        name for name in sys.modules if name.startswith(("nvidia.dali", "vitscore.decode.dali", "vitscore.dali"))
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
@@ -303,7 +303,7 @@ NOISY = """
 import sys, os
 sys.path.insert(0, sys.argv[1])
 from support import pictures
-from vitscore.decode import make_decoder
+from vitscore.decode.make import make_decoder
 from vitscore.preprocess import Geometry
 assert not any(name.startswith("nvidia.dali") for name in sys.modules)  # imported when it is needed
 decoder = make_decoder("dali", [Geometry("exact", (32, 32), "bilinear")], batch_size=40, num_threads=2)

@@ -19,7 +19,7 @@ import torch
 from support import smallmodels as small
 from support import streams
 from vitscore.classes import matching as classes
-from vitscore.decode import Decoded, is_dali_available
+from vitscore.decode.make import Decoded, is_dali_available
 from vitscore.errors import SetupError
 from vitscore.forward import Forward, Ranked
 from vitscore.forward_cuda import CudaForward

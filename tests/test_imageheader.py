@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from support import pictures
-from vitscore.imageheader import read_header
+from vitscore.decode.image_header import read_header
 
 EVERYTHING = {**pictures.ordinary(), **pictures.odd()}
 

@@ -24,7 +24,7 @@ from transformers.image_transforms import get_resize_output_image_size
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from vitscore.decode_torchvision import render
+from vitscore.decode.torchvision import render
 from vitscore.preprocess import (
     Geometry,
     Inexpressible,

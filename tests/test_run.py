@@ -264,7 +264,7 @@ def test_the_run_says_what_it_waited_for(
     """Each stage held up in its turn: a store, a decoder, a forward, the loop itself, a disk that takes its time."""
     import time
 
-    from vitscore.decode_dali import DaliDecoder
+    from vitscore.decode.dali import DaliDecoder
     from vitscore.engine import Engine
     from vitscore.forward import Forward
     from vitscore.rundir.parts import ShardRows

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from vitscore.cuda_memory import is_out_of_memory
-from vitscore.decode import Decoded
+from vitscore.decode.make import Decoded
 from vitscore.forward import Forward, Ranked
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from vitscore.audit import AUDITED_IMAGES, Audit
 from vitscore.augment.seeds import sample_words
 from vitscore.augment.stage import Stage
 from vitscore.config import BadLimit
-from vitscore.decode import Decoded
+from vitscore.decode.make import Decoded
 from vitscore.errors import DataError, LabelError, TooManyBadError
 from vitscore.forward import Awaited, Ranked, make_forward
 from vitscore.intake import Intake

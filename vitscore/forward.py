@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from vitscore import kernels
-from vitscore.decode import Decoded
+from vitscore.decode.make import Decoded
 from vitscore.models.test_time_views import over_views
 from vitscore.preprocess import Geometry, ProcessorGeometry
 from vitscore.rundir.parts import Predictions

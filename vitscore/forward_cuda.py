@@ -28,7 +28,7 @@ import torch
 from vitscore import kernels
 from vitscore.cuda_device import Device, Mark, Run, is_launch_bound
 from vitscore.cuda_memory import is_out_of_memory, out_of_memory
-from vitscore.decode import Decoded
+from vitscore.decode.make import Decoded
 from vitscore.forward import Ranked, pad, share_geometries
 from vitscore.models.test_time_views import over_views
 from vitscore.rundir.parts import Predictions

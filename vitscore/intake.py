@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitscore import kernels
-from vitscore.decode import AnyGeometry, Decoded, make_decoder
+from vitscore.decode.make import AnyGeometry, Decoded, make_decoder
 from vitscore.reader import Batch, Reader
 from vitscore.rundir.parts import ModelColumns
 from vitscore.waits import Waits

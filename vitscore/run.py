@@ -34,7 +34,7 @@ from vitscore.system.libraries import prepare_allocator, prepare_math_library
 from vitscore.system.machine import num_usable_cpus
 
 if TYPE_CHECKING:
-    from vitscore.decode import AnyGeometry
+    from vitscore.decode.make import AnyGeometry
     from vitscore.engine import Tally
     from vitscore.intake import Ahead, Intake
     from vitscore.models.image_model import ImageModel

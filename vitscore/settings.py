@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitscore.config import RunOptions
-from vitscore.decode import is_dali_available
+from vitscore.decode.make import is_dali_available
 from vitscore.errors import SetupError, UsageError
 from vitscore.shards.preview import FirstLook
 from vitscore.system.machine import cpu_flags

@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vitscore.decode import is_dali_available
+from vitscore.decode.make import is_dali_available
 from vitscore.settings import has_bf16_instructions
 from vitscore.system.machine import cpu_name, num_usable_cpus
 

@@ -31,8 +31,8 @@ from vitscore.text.shards import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vitscore.decode.verify import Fault
     from vitscore.shards.shard import Corpus, Shard
-    from vitscore.verify import Fault
 
 app = typer.Typer(name="shards", help="Build and inspect shards.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -222,7 +222,7 @@ def verify(
         class_names(corpus, classes), label_key=label_key, overrides=load_labels(labels) if labels else None
     )
     # Only now, as it loads torch: a mistake in the flags answers at once.
-    from vitscore.verify import verify_shards
+    from vitscore.decode.verify import verify_shards
 
     faults: list[Fault] = []
 

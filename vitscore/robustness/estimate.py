@@ -15,7 +15,7 @@ import numpy as np
 
 from vitscore.augment.seeds import sample_words
 from vitscore.augment.stage import Stage
-from vitscore.decode import make_decoder
+from vitscore.decode.make import make_decoder
 from vitscore.dryrun import estimate_rows
 from vitscore.forward import make_forward
 from vitscore.prepare import Plan

@@ -27,11 +27,19 @@ from typing import Any
 
 import torch
 
-from vitscore.dali_graph import DaliPipeline, Failed, Misplaced, Sizes, is_beyond_dali
-from vitscore.decode import HW_DECODER_LOAD, MAX_PIXELS, AnyGeometry, BadImage, Decoded, EncodedImage, too_large
-from vitscore.decode_torchvision import blank_pixels, open_image, render_alike
-from vitscore.imageheader import ImageHeader, read_header
-from vitscore.native_stderr import NativeStderr
+from vitscore.decode.dali_pipeline import DaliPipeline, Failed, Misplaced, Sizes, is_beyond_dali
+from vitscore.decode.image_header import ImageHeader, read_header
+from vitscore.decode.make import (
+    HW_DECODER_LOAD,
+    MAX_PIXELS,
+    AnyGeometry,
+    BadImage,
+    Decoded,
+    EncodedImage,
+    too_large,
+)
+from vitscore.decode.native_stderr import NativeStderr
+from vitscore.decode.torchvision import blank_pixels, open_image, render_alike
 from vitscore.preprocess import Geometry
 
 _TOGETHER_PIXELS = 64 * 64 * 64

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitscore.decode import MAX_PIXELS, Decoder, is_dali_available, make_decoder
+from vitscore.decode.make import MAX_PIXELS, Decoder, is_dali_available, make_decoder
 from vitscore.preprocess import Geometry
 from vitscore.shards.labels import LabelRule
 from vitscore.shards.remote.cache import Cache, fetch_ahead

@@ -29,7 +29,7 @@ import nvidia.dali.types as types
 from nvidia.dali import pipeline_def
 from nvidia.dali.tensors import TensorCPU
 
-from vitscore.decode import EncodedImage
+from vitscore.decode.make import EncodedImage
 from vitscore.preprocess import Geometry
 
 Sizes = Sequence[tuple[int, int]]

@@ -107,13 +107,13 @@ def make_decoder(
         SetupError: DALI is asked for and cannot be imported, or cannot use the GPU.
     """
     if kind == "torchvision":
-        from vitscore.decode_torchvision import TorchvisionDecoder
+        from vitscore.decode.torchvision import TorchvisionDecoder
 
         return TorchvisionDecoder(
             geometries, batch_size=batch_size, num_threads=num_threads, device_id=device_id, max_pixels=max_pixels
         )
     try:
-        from vitscore.decode_dali import DaliDecoder
+        from vitscore.decode.dali import DaliDecoder
     except (ImportError, OSError) as failure:
         raise SetupError(
             "DALI cannot be imported",
