@@ -118,7 +118,7 @@ def decode_rate(
 ) -> tuple[float, Decoded]:
     """Images/s through the run's decoder with as many batches under way as in a run; and one decoded batch."""
     from vitscore.decode.make import make_decoder
-    from vitscore.forward import share_geometries
+    from vitscore.engine.forward import share_geometries
 
     size, device_id = plan["batch_size"], 0 if plan["device"] == "cuda" else None
     geometries, _ = share_geometries(models)
@@ -137,7 +137,7 @@ def decode_rate(
 
 
 def pixels_by_model(models: Sequence[ImageModel], decoded: Decoded) -> list[torch.Tensor]:
-    from vitscore.forward import share_geometries
+    from vitscore.engine.forward import share_geometries
 
     _, source = share_geometries(models)
     return [decoded.pixels[source[model.name]] for model in models]
@@ -148,7 +148,7 @@ def forward_rate(plan: Plan, model: ImageModel, pixels: torch.Tensor, *, threads
     import numpy as np
 
     from vitscore.decode.make import Decoded
-    from vitscore.forward import make_forward
+    from vitscore.engine.forward import make_forward
 
     forward = make_forward(
         [model],

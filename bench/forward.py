@@ -31,7 +31,7 @@ from vitscore.bench.checkpoints import CLASSES, make_checkpoint
 from vitscore.bench.timing import Figure, figure, rounds_in_turn, show, stage_rate
 from vitscore.classes.matching import BY_POSITION, match_head
 from vitscore.decode.make import Decoded
-from vitscore.forward import Awaited, make_forward
+from vitscore.engine.forward import Awaited, make_forward
 from vitscore.models.checkpoint import find
 from vitscore.models.image_model import ImageModel, Precision
 from vitscore.models.load import load_model

@@ -33,7 +33,7 @@ IMPORTS = {
     "DALI": "import nvidia.dali.fn",
     "numba": "import numba",
     "pyarrow": "import pyarrow.parquet",
-    TOGETHER: "import vitscore.engine, vitscore.models.image_model, vitscore.decode.dali; "
+    TOGETHER: "import vitscore.engine.loop, vitscore.models.image_model, vitscore.decode.dali; "
     "from transformers import ViTForImageClassification, CLIPModel",
 }
 QUICK_IMPORTS = (NOTHING, "pyarrow")

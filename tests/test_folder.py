@@ -80,7 +80,7 @@ def test_no_space_left_is_one_line_and_leaves_nothing_half_written(tmp_path: Pat
     """A limit on the size of files stands for a full disk: the same error from the same system call."""
     code = (
         "import resource, signal, sys; from vitscore.cli.main import main\n"
-        "import vitscore.engine, vitscore.models.image_model\n"
+        "import vitscore.engine.loop, vitscore.models.image_model\n"
         "import vitscore.rundir.folder as folder; began = folder.start\n"
         "def start(*a, **k):\n    began(*a, **k); resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
         "folder.start = start\nsys.exit(main(sys.argv[1:]))"

@@ -20,9 +20,9 @@ from support import smallmodels as small
 from support import streams
 from vitscore.classes import matching as classes
 from vitscore.decode.make import Decoded, is_dali_available
+from vitscore.engine.forward import Forward, Ranked
+from vitscore.engine.forward_cuda import CudaForward
 from vitscore.errors import SetupError
-from vitscore.forward import Forward, Ranked
-from vitscore.forward_cuda import CudaForward
 from vitscore.models import checkpoint as checkpoints
 from vitscore.models import zeroshot
 from vitscore.models.image_model import ImageModel
@@ -243,7 +243,7 @@ def test_a_whole_run_on_a_late_device_leaves_the_same_parts(
     def make_forward(models: Any, *, device_id: int | None, num_workers: int, **options: Any) -> CudaForward:
         return CudaForward(models, device=streams.Late(has_graphs=has_graphs), **options)
 
-    monkeypatch.setattr("vitscore.engine.make_forward", make_forward)
+    monkeypatch.setattr("vitscore.engine.loop.make_forward", make_forward)
     done = vitscore(*command, "-o", tmp_path / "late")
     assert done.code == 0, done.err
     for path in sorted((tmp_path / "cpu" / "parts").iterdir()):
@@ -252,7 +252,7 @@ def test_a_whole_run_on_a_late_device_leaves_the_same_parts(
 
 @pytest.fixture
 def gpu() -> Any:
-    from vitscore.cuda_device import CudaDevice, require_exact_fp32
+    from vitscore.engine.cuda_device import CudaDevice, require_exact_fp32
 
     torch.cuda.set_device(0)
     require_exact_fp32()
@@ -283,7 +283,7 @@ def assert_close(found: list[dict[str, Ranked]], wanted: list[dict[str, Ranked]]
 def test_a_gpu_gives_the_cpus_predictions_in_fp32(
     is_graphed: bool, tta: str, folders: list[Path], gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitscore.forward_cuda.is_launch_bound", lambda *_: is_graphed)
+    monkeypatch.setattr("vitscore.engine.forward_cuda.is_launch_bound", lambda *_: is_graphed)
     forward = CudaForward([load(folder, device="cuda:0") for folder in folders], device=gpu, **{**OPTIONS, "tta": tta})
     found = run(forward, batches(SIZES, "cuda"))
     assert_close(found, expected([load(folder) for folder in folders], SIZES, tta=tta))
@@ -298,7 +298,7 @@ def test_a_graph_gives_the_bits_of_the_forward_that_it_was_captured_from(
     models = [load(folder, device="cuda:0", precision=precision) for folder in folders]
     found = []
     for is_graphed in (True, False):
-        monkeypatch.setattr("vitscore.forward_cuda.is_launch_bound", lambda *_, told=is_graphed: told)
+        monkeypatch.setattr("vitscore.engine.forward_cuda.is_launch_bound", lambda *_, told=is_graphed: told)
         found.append(run(CudaForward(models, device=gpu, **OPTIONS), batches(SIZES, "cuda")))
     assert_same(*found)
 
@@ -306,7 +306,7 @@ def test_a_graph_gives_the_bits_of_the_forward_that_it_was_captured_from(
 @pytest.mark.gpu
 @needs_gpu
 def test_a_forward_is_captured_where_it_is_launch_bound(folders: list[Path], gpu: Any) -> None:
-    from vitscore.cuda_device import Graphed
+    from vitscore.engine.cuda_device import Graphed
 
     (lane,) = CudaForward([load(folders[0], device="cuda:0")], device=gpu, **OPTIONS)._lanes
     assert isinstance(lane._run, Graphed)
@@ -334,7 +334,7 @@ def test_rows_that_overflowed_on_a_gpu_are_done_again_in_fp32(overflowing: Path,
 def test_nothing_waits_for_the_gpu_when_a_batch_is_submitted(
     is_graphed: bool, folders: list[Path], gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitscore.forward_cuda.is_launch_bound", lambda *_: is_graphed)
+    monkeypatch.setattr("vitscore.engine.forward_cuda.is_launch_bound", lambda *_: is_graphed)
     models = [load(folder, device="cuda:0", precision="fp16") for folder in folders]
     forward = CudaForward(models, device=gpu, **{**OPTIONS, "tta": "hflip"})
     work = list(batches((6,) * (forward.depth + 1) + (2,), "cuda"))

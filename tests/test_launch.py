@@ -41,7 +41,7 @@ def test_the_metrics_are_the_same_bytes(runs: dict[str, Path]) -> None:
 # Rank 0 is slow, so that rank 1 takes part however late it comes.
 TWO_RANKS = """
 import os, resource, sys, time
-import vitscore.engine as e
+import vitscore.engine.loop as e
 if os.environ["RANK"] == "0":
     real = e.Engine._compute
     e.Engine._compute = lambda *a: (time.sleep(0.1), real(*a))[1]

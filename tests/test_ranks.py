@@ -65,7 +65,7 @@ def top1_where_sure(folder: Path, model: str) -> dict[tuple[str, str], int]:
 def test_ranks_and_batch_sizes_change_nothing(make_shards: Call, vitscore: Call, digits: Any, tmp_path: Path) -> None:
     """1, 2 and 4 ranks (more than shards; one joins late, one is slow) by batches of 1, 7 and 64."""
     shards = make_shards(digits[:90], digits[90:95], digits[95:140])
-    late = "import vitscore.engine as e\nif rank == 1: time.sleep(6)\n"
+    late = "import vitscore.engine.loop as e\nif rank == 1: time.sleep(6)\n"
     slow = "real = e.Engine._compute\nif rank == 0: e.Engine._compute = lambda *a: (time.sleep(0.05), real(*a))[1]\n"
     sizes = (1, 7, 64)
     for size in sizes:
@@ -91,7 +91,7 @@ def test_ranks_and_batch_sizes_change_nothing(make_shards: Call, vitscore: Call,
 
 DIES_ONCE = """
 import signal
-import vitscore.engine as e
+import vitscore.engine.loop as e
 if rank == 0:
     compute = e.Engine._compute
     e.Engine._compute = lambda *a: (time.sleep(0.1), compute(*a))[1]
@@ -149,7 +149,7 @@ def start_two(
 
 
 SLOW = """
-import vitscore.engine as e
+import vitscore.engine.loop as e
 real = e.Engine._compute
 e.Engine._compute = lambda *a: (time.sleep(0.2), real(*a))[1]
 """

@@ -265,8 +265,8 @@ def test_the_run_says_what_it_waited_for(
     import time
 
     from vitscore.decode.dali import DaliDecoder
-    from vitscore.engine import Engine
-    from vitscore.forward import Forward
+    from vitscore.engine.forward import Forward
+    from vitscore.engine.loop import Engine
     from vitscore.rundir.parts import ShardRows
     from vitscore.shards.samples import OpenShard
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitscore.cuda_device import GRAPH_GFLOP, is_launch_bound, keep_compiled_code
-from vitscore.cuda_memory import (
+from vitscore.engine.cuda_device import GRAPH_GFLOP, is_launch_bound, keep_compiled_code
+from vitscore.engine.cuda_memory import (
     DECODER_BYTES,
     DECODER_BYTES_PER_IMAGE,
     USABLE,
@@ -21,10 +21,10 @@ from vitscore.cuda_memory import (
     is_out_of_memory,
     out_of_memory,
 )
+from vitscore.engine.warm_up import footprint, settled, warm_up, with_batch_size
 from vitscore.errors import SetupError
 from vitscore.settings import Choice, choose_batch_size, choose_compile
 from vitscore.shards.preview import FirstLook
-from vitscore.warmup import footprint, settled, warm_up, with_batch_size
 
 GIB = 1 << 30
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -249,7 +249,7 @@ def test_what_a_forward_needs_is_foretold_from_two_small_ones() -> None:
 def test_a_run_in_little_memory_takes_a_smaller_batch_and_says_so(
     tmp_path: Path, vitscore: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitscore.warmup.free_bytes", functools.partial(int, 3.2 * GIB))
+    monkeypatch.setattr("vitscore.engine.warm_up.free_bytes", functools.partial(int, 3.2 * GIB))
     out = tmp_path / "out"
     done = vitscore("run", "demo", "-m", "demo-vit", "-o", out, "--device", "cuda", "--no-compile")
     assert done.code == 0, done.err

@@ -24,7 +24,7 @@ from vitscore.system.durable import writing
 from vitscore.system.machine import num_usable_cpus, peak_rss_bytes
 
 if TYPE_CHECKING:
-    from vitscore.engine import Tally
+    from vitscore.engine.loop import Tally
     from vitscore.kernels.counts import Confusion
     from vitscore.metrics.fold import Folded
 
@@ -120,7 +120,7 @@ def report_run(folder: RunFolder, folded: Folded) -> tuple[str, ...]:
 
 def find_problem(options: RunOptions, document: dict[str, Any]) -> Exception | None:
     """What the ledger says against exit code 0: bad shards, then too many bad samples."""
-    from vitscore.engine import judge_bad
+    from vitscore.engine.loop import judge_bad
 
     ledger = document["ledger"]
     wrong_labels = sum(count for reason, count in ledger["reasons"].items() if reason in LABEL_REASONS)

@@ -35,8 +35,8 @@ from vitscore.system.machine import num_usable_cpus
 
 if TYPE_CHECKING:
     from vitscore.decode.make import AnyGeometry
-    from vitscore.engine import Tally
-    from vitscore.intake import Ahead, Intake
+    from vitscore.engine.loop import Tally
+    from vitscore.engine.prefetch import Ahead, Intake
     from vitscore.models.image_model import ImageModel
 
 
@@ -93,7 +93,7 @@ def choose_backend(device: str) -> str:
 
 
 def run_as(ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | None:
-    from vitscore.intake import Ahead
+    from vitscore.engine.prefetch import Ahead
 
     with contextlib.closing(Ahead()) as ahead:
         return run_with(ahead, ranks, options, observer)
@@ -194,7 +194,7 @@ def make_intake(
         folder: where the parts go.
         done: ordinals that are not handed out.
     """
-    from vitscore.intake import Intake
+    from vitscore.engine.prefetch import Intake
 
     return Intake(
         plan,
@@ -287,7 +287,7 @@ def import_ahead(options: RunOptions) -> None:
     """Import what this rank will need while rank 0 plans and loads; whatever is wrong, rank 0 says it."""
     import transformers
 
-    import vitscore.engine
+    import vitscore.engine.loop
     import vitscore.models.image_model  # noqa: F401
 
     with contextlib.suppress(Exception):
@@ -308,7 +308,7 @@ def score(
     """Run the engine on this rank's batches."""
     import torch
 
-    from vitscore.engine import Engine
+    from vitscore.engine.loop import Engine
 
     threads = num_threads(ranks)
     threads_before = torch.get_num_threads()
@@ -339,7 +339,7 @@ def warmed_up(plan: Plan, models: Sequence[ImageModel], *, may_lower: bool) -> P
     """On a GPU: the models ready for their batch, and the plan with the batch that fits (see `warmup`)."""
     if plan["device"] != "cuda":
         return plan
-    from vitscore.warmup import warm_up
+    from vitscore.engine.warm_up import warm_up
 
     return warm_up(plan, models, may_lower=may_lower)
 
@@ -349,7 +349,7 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
     import torch
 
     from vitscore.augment.stage import require_bytes
-    from vitscore.cuda_device import keep_compiled_code, require_exact_fp32
+    from vitscore.engine.cuda_device import keep_compiled_code, require_exact_fp32
     from vitscore.models.load import load_model
     from vitscore.models.zeroshot import default_cache
 

@@ -108,8 +108,8 @@ def check_one_piece() -> None:
     """The kernel's arrays as views of one buffer, and the scores read out of it; simulated, on the host."""
     import torch
 
+    from vitscore.engine.score_buffer import ScoreBuffer
     from vitscore.kernels.rows import RowScores
-    from vitscore.score_buffer import ScoreBuffer
 
     rng = np.random.default_rng(3)
     for num_rows, num_classes, k in ((5, 7, 3), (3, 4, 4), (1, 1, 1)):

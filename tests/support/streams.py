@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from vitscore import kernels
+from vitscore.engine.score_buffer import ScoreBuffer
 from vitscore.models.image_model import ModelOutput
-from vitscore.score_buffer import ScoreBuffer
 
 FILLING = 0x7F
 

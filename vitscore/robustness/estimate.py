@@ -17,7 +17,7 @@ from vitscore.augment.seeds import sample_words
 from vitscore.augment.stage import Stage
 from vitscore.decode.make import make_decoder
 from vitscore.dryrun import estimate_rows
-from vitscore.forward import make_forward
+from vitscore.engine.forward import make_forward
 from vitscore.prepare import Plan
 from vitscore.ranks.ranks import LocalStore, Ranks
 from vitscore.shards.remote.cache import Cache

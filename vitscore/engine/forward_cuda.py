@@ -26,13 +26,13 @@ import numpy as np
 import torch
 
 from vitscore import kernels
-from vitscore.cuda_device import Device, Mark, Run, is_launch_bound
-from vitscore.cuda_memory import is_out_of_memory, out_of_memory
 from vitscore.decode.make import Decoded
-from vitscore.forward import Ranked, pad, share_geometries
+from vitscore.engine.cuda_device import Device, Mark, Run, is_launch_bound
+from vitscore.engine.cuda_memory import is_out_of_memory, out_of_memory
+from vitscore.engine.forward import Ranked, pad, share_geometries
+from vitscore.engine.score_buffer import ScoreBuffer, copied
 from vitscore.models.test_time_views import over_views
 from vitscore.rundir.parts import Predictions
-from vitscore.score_buffer import ScoreBuffer, copied
 
 if TYPE_CHECKING:
     from vitscore.models.image_model import ImageModel, ModelOutput

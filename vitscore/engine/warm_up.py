@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vitscore.cuda_memory import Footprint, fitting, is_out_of_memory, out_of_memory
+from vitscore.engine.cuda_memory import Footprint, fitting, is_out_of_memory, out_of_memory
 from vitscore.settings import Choice
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ import numpy as np
 
 from vitscore import kernels
 from vitscore.decode.make import AnyGeometry, Decoded, make_decoder
-from vitscore.reader import Batch, Reader
+from vitscore.engine.reader import Batch, Reader
+from vitscore.engine.stage_times import Waits
 from vitscore.rundir.parts import ModelColumns
-from vitscore.waits import Waits
 
 if TYPE_CHECKING:
     from vitscore.prepare import Plan

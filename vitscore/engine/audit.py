@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from vitscore.cuda_memory import is_out_of_memory
 from vitscore.decode.make import Decoded
-from vitscore.forward import Forward, Ranked
+from vitscore.engine.cuda_memory import is_out_of_memory
+from vitscore.engine.forward import Forward, Ranked
 
 if TYPE_CHECKING:
     from vitscore.models.image_model import ImageModel

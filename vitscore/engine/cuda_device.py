@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from vitscore.engine.score_buffer import ScoreBuffer
 from vitscore.errors import SetupError
-from vitscore.score_buffer import ScoreBuffer
 
 if TYPE_CHECKING:
     from vitscore.models.image_model import ModelOutput

@@ -18,22 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitscore.audit import AUDITED_IMAGES, Audit
 from vitscore.augment.seeds import sample_words
 from vitscore.augment.stage import Stage
 from vitscore.config import BadLimit
 from vitscore.decode.make import Decoded
+from vitscore.engine.audit import AUDITED_IMAGES, Audit
+from vitscore.engine.forward import Awaited, Ranked, make_forward
+from vitscore.engine.prefetch import Intake
+from vitscore.engine.reader import Batch
+from vitscore.engine.stage_times import Waits
 from vitscore.errors import DataError, LabelError, TooManyBadError
-from vitscore.forward import Awaited, Ranked, make_forward
-from vitscore.intake import Intake
 from vitscore.prepare import Plan
 from vitscore.ranks.ranks import Ranks
-from vitscore.reader import Batch
 from vitscore.rundir.parts import ShardRows
 from vitscore.shards.reasons import LABEL_REASONS, NONFINITE_LOGITS, reason_kind, with_details
 from vitscore.system.durable import writing
 from vitscore.system.machine import process_age_s
-from vitscore.waits import Waits
 
 if TYPE_CHECKING:
     from vitscore.models.image_model import ImageModel

@@ -178,7 +178,7 @@ def make_forward(
     """
     if device_id is None:
         return Forward(models, num_workers=num_workers, **options)
-    from vitscore.cuda_device import CudaDevice
-    from vitscore.forward_cuda import CudaForward
+    from vitscore.engine.cuda_device import CudaDevice
+    from vitscore.engine.forward_cuda import CudaForward
 
     return CudaForward(models, device=CudaDevice(device_id), **options)
