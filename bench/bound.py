@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from vitscore.decode.make import Decoded
     from vitscore.models.image_model import ImageModel
-    from vitscore.prepare import Plan
+    from vitscore.plan.plan import Plan
 
 NUM_IMAGES = 512
 AT_LEAST_S = 3.0
@@ -79,8 +79,8 @@ def measure_here(shards: str, models: Sequence[str], *, num_images: int, at_leas
     prepare_allocator()
     import torch
 
-    from vitscore.config import RunOptions
-    from vitscore.prepare import make_plan
+    from vitscore.plan.options import RunOptions
+    from vitscore.plan.plan import make_plan
     from vitscore.ranks.ranks import LocalStore, Ranks
     from vitscore.run import load_models
     from vitscore.system.machine import num_usable_cpus

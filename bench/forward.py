@@ -35,7 +35,7 @@ from vitscore.engine.forward import Awaited, make_forward
 from vitscore.models.checkpoint import find
 from vitscore.models.image_model import ImageModel, Precision
 from vitscore.models.load import load_model
-from vitscore.settings import has_bf16_instructions
+from vitscore.plan.choices import has_bf16_instructions
 from vitscore.system.machine import num_usable_cpus
 
 ROUNDS = 3

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitscore.identity import digest
 from vitscore.kernels import score_rows
+from vitscore.plan.identity import digest
 from vitscore.rundir.parts import Footer, ModelColumns, Predictions, ShardRows, part_schema
 
 Array = np.ndarray[Any, Any]

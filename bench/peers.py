@@ -107,7 +107,7 @@ def best_settings(name: str) -> tuple[Settings, ...]:
     """The settings at which a peer is fastest on this kind of machine, best first."""
     import torch
 
-    from vitscore.settings import has_bf16_instructions
+    from vitscore.plan.choices import has_bf16_instructions
 
     if torch.cuda.is_available():
         return BEST_ON_CUDA[name]

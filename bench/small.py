@@ -27,7 +27,7 @@ from vitscore.bench.peers import Settings, run_peer
 from vitscore.bench.runs import run_own
 from vitscore.bench.timing import ratio, rounds_in_turn, show
 from vitscore.bench.whole import bound_figures, rates
-from vitscore.settings import has_bf16_instructions
+from vitscore.plan.choices import has_bf16_instructions
 
 ROUNDS = 3
 PIPELINE, BEST, LOOP = "pipeline batch 64", "pipeline, best", "hand-written loop"

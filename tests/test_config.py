@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vitscore.config import BadLimit, make_options, read_config
 from vitscore.errors import UsageError
+from vitscore.plan.options import BadLimit, make_options, read_config
 
 GIVEN = {"shards": ["a.tar"], "model": ["m"], "output": "out"}
 

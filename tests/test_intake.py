@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from support import badserver
 from support import smallmodels as small
-from vitscore.config import RunOptions
 from vitscore.engine.prefetch import Ahead, Intake
 from vitscore.engine.stage_times import Waits
 from vitscore.errors import SetupError
 from vitscore.models.loading import geometry_of
-from vitscore.prepare import Plan, make_plan
+from vitscore.plan.options import RunOptions
+from vitscore.plan.plan import Plan, make_plan
 from vitscore.ranks.ranks import LocalStore, Ranks
 from vitscore.ranks.shard_queue import HandOut
 

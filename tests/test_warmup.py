@@ -23,7 +23,7 @@ from vitscore.engine.cuda_memory import (
 )
 from vitscore.engine.warm_up import footprint, settled, warm_up, with_batch_size
 from vitscore.errors import SetupError
-from vitscore.settings import Choice, choose_batch_size, choose_compile
+from vitscore.plan.choices import Choice, choose_batch_size, choose_compile
 from vitscore.shards.preview import FirstLook
 
 GIB = 1 << 30

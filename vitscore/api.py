@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitscore.config import make_options
 from vitscore.errors import UsageError
+from vitscore.plan.options import make_options
 from vitscore.rundir.folder import require_record
 from vitscore.rundir.parts import finished_parts
 

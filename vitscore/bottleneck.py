@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vitscore.shards.redaction import is_remote
 
 if TYPE_CHECKING:
-    from vitscore.prepare import Plan
+    from vitscore.plan.plan import Plan
 
 GPU_BATCH = 128
 """Smaller batches may leave a GPU idle between kernels."""
@@ -148,7 +148,7 @@ def find_bottleneck(
 
 def given(plan: Plan, *, cpus: int) -> dict[str, Any]:
     """What the plan says of the situation."""
-    from vitscore.settings import has_bf16_instructions
+    from vitscore.plan.choices import has_bf16_instructions
 
     return {
         **{name: plan[name] for name in ("device", "precision", "batch_size", "decoder")},

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitscore.bottleneck import Bottleneck, find_bottleneck
-from vitscore.config import BadLimit, RunOptions
 from vitscore.errors import DataError, LabelError, LedgerError, SetupError, TooManyBadError
-from vitscore.prepare import Plan
+from vitscore.plan.options import BadLimit, RunOptions
+from vitscore.plan.plan import Plan
 from vitscore.ranks.ranks import POLL_S, SHARED_S, Ranks
 from vitscore.rundir import folder as folders
 from vitscore.rundir.folder import RunFolder

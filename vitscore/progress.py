@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from vitscore.engine.loop import Tally
-    from vitscore.prepare import Plan
+    from vitscore.plan.plan import Plan
     from vitscore.ranks.ranks import Ranks
 
 REPORT_EVERY_S = 0.5

@@ -18,10 +18,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vitscore.conclude import Outcome, conclude
-from vitscore.config import RunOptions
 from vitscore.errors import SetupError, VitscoreError
 from vitscore.models import checkpoint as checkpoints
-from vitscore.prepare import Plan, make_plan, require_labels_file
+from vitscore.plan.options import RunOptions
+from vitscore.plan.plan import Plan, make_plan, require_labels_file
 from vitscore.progress import Observer, Reporter
 from vitscore.ranks import ranks as ranks_module
 from vitscore.ranks.ranks import POLL_S, SHARED_S, Ranks

@@ -27,10 +27,10 @@ from pathlib import Path
 import numpy as np
 
 from support import powerloss
-from vitscore.config import make_options
 from vitscore.errors import SetupError
 from vitscore.metrics.fold import refold, write_metrics
-from vitscore.prepare import Plan, make_plan
+from vitscore.plan.options import make_options
+from vitscore.plan.plan import Plan, make_plan
 from vitscore.rundir import folder as folders
 from vitscore.rundir import parts
 from vitscore.rundir.folder import RunFolder

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscore.decode.make import is_dali_available
-from vitscore.settings import has_bf16_instructions
+from vitscore.plan.choices import has_bf16_instructions
 from vitscore.system.machine import cpu_name, num_usable_cpus
 
 OK, OPTIONAL, PROBLEM = "ok", "optional", "problem"

@@ -29,8 +29,8 @@ from vitscore.cli.options import (
 
 if TYPE_CHECKING:
     from vitscore.conclude import Outcome
-    from vitscore.config import RunOptions
-    from vitscore.prepare import Plan
+    from vitscore.plan.options import RunOptions
+    from vitscore.plan.plan import Plan
 
 OWN = ("operators", "severities", "baseline", "list_operators", "config")
 SHOWN = ("dry_run", "as_json", "progress", "debug")
@@ -87,7 +87,7 @@ def robustness(
     """
     from vitscore.augment.operators import describe
     from vitscore.cli.options import is_given
-    from vitscore.config import make_options, read_config
+    from vitscore.plan.options import make_options, read_config
     from vitscore.robustness.grid import make_cells
 
     if list_operators:
@@ -169,7 +169,7 @@ def check_baseline(options: RunOptions, baseline: str | None) -> None:
 
 
 def show_outcome(outcome: Outcome, *, baseline: str | None, as_json: bool) -> None:
-    from vitscore.config import VIEWS
+    from vitscore.plan.options import VIEWS
     from vitscore.robustness.grid import refold
     from vitscore.robustness.page import write_page
     from vitscore.robustness.words import table
@@ -200,7 +200,7 @@ def show_outcome(outcome: Outcome, *, baseline: str | None, as_json: bool) -> No
 
 def show_estimate(plan: Plan, *, as_json: bool) -> None:
     """`--dry-run`: the cells, and the time they will take, measured on one batch."""
-    from vitscore.dryrun import estimate_disk, plan_document
+    from vitscore.plan.disk_estimate import estimate_disk, plan_document
     from vitscore.robustness.estimate import estimate, load_alone
     from vitscore.text.console import duration_text, make_console
     from vitscore.text.plan import show_plan

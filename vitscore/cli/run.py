@@ -35,7 +35,7 @@ from vitscore.system.launcher import is_main_rank
 
 if TYPE_CHECKING:
     from vitscore.conclude import Outcome
-    from vitscore.config import RunOptions
+    from vitscore.plan.options import RunOptions
 
 Json = Annotated[bool, typer.Option("--json", help="Print metrics.json instead of a table.")]
 
@@ -119,7 +119,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Score models over shards; goes on where an earlier start of the same command ended."""
-    from vitscore.config import make_options, read_config
+    from vitscore.plan.options import make_options, read_config
 
     given = {name: value for name, value in context.params.items() if is_given(context, name)}
     values = {**(read_config(config) if config else {}), **given}
@@ -148,7 +148,7 @@ def execute(
     from vitscore.text.watcher import Watcher
 
     if is_dry:
-        from vitscore.dryrun import estimate_disk, plan_document
+        from vitscore.plan.disk_estimate import estimate_disk, plan_document
 
         plan = runs.plan_only(options)
         if is_main_rank() and as_json:
@@ -197,7 +197,7 @@ def demo(
     per_class: PerClass = False,
 ) -> None:
     """Score the built-in ViT and CLIP on 500 held-out handwritten digits; on a CPU, in under a minute."""
-    from vitscore.config import make_options
+    from vitscore.plan.options import make_options
 
     values = {
         "shards": ["demo"],

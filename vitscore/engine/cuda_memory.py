@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from vitscore.errors import SetupError
-from vitscore.settings import Choice
+from vitscore.plan.choices import Choice
 
 USABLE = 0.8
 """The share of free memory that is counted on: what is allocated lies in pieces, and tuning needs room of its own."""

@@ -20,7 +20,6 @@ import numpy as np
 
 from vitscore.augment.seeds import sample_words
 from vitscore.augment.stage import Stage
-from vitscore.config import BadLimit
 from vitscore.decode.make import Decoded
 from vitscore.engine.audit import AUDITED_IMAGES, Audit
 from vitscore.engine.forward import Awaited, Ranked, make_forward
@@ -28,7 +27,8 @@ from vitscore.engine.prefetch import Intake
 from vitscore.engine.reader import Batch
 from vitscore.engine.stage_times import Waits
 from vitscore.errors import DataError, LabelError, TooManyBadError
-from vitscore.prepare import Plan
+from vitscore.plan.options import BadLimit
+from vitscore.plan.plan import Plan
 from vitscore.ranks.ranks import Ranks
 from vitscore.rundir.parts import ShardRows
 from vitscore.shards.reasons import LABEL_REASONS, NONFINITE_LOGITS, reason_kind, with_details

@@ -22,7 +22,7 @@ from vitscore.engine.stage_times import Waits
 from vitscore.rundir.parts import ModelColumns
 
 if TYPE_CHECKING:
-    from vitscore.prepare import Plan
+    from vitscore.plan.plan import Plan
     from vitscore.ranks.shard_queue import HandOut
 
 _READ_AHEAD = 2

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vitscore.prepare import Plan
+from vitscore.plan.plan import Plan
 from vitscore.ranks.shard_queue import HandOut
 from vitscore.rundir.parts import Footer, ModelColumns, ShardRows, part_schema
 from vitscore.shards.files import ShardFile

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from vitscore.engine.cuda_memory import Footprint, fitting, is_out_of_memory, out_of_memory
-from vitscore.settings import Choice
+from vitscore.plan.choices import Choice
 
 if TYPE_CHECKING:
     from vitscore.models.image_model import ImageModel
-    from vitscore.prepare import Plan
+    from vitscore.plan.plan import Plan
 
 FEW, MANY = 8, 32
 """Rows of the two forwards that a model's memory is reckoned from."""

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitscore.errors import LedgerError, SetupError, UsageError
-from vitscore.identity import digest_file
 from vitscore.metrics.fold import Folded, confusion_bytes, refold
+from vitscore.plan.identity import digest_file
 from vitscore.rundir.folder import require_record
 from vitscore.rundir.parts import PART_NAME, Footer, finished_parts, read_footer
 from vitscore.shards.labels import LabelRule, load_labels

@@ -16,9 +16,9 @@ import numpy as np
 from vitscore.augment.seeds import sample_words
 from vitscore.augment.stage import Stage
 from vitscore.decode.make import make_decoder
-from vitscore.dryrun import estimate_rows
 from vitscore.engine.forward import make_forward
-from vitscore.prepare import Plan
+from vitscore.plan.disk_estimate import estimate_rows
+from vitscore.plan.plan import Plan
 from vitscore.ranks.ranks import LocalStore, Ranks
 from vitscore.shards.remote.cache import Cache
 from vitscore.shards.samples import OpenShard
@@ -26,7 +26,7 @@ from vitscore.system.machine import num_usable_cpus
 
 if TYPE_CHECKING:
     from vitscore.models.image_model import ImageModel
-    from vitscore.prepare import Plan
+    from vitscore.plan.plan import Plan
 
 if TYPE_CHECKING:
     from vitscore.models.image_model import ImageModel

@@ -9,7 +9,7 @@ from vitscore.robustness.html import render
 from vitscore.system.durable import write_bytes_durably
 
 if TYPE_CHECKING:
-    from vitscore.prepare import Plan
+    from vitscore.plan.plan import Plan
 
 
 def write_page(plan: Plan, folder: Path, document: dict[str, Any]) -> None:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vitscore import identity
 from vitscore.errors import OtherRunError, UsageError
+from vitscore.plan import identity
 from vitscore.rundir.parts import PART_NAME
 from vitscore.shards.redaction import public_spec
 from vitscore.system import launcher
@@ -40,8 +40,8 @@ from vitscore.system.durable import (
 from vitscore.system.machine import hardware, versions
 
 if TYPE_CHECKING:
-    from vitscore.config import RunOptions
-    from vitscore.prepare import Plan
+    from vitscore.plan.options import RunOptions
+    from vitscore.plan.plan import Plan
 
 RECORD_KEYS = {"schema", "identity", "identity_hash", "options", "choices", "classes", "models", "corpus", "sessions"}
 OWN_FILES = ("run.json", "shards.parquet", "metrics.json", "report.html", "robustness.json", "robustness.html")

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.text import Text
 
 from vitscore.augment import operators
-from vitscore.config import VIEWS
+from vitscore.plan.options import VIEWS
 from vitscore.text.console import size_text
 
 if TYPE_CHECKING:
-    from vitscore.prepare import Plan
+    from vitscore.plan.plan import Plan
 
 
 def show_plan(plan: Plan, disk_bytes: int | None, console: Console) -> None:

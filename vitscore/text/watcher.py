@@ -13,7 +13,7 @@ from vitscore.text.console import duration_text, make_console
 
 if TYPE_CHECKING:
     from vitscore import progress
-    from vitscore.prepare import Plan
+    from vitscore.plan.plan import Plan
 
 
 class Watcher:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitscore.augment import operators
-from vitscore.prepare import Plan
+from vitscore.plan.plan import Plan
 from vitscore.rundir.folder import known_bytes
 from vitscore.shards.redaction import is_remote
 from vitscore.shards.remote.cache import Cache

@@ -10,19 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vitscore import identity
 from vitscore.augment import operators
 from vitscore.augment.conditions import Condition, cell_name
 from vitscore.classes import matching as classes
 from vitscore.classes.groups import Groups, read_groups
 from vitscore.classes.matching import HeadMap
-from vitscore.config import RunOptions
 from vitscore.errors import SetupError, UsageError
 from vitscore.models import checkpoint as checkpoints
 from vitscore.models import zeroshot
 from vitscore.models.checkpoint import Checkpoint
+from vitscore.plan import identity
+from vitscore.plan.choices import Choice, resolve
+from vitscore.plan.options import RunOptions
 from vitscore.rundir.parts import ModelColumns
-from vitscore.settings import Choice, resolve
 from vitscore.shards.labels import LabelRule, load_labels
 from vitscore.shards.locate import locate
 from vitscore.shards.preview import look

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vitscore.config import RunOptions
 from vitscore.decode.make import is_dali_available
 from vitscore.errors import SetupError, UsageError
+from vitscore.plan.options import RunOptions
 from vitscore.shards.preview import FirstLook
 from vitscore.system.machine import cpu_flags
 
