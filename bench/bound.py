@@ -82,7 +82,7 @@ def measure_here(shards: str, models: Sequence[str], *, num_images: int, at_leas
     from vitscore.plan.options import RunOptions
     from vitscore.plan.plan import make_plan
     from vitscore.ranks.ranks import LocalStore, Ranks
-    from vitscore.run import load_models
+    from vitscore.run.run import load_models
     from vitscore.system.machine import num_usable_cpus
 
     options = RunOptions(shards=(shards,), model=tuple(models), output=Path("unused"))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from vitscore.bottleneck import Bottleneck, Situation, advise
 from vitscore.engine.stage_times import STAGES, Waits
+from vitscore.run.bottleneck import Bottleneck, Situation, advise
 from vitscore.text.tables import bottleneck_line
 
 GPU: dict[str, Any] = {"device": "cuda", "precision": "fp16", "is_compiled": True, "batch_size": 256}

@@ -63,7 +63,7 @@ def test_only_the_command_line_knows_about_terminals() -> None:
         "import vitscore.cli.main; assert vitscore.cli.main(['robustness', '--list']) == 0",
         "import vitscore.robustness.grid, vitscore.robustness.html",
         "import vitscore.cli.main; assert vitscore.cli.main(['bench', '--list']) == 0",
-        "import vitscore.bench.compare, vitscore.bench.plan, vitscore.bench.picture, vitscore.bottleneck",
+        "import vitscore.bench.compare, vitscore.bench.plan, vitscore.bench.picture, vitscore.run.bottleneck",
     ],
 )
 def test_no_torch_is_imported(code: str) -> None:

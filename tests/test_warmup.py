@@ -136,9 +136,9 @@ def test_a_lowered_batch_is_the_runs_own_and_is_kept_when_it_goes_on(
         return with_batch_size(plan, Choice(48, "96 ran out of GPU memory")) if may_lower else plan
 
     told: list[tuple[int, bool]] = []
-    monkeypatch.setattr("vitscore.run.warmed_up", warmed_up)
+    monkeypatch.setattr("vitscore.run.run.warmed_up", warmed_up)
     # As on a GPU, where no batch is decoded before its size is settled.
-    monkeypatch.setattr("vitscore.run.decode_ahead", lambda *args, **kwargs: None)
+    monkeypatch.setattr("vitscore.run.run.decode_ahead", lambda *args, **kwargs: None)
     command = ("run", "demo", "-m", "demo-vit", "-o", tmp_path / "out")
     assert vitscore(*command).code == 0
     record = json.loads((tmp_path / "out" / "run.json").read_bytes())

@@ -145,8 +145,8 @@ def score(
     Raises:
         VitscoreError: what the command would have printed, with its `exit_code`.
     """
-    from vitscore import run as runs
     from vitscore.ranks.ranks import rank_from_environment
+    from vitscore.run import run as runs
     from vitscore.text.watcher import Watcher
 
     values = {"shards": shards, "model": model, "output": output, **options}

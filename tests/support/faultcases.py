@@ -1,6 +1,6 @@
 """A whole run's writing, without its computing: what `vitscore run` does to its folder, in milliseconds.
 
-The steps are those of `vitscore.run` in their order, on the real plan of two real shards; predictions are made up from
+The steps are those of `vitscore.run.run` in their order, on the real plan of two real shards; predictions are made up from
 a seed. One shard's part goes out in several row groups. Run as a program below the shim of faultinject.c it breaks the
 command at every single call, starts it again, and prints what it saw as JSON:
 

@@ -28,9 +28,9 @@ from vitscore.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from vitscore.conclude import Outcome
     from vitscore.plan.options import RunOptions
     from vitscore.plan.plan import Plan
+    from vitscore.run.finish import Outcome
 
 OWN = ("operators", "severities", "baseline", "list_operators", "config")
 SHOWN = ("dry_run", "as_json", "progress", "debug")
@@ -137,7 +137,7 @@ def execute(
     progress: bool | None = None,
 ) -> None:
     """Run the grid and show what came of it."""
-    from vitscore import run as runs
+    from vitscore.run import run as runs
     from vitscore.system.launcher import is_main_rank
     from vitscore.system.libraries import prepare_arrow
     from vitscore.text.watcher import Watcher

@@ -34,8 +34,8 @@ from vitscore.errors import UsageError
 from vitscore.system.launcher import is_main_rank
 
 if TYPE_CHECKING:
-    from vitscore.conclude import Outcome
     from vitscore.plan.options import RunOptions
+    from vitscore.run.finish import Outcome
 
 Json = Annotated[bool, typer.Option("--json", help="Print metrics.json instead of a table.")]
 
@@ -141,7 +141,7 @@ def execute(
     options: RunOptions, *, is_dry: bool, per_class: bool = False, as_json: bool = False, progress: bool | None = None
 ) -> None:
     """Run `options` and show what came of it."""
-    from vitscore import run as runs
+    from vitscore.run import run as runs
     from vitscore.system.libraries import prepare_arrow
     from vitscore.text.console import make_console
     from vitscore.text.plan import show_plan

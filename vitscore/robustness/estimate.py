@@ -180,7 +180,7 @@ def example_pictures(plan: Plan, geometry: Geometry, *, count: int = 8) -> Itera
 
 def load_alone(plan: Plan) -> list[ImageModel]:
     """The plan's models, in a process that scores nothing."""
-    from vitscore.run import load_models
+    from vitscore.run.run import load_models
     from vitscore.system.libraries import prepare_math_library
 
     prepare_math_library()

@@ -17,8 +17,8 @@ from rich.text import Text
 from vitscore.text.console import NARROW, cut, percent
 
 if TYPE_CHECKING:
-    from vitscore.bottleneck import Bottleneck
     from vitscore.kernels.counts import Confusion
+    from vitscore.run.bottleneck import Bottleneck
 MOST_NOTES = 5
 
 

@@ -12,8 +12,8 @@ from rich.text import Text
 from vitscore.text.console import duration_text, make_console
 
 if TYPE_CHECKING:
-    from vitscore import progress
     from vitscore.plan.plan import Plan
+    from vitscore.run import progress
 
 
 class Watcher:

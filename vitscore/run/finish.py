@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitscore.bottleneck import Bottleneck, find_bottleneck
 from vitscore.errors import DataError, LabelError, LedgerError, SetupError, TooManyBadError
 from vitscore.plan.options import BadLimit, RunOptions
 from vitscore.plan.plan import Plan
 from vitscore.ranks.ranks import POLL_S, SHARED_S, Ranks
+from vitscore.run.bottleneck import Bottleneck, find_bottleneck
 from vitscore.rundir import folder as folders
 from vitscore.rundir.folder import RunFolder
 from vitscore.rundir.parts import finished_parts

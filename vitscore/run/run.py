@@ -17,15 +17,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vitscore.conclude import Outcome, conclude
 from vitscore.errors import SetupError, VitscoreError
 from vitscore.models import checkpoint as checkpoints
 from vitscore.plan.options import RunOptions
 from vitscore.plan.plan import Plan, make_plan, require_labels_file
-from vitscore.progress import Observer, Reporter
 from vitscore.ranks import ranks as ranks_module
 from vitscore.ranks.ranks import POLL_S, SHARED_S, Ranks
 from vitscore.ranks.shard_queue import HandOut
+from vitscore.run.finish import Outcome, conclude
+from vitscore.run.progress import Observer, Reporter
 from vitscore.rundir import folder as folders
 from vitscore.rundir.folder import RunFolder
 from vitscore.rundir.parts import finished_parts
