@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench.checkpoints import make_checkpoint
-from vitscore.bench.corpus import Sample, photos, write
+from vitscore.bench.harness.checkpoints import make_checkpoint
+from vitscore.bench.harness.corpus import Sample, photos, write
+from vitscore.bench.harness.timing import figure, ratio, show
 from vitscore.bench.memory import NAMES as DIGIT_NAMES
 from vitscore.bench.memory import score
-from vitscore.bench.timing import figure, ratio, show
 
 EVERY = 100
 ROUNDS = 3

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vitscore.bench.catalogue import LIMIT_VARIABLE
+from vitscore.bench.harness.catalogue import LIMIT_VARIABLE
 
 TOTAL_S = 460.0
 """For all steps together: what starts and ends around them fits into eight minutes."""

@@ -4,7 +4,7 @@ Question: how much larger is the peak resident memory of a whole run over 20,000
           the peak of ViT-Tiny/16 at 224 pixels over JPEGs of 105 KB, and what is it made of?
 Expected: under 10% more, since batches, prefetch and one shard's rows are all that is held; under 1.5 GB, half of which
           is there once everything is imported.
-Command:  python -m vitscore.bench memory
+Command:  vitscore bench memory
 Method:   each run in a process of its own, peak as the system counts it. Growth: digits of 8 x 8 pixels, 500 a shard,
           both demo models. ViT-Tiny/16: random weights, 1,000 images; then the same again without each of its parts in
           turn, and the imports alone, for the table of what takes what.
@@ -19,10 +19,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench.checkpoints import CLASSES, make_checkpoint
-from vitscore.bench.corpus import digits, photos, write
-from vitscore.bench.startup import IMPORTS, NOTHING
-from vitscore.bench.timing import run_process
+from vitscore.bench.harness.checkpoints import CLASSES, make_checkpoint
+from vitscore.bench.harness.corpus import digits, photos, write
+from vitscore.bench.harness.timing import run_process
+from vitscore.bench.stages.startup import IMPORTS, NOTHING
 
 SIZES, QUICK_SIZES = (2_000, 20_000), (50, 100)
 NUM_PHOTOS, QUICK_PHOTOS = 1_000, 8

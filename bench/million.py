@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench.corpus import digits, write
+from vitscore.bench.harness.corpus import digits, write
 from vitscore.bench.memory import NAMES
 
 SMALL, LARGE, PER_SHARD = 50_000, 1_000_000, 5_000

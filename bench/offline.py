@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from vitscore.bench.madeup import MadeShard, write_run
-from vitscore.bench.timing import Figure, Finished, figure, run_process, show
+from vitscore.bench.harness.madeup import MadeShard, write_run
+from vitscore.bench.harness.timing import Figure, Finished, figure, run_process, show
 from vitscore.rundir.parts import Predictions
 
 ROWS, QUICK_ROWS, PER_SHARD, CLASSES = 1_000_000, 20_000, 10_000, 1_000

@@ -3,7 +3,7 @@
 Question: what part of the images/s of one process do two ranks under torchrun reach, on the same cores and shards; and
           how long does the rank that finishes first stand idle at the end?
 Expected: at least 0.9, and an idle end shorter than the last shard that was drawn takes.
-Command:  python -m vitscore.bench ranks
+Command:  vitscore bench ranks
 Method:   ViT-Tiny/16 (random weights) on 2,000 ImageNet-like JPEGs on the CPU, in 24 shards of 10 to 162 images; both
           ways in turn over three rounds. The loop's seconds run from the first rank's beginning to the last one's end,
           as run.json has them by rank: a rank that begins late, or waits at the end, costs what it costs.
@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench.checkpoints import CLASSES, make_checkpoint
-from vitscore.bench.corpus import photos, write
-from vitscore.bench.runs import OwnRun, run_own
-from vitscore.bench.timing import figure, ratio, rounds_in_turn, show
+from vitscore.bench.harness.checkpoints import CLASSES, make_checkpoint
+from vitscore.bench.harness.corpus import photos, write
+from vitscore.bench.harness.runs import OwnRun, run_own
+from vitscore.bench.harness.timing import figure, ratio, rounds_in_turn, show
 from vitscore.bench.whole import brief, rates
 
 ROUNDS, NUM_RANKS, TARGET = 3, 2, 0.9

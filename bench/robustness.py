@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench.checkpoints import make_checkpoint
-from vitscore.bench.corpus import photos, write
+from vitscore.bench.harness.checkpoints import make_checkpoint
+from vitscore.bench.harness.corpus import photos, write
 from vitscore.bench.memory import NAMES as DIGIT_NAMES
 
 OPERATORS = ("contrast", "jpeg_compression", "occlusion", "gaussian_noise")

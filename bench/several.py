@@ -3,7 +3,7 @@
 Question: what part of the time of two runs does one run of both models take, (a) where decoding dominates and (b) where
           the forwards do; and in (b), how much more than one decode and both forwards, each measured alone?
 Expected: at most 0.6 in (a); in (b) at most 1.05 times decode and forwards, and under 1 of the two runs.
-Command:  python -m vitscore.bench several
+Command:  vitscore bench several
 Method:   (a) the demo's ViT and CLIP on 4,000 JPEGs of about 400 x 500 pixels and 110 KB, (b) ViT-Tiny/16 and a CLIP of
           the same size at 224 pixels on 800; random weights in (b). Both together, each by itself, and the bound, every
           one in a process of its own, in turn over three rounds; seconds of the loops as run.json has them, and of the
@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench.bound import measure_bound
-from vitscore.bench.checkpoints import CLASSES, make_checkpoint
-from vitscore.bench.corpus import photos, write
+from vitscore.bench.harness.checkpoints import CLASSES, make_checkpoint
+from vitscore.bench.harness.corpus import photos, write
+from vitscore.bench.harness.runs import run_own
+from vitscore.bench.harness.timing import Figure, figure, ratio, rounds_in_turn, show
 from vitscore.bench.memory import NAMES as DIGIT_NAMES
-from vitscore.bench.runs import run_own
-from vitscore.bench.timing import Figure, figure, ratio, rounds_in_turn, show
+from vitscore.bench.peers.bound import measure_bound
 
 ROUNDS = 3
 DECODING, FORWARDS = "decoding dominates", "forwards dominate"

@@ -3,7 +3,7 @@
 Question: over PNGs of 8 x 8 pixels and the demo's small models, how many times the images/s of transformers' pipeline
           and of a careful hand-written loop does `vitscore run` reach? And what share of its bound is its loop?
 Expected: 8 times the pipeline, 3 times the loop.
-Command:  python -m vitscore.bench small
+Command:  vitscore bench small
 Method:   demo-vit and, in another row, demo-clip; 20,000 images for vitscore, 4,000 for the hand-written loop and 2,000
           for the pipeline (at batch 64 in fp32, and at its best), which has the same work for each image; each in a
           process of its own, in turn over three rounds. The ratios are of the loops alone, since start-up would be
@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 
-from vitscore.bench.bound import measure_bound
-from vitscore.bench.corpus import digits, write
+from vitscore.bench.harness.corpus import digits, write
+from vitscore.bench.harness.runs import run_own
+from vitscore.bench.harness.timing import ratio, rounds_in_turn, show
 from vitscore.bench.memory import NAMES
-from vitscore.bench.peers import Settings, run_peer
-from vitscore.bench.runs import run_own
-from vitscore.bench.timing import ratio, rounds_in_turn, show
+from vitscore.bench.peers.bound import measure_bound
+from vitscore.bench.peers.processes import run_peer
+from vitscore.bench.peers.settings import Settings
 from vitscore.bench.whole import bound_figures, rates
 from vitscore.plan.choices import has_bf16_instructions
 

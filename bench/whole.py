@@ -6,7 +6,7 @@ Question: over the same shards of ImageNet-like JPEGs and the same ViT-Tiny/16 c
           share of its own bound is its loop: decode and forward measured alone?
 Expected: 3.0 times the pipeline at batch 64, 1.5 times the hand-written loop, 0.92 of the bound. On a GPU ViT-B/16:
           0.9 of the bound; on an H200 9,000 images/s.
-Command:  python -m vitscore.bench whole
+Command:  vitscore bench whole
 Method:   2,000 JPEGs; every way in a process of its own (see peers, bound), in turn over three rounds; images over the
           seconds from the process' start to its end, and over those of its loop alone. The peers run at the settings
           that a sweep found best on such a machine; of two the better is taken. timm's model is of the same
@@ -25,13 +25,14 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench.bound import Bound, measure_bound
-from vitscore.bench.catalogue import time_limit_s
-from vitscore.bench.checkpoints import CLASSES, make_checkpoint
-from vitscore.bench.corpus import photos, write
-from vitscore.bench.peers import PeerRun, Settings, best_settings, run_peer
-from vitscore.bench.runs import OwnRun, predictions_of, run_own
-from vitscore.bench.timing import Figure, figure, ratio, rounds_in_turn, show
+from vitscore.bench.harness.catalogue import time_limit_s
+from vitscore.bench.harness.checkpoints import CLASSES, make_checkpoint
+from vitscore.bench.harness.corpus import photos, write
+from vitscore.bench.harness.runs import OwnRun, predictions_of, run_own
+from vitscore.bench.harness.timing import Figure, figure, ratio, rounds_in_turn, show
+from vitscore.bench.peers.bound import Bound, measure_bound
+from vitscore.bench.peers.processes import PeerRun, run_peer
+from vitscore.bench.peers.settings import Settings, best_settings
 
 TARGETS = {"pipeline batch 64": 3.0, "hand-written loop": 1.5}
 BOUND_TARGET = 0.92

@@ -4,7 +4,7 @@ Question: over the same shards of ImageNet-like JPEGs, how many times the images
           transforms, tokenizer and zero-shot classifier, metrics by torchmetrics) does `vitscore run` reach with a
           CLIP B/32 in transformers' format, all start-up included?
 Expected: over 1.2: the forward is nearly all of the work, and is the same arithmetic in the same precision.
-Command:  python -m vitscore.bench zeroshot
+Command:  vitscore bench zeroshot
 Method:   1,000 JPEGs, ten classes, one template; each in a process of its own, in turn over three rounds. Architecture
           and input size are the same, the weights are not: both are random.
 """
@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench.checkpoints import CLASSES, make_checkpoint
-from vitscore.bench.corpus import photos, write
-from vitscore.bench.peers import best_settings, run_peer
-from vitscore.bench.runs import run_own
-from vitscore.bench.timing import ratio, rounds_in_turn, show
+from vitscore.bench.harness.checkpoints import CLASSES, make_checkpoint
+from vitscore.bench.harness.corpus import photos, write
+from vitscore.bench.harness.runs import run_own
+from vitscore.bench.harness.timing import ratio, rounds_in_turn, show
+from vitscore.bench.peers.processes import run_peer
+from vitscore.bench.peers.settings import best_settings
 from vitscore.bench.whole import brief, rates
 
 NUM_IMAGES, ROUNDS = 1_000, 3

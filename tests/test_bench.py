@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from vitscore.bench import catalogue, record, running
+from vitscore.bench.harness import catalogue, record, running
 from vitscore.errors import SetupError
 from vitscore.system import launcher
 
 Call = Callable[..., Any]
 ROOT = Path(__file__).parent.parent
-PRESENT = [name for name in catalogue.NAMES if (ROOT / "bench" / f"{name}.py").is_file()]
+PRESENT = [name for name in catalogue.NAMES if catalogue.path_of(name).is_file()]
 
 
 def test_the_list_has_every_bench_with_its_question(vitscore: Call) -> None:
@@ -30,7 +30,7 @@ def test_the_list_has_every_bench_with_its_question(vitscore: Call) -> None:
 
 def test_every_module_that_measures_is_in_the_list() -> None:
     found = set()
-    for path in (ROOT / "bench").glob("*.py"):
+    for path in (ROOT / "bench").rglob("*.py"):
         functions = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
         if {"measure", "table"} <= functions:
             found.add(path.stem)
@@ -41,7 +41,7 @@ def test_every_module_that_measures_is_in_the_list() -> None:
 def test_a_bench_has_measure_with_quick_and_a_table(name: str) -> None:
     functions = {
         node.name: node
-        for node in ast.parse((ROOT / "bench" / f"{name}.py").read_text()).body
+        for node in ast.parse(catalogue.path_of(name).read_text()).body
         if isinstance(node, ast.FunctionDef)
     }
     assert [argument.arg for argument in functions["measure"].args.kwonlyargs] == ["quick"]
@@ -172,9 +172,3 @@ def test_under_a_launcher_rank_0_alone_measures(name: str, start: Call, tmp_path
     assert done.code == 0, done.err
     assert done.out.count(catalogue.question("coverage")) == 1
     assert record.read(tmp_path / "coverage.json").is_quick
-
-
-def test_the_older_door_leads_to_the_same_command(start: Call) -> None:
-    done = start(sys.executable, "-m", "vitscore.bench", "--list")
-    assert done.code == 0 and done.out.startswith("reading")
-    assert start(sys.executable, "-m", "vitscore.bench", "nope").code == 2

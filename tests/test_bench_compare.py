@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support import benchjson as made
-from vitscore.bench.compare import Change
-from vitscore.bench.timing import figure
+from vitscore.bench.harness.timing import figure
+from vitscore.bench.report.compare import Change
 
 Call = Callable[..., Any]
 ROUNDS = st.lists(st.floats(1, 1e9), min_size=1, max_size=5)

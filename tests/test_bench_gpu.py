@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from vitscore.bench.catalogue import time_limit_s
 from vitscore.bench.gpu import TOTAL_S, Step, gpu_tests, run_steps, steps, summary
+from vitscore.bench.harness.catalogue import time_limit_s
 
 Call = Callable[..., Any]
 ROOT = Path(__file__).parent.parent
@@ -38,7 +38,7 @@ def test_a_step_that_fails_or_takes_too_long_does_not_stop_the_next(tmp_path: Pa
 
 
 def test_a_step_is_told_how_long_it_may_take(tmp_path: Path) -> None:
-    code = "from vitscore.bench.catalogue import time_limit_s; open('told', 'w').write(str(time_limit_s()))"
+    code = "from vitscore.bench.harness.catalogue import time_limit_s; open('told', 'w').write(str(time_limit_s()))"
     run_steps([Step("one", python(code), 60)], cwd=tmp_path, total_s=30)
     assert float((tmp_path / "told").read_text()) == pytest.approx(30, abs=1)
     assert time_limit_s() is None

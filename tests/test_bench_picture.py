@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from support import benchjson as made
-from vitscore.bench.drawing import LABELS, Axis
+from vitscore.bench.report.drawing import LABELS, Axis
 
 Call = Callable[..., Any]
 SVG = "{http://www.w3.org/2000/svg}"

@@ -144,7 +144,7 @@ def test_without_any_bench_it_plans_from_those_that_come_with_the_package(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OUT", raising=False)
-    monkeypatch.setattr("vitscore.bench.stages.SHIPPED", tmp_path / "results")
+    monkeypatch.setattr("vitscore.bench.report.stages.SHIPPED", tmp_path / "results")
     words = ("bench", "plan", "--images", "1e9", "--json")
     none = vitscore(*words)
     assert none.code == 2 and "Run `vitscore bench` first" in none.err

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from vitscore.bench import checkpoints, corpus, decoding, forward, memory, reading, timing
+from vitscore.bench import memory
+from vitscore.bench.harness import checkpoints, corpus, timing
+from vitscore.bench.stages import decoding, forward, reading
 from vitscore.models.checkpoint import find
 
 # webdataset leaves closing its files to the garbage collector.
@@ -41,7 +43,7 @@ def test_a_bench_says_what_it_asks_expects_and_does(name: str) -> None:
     text = import_module(f"vitscore.bench.{name}").__doc__ or ""
     assert text.splitlines()[0].endswith("?")
     assert all(f"\n{word}:" in text for word in ("Question", "Expected", "Command", "Method"))
-    assert f"python -m vitscore.bench {name}" in text
+    assert f"vitscore bench {name}" in text
 
 
 def test_reading_compares_ways_that_give_the_same_samples() -> None:

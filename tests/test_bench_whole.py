@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from vitscore.bench import several, small, whole, zeroshot
-from vitscore.bench.corpus import write
+from vitscore.bench.harness.corpus import write
+from vitscore.bench.harness.runs import predictions_of, run_own
+from vitscore.bench.harness.timing import figure
 from vitscore.bench.memory import NAMES
-from vitscore.bench.peers import NAMES as PEERS
-from vitscore.bench.peers import Settings, best_settings, command, parse, run_peer
-from vitscore.bench.runs import predictions_of, run_own
-from vitscore.bench.timing import figure
+from vitscore.bench.peers.processes import command, parse, run_peer
+from vitscore.bench.peers.settings import NAMES as PEERS
+from vitscore.bench.peers.settings import Settings, best_settings
 from vitscore.models import checkpoint as checkpoints
 
 WAYS = ("vitscore", "pipeline batch 64", "hand-written loop", "timm")

@@ -17,7 +17,7 @@ import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitscore.bench.madeup import MadeShard, from_logits, write_run
+from vitscore.bench.harness.madeup import MadeShard, from_logits, write_run
 from vitscore.results.compare import compare_runs
 from vitscore.results.join import join
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vitscore.bench.madeup import MadeShard, from_logits, write_run
+from vitscore.bench.harness.madeup import MadeShard, from_logits, write_run
 
 Call = Callable[..., Any]
 NUM = 40

@@ -102,7 +102,7 @@ def shown(mark: str) -> list[str]:
 
 
 def test_the_readme_lists_every_bench_as_the_command_does(vitscore: Callable[..., Any]) -> None:
-    from vitscore.bench.catalogue import question
+    from vitscore.bench.harness.catalogue import question
 
     listed = vitscore("bench", "--list").out.splitlines()
     assert [line.split()[0] for line in shown("bench list")] == [line.split()[0] for line in listed]

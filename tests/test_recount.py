@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import sklearn.metrics as sk
 
-from vitscore.bench.madeup import MadeShard, from_logits, write_run
+from vitscore.bench.harness.madeup import MadeShard, from_logits, write_run
 from vitscore.classes.groups import read_groups
 from vitscore.errors import ClassError
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vitscore.system.machine import VERSION
+
+__version__ = VERSION
 __all__ = ["Run", "__version__", "load_run", "score"]
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench.timing import Figure, figure
+from vitscore.bench.harness.timing import Figure, figure
 
 HARDWARE = {"cpu": "Some CPU", "cpus": 16, "system": "Linux", "gpus": []}
 VERSIONS = {"python": "3.12.1", "torch": "2.14.0"}

@@ -1,8 +1,8 @@
 """A whole run's writing, without its computing: what `vitscore run` does to its folder, in milliseconds.
 
-The steps are those of `vitscore.run.run` in their order, on the real plan of two real shards; predictions are made up from
-a seed. One shard's part goes out in several row groups. Run as a program below the shim of faultinject.c it breaks the
-command at every single call, starts it again, and prints what it saw as JSON:
+The steps are those of `vitscore.run.run` in their order, on the real plan of two real shards; predictions are made up
+from a seed. One shard's part goes out in several row groups. Run as a program below the shim of faultinject.c it breaks
+the command at every single call, starts it again, and prints what it saw as JSON:
 
     python -m support.faultcases errors|kills|losses EVERY FOLDER
 
@@ -31,7 +31,7 @@ from vitscore.errors import SetupError
 from vitscore.metrics.fold import refold, write_metrics
 from vitscore.plan.options import make_options
 from vitscore.plan.plan import Plan, make_plan
-from vitscore.rundir import folder as folders
+from vitscore.run import sessions
 from vitscore.rundir import parts
 from vitscore.rundir.folder import RunFolder
 from vitscore.rundir.parts import Footer, ModelColumns, Predictions, ShardRows, finished_parts, part_schema
@@ -51,16 +51,16 @@ class Command:
     def __call__(self) -> None:
         """What `run.open_run`, the engine's writes and `run.conclude` do to the folder."""
         plan, folder, done = self.plan, RunFolder(self.plan.options.output), set()
-        session = folders.make_session(world_size=1)
-        is_resumed = not self.overwrites and folders.check_folder(folder, plan)
+        session = sessions.make_session(world_size=1)
+        is_resumed = not self.overwrites and sessions.check_folder(folder, plan)
         if not is_resumed:
-            folders.check_foreign(folder)
-            folders.clear(folder)
-            folders.start(folder, plan, session=session, costs={})
+            sessions.check_foreign(folder)
+            sessions.clear(folder)
+            sessions.start(folder, plan, session=session, costs={})
         else:
-            plan = folders.resume(folder, plan)
+            plan = sessions.resume(folder, plan)
             done = set(finished_parts(folder.parts, plan.identity_hash))
-            folders.begin_session(folder, session)
+            sessions.begin_session(folder, session)
         for shard in plan.shards:
             if shard.ordinal not in done:
                 with writing(folder.parts):
@@ -68,7 +68,7 @@ class Command:
         folded = refold(folder.path)
         with writing(folder.path):
             write_metrics(folder.path, folded)
-            folders.end_session(folder, session["id"], {"images": 2 * NUM_ROWS})
+            sessions.end_session(folder, session["id"], {"images": 2 * NUM_ROWS})
 
 
 def make_command(root: Path, *, overwrites: bool = False) -> Command:

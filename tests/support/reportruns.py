@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from vitscore.bench.madeup import MadeShard, columns_of, from_logits, write_part
+from vitscore.bench.harness.madeup import MadeShard, columns_of, from_logits, write_part
 
 IDENTITY = "ab" * 32
 KINDS = "finch owl terrier beetle moth shark trout fern maple orchid kettle lamp chair boat bridge".split()

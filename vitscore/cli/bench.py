@@ -81,7 +81,7 @@ def run(
     is_list: Annotated[bool, typer.Option("--list", help="List the benches, each with its question.")] = False,
 ) -> None:  # fmt: skip
     """Run benches: print their tables, write one JSON each, and a picture of them where there are several."""
-    from vitscore.bench import catalogue, record, running
+    from vitscore.bench.harness import catalogue, record, running
 
     if is_list:
         tell_lines(catalogue.lines())
@@ -105,7 +105,7 @@ def compare(
     A change is beyond the spread where all rounds of one lie on one side of all rounds of the other; figures of a
     single round cannot tell. Differing hardware, versions and counts are named.
     """
-    from vitscore.bench.compare import compare_files, document_of, lines_of
+    from vitscore.bench.report.compare import compare_files, document_of, lines_of
 
     comparisons = compare_files(a, b)
     if as_json:
@@ -143,8 +143,8 @@ def plan(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Plan a run from measured rates; every assumption is spelled out, and nothing is assumed that was not measured."""
-    from vitscore.bench.plan import Wish, document_of, lines_of, make_plan
-    from vitscore.bench.stages import read_sources
+    from vitscore.bench.report.plan import Wish, document_of, lines_of, make_plan
+    from vitscore.bench.report.stages import read_sources
 
     if not 1 <= images < float("inf"):
         raise UsageError("not a number of images", where="--images", expected="1 or more", got=f"{images:g}")
@@ -168,7 +168,7 @@ def picture(
     ] = None,
 ) -> None:
     """Draw the ceilings of the stages, the whole run's rate and bound, and the peers; opens without a network."""
-    from vitscore.bench import record
+    from vitscore.bench.harness import record
 
     folder = folder or record.default_folder()
     draw(folder, output or (folder if folder.is_dir() else folder.parent))
@@ -176,7 +176,7 @@ def picture(
 
 def draw(folder: Path, output: Path, *, tells_none: bool = True) -> None:
     """Write both pictures and say where; a folder whose benches have nothing to draw gets none."""
-    from vitscore.bench.picture import write_pictures
+    from vitscore.bench.report.picture import write_pictures
 
     written = write_pictures(folder, output)
     if written:

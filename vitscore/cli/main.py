@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from vitscore import __version__
 from vitscore.cli.errors import is_usage_error, tell, tell_stopped, usage_line
 from vitscore.errors import VitscoreError
 from vitscore.system.launcher import is_main_rank
+from vitscore.system.machine import VERSION
 from vitscore.system.signals import Stopped, stopping_on_signals
 
 app = typer.Typer(
@@ -30,7 +30,7 @@ app = typer.Typer(
 
 def show_version(is_wanted: bool) -> None:
     if is_wanted:
-        typer.echo(f"vitscore {__version__}")
+        typer.echo(f"vitscore {VERSION}")
         raise typer.Exit
 
 

@@ -26,8 +26,8 @@ from vitscore.engine.forward import Awaited, Ranked, make_forward
 from vitscore.engine.prefetch import Intake
 from vitscore.engine.reader import Batch
 from vitscore.engine.stage_times import Waits
-from vitscore.errors import DataError, LabelError, TooManyBadError
-from vitscore.plan.options import BadLimit
+from vitscore.errors import DataError, LabelError
+from vitscore.plan.options import BadLimit, judge_bad
 from vitscore.plan.plan import Plan
 from vitscore.ranks.ranks import Ranks
 from vitscore.rundir.parts import ShardRows
@@ -330,16 +330,3 @@ class Engine:
         with writing(self._folder), self._waits.on("write"):
             self._writes.popleft().result()
         self.tally.shards += 1
-
-
-def judge_bad(limit: BadLimit, *, bad: int, seen: int, at_end: bool) -> None:
-    """Raise TooManyBadError where `--max-bad` is exceeded."""
-    if limit.is_exceeded(bad=bad, seen=seen, at_end=at_end):
-        allowed = str(limit.count) if limit.count is not None else f"{limit.percent:g}%"
-        raise TooManyBadError(
-            "too many bad samples",
-            where=f"{bad} of {seen}",
-            expected=f"at most {allowed}",
-            got=f"{100 * bad / max(seen, 1):.1f}%" if limit.count is None else str(bad),
-            next_step="The parts stay; a higher --max-bad goes on from them.",
-        )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vitscore.augment import operators
-from vitscore.plan.plan import Plan
-from vitscore.rundir.folder import known_bytes
+from vitscore.plan.plan import Plan, known_bytes
 from vitscore.shards.redaction import is_remote
 from vitscore.shards.remote.cache import Cache
 from vitscore.shards.samples import OpenShard

@@ -11,10 +11,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitscore.augment import operators
-from vitscore.errors import UsageError
+from vitscore.errors import TooManyBadError, UsageError
+
+if TYPE_CHECKING:
+    pass
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
@@ -199,3 +202,16 @@ def coerce(key: str, value: Any, declared: str) -> Any:
     elif declared == "str | None" and isinstance(value, str):
         return value
     raise UsageError("wrong type", where=key, expected=declared, got=repr(value))
+
+
+def judge_bad(limit: BadLimit, *, bad: int, seen: int, at_end: bool) -> None:
+    """Raise TooManyBadError where `--max-bad` is exceeded."""
+    if limit.is_exceeded(bad=bad, seen=seen, at_end=at_end):
+        allowed = str(limit.count) if limit.count is not None else f"{limit.percent:g}%"
+        raise TooManyBadError(
+            "too many bad samples",
+            where=f"{bad} of {seen}",
+            expected=f"at most {allowed}",
+            got=f"{100 * bad / max(seen, 1):.1f}%" if limit.count is None else str(bad),
+            next_step="The parts stay; a higher --max-bad goes on from them.",
+        )

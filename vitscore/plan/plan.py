@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitscore.augment import operators
 from vitscore.augment.conditions import Condition, cell_name
@@ -30,6 +30,9 @@ from vitscore.shards.reasons import UNREACHABLE, reason_kind
 from vitscore.shards.remote.cache import Cache
 from vitscore.shards.samples import OpenShard
 from vitscore.shards.shard import Corpus, Shard, corpus_names
+
+if TYPE_CHECKING:
+    from vitscore.plan.options import RunOptions
 
 
 @dataclass(frozen=True)
@@ -271,3 +274,9 @@ def require_labels_file(options: RunOptions) -> None:
     for flag, path in files.items():
         if path is not None and not path.is_file():
             raise UsageError("file not found", where=f"{flag} {path}", next_step="Check the path.")
+
+
+def known_bytes(plan: Plan) -> int | None:
+    """Bytes of all shards, None where one is not known."""
+    sizes = [shard.num_bytes for shard in plan.shards]
+    return None if None in sizes else sum(size for size in sizes if size is not None)

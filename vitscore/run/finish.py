@@ -15,9 +15,9 @@ from vitscore.errors import DataError, LabelError, LedgerError, SetupError, TooM
 from vitscore.plan.options import BadLimit, RunOptions
 from vitscore.plan.plan import Plan
 from vitscore.ranks.ranks import POLL_S, SHARED_S, Ranks
+from vitscore.run import sessions
 from vitscore.run.bottleneck import Bottleneck, find_bottleneck
-from vitscore.rundir import folder as folders
-from vitscore.rundir.folder import RunFolder
+from vitscore.rundir.folder import RunFolder, require_record
 from vitscore.rundir.parts import finished_parts
 from vitscore.shards.reasons import LABEL_REASONS, UNREACHABLE, reason_kind
 from vitscore.system.durable import writing
@@ -77,7 +77,7 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
             bound = find_bottleneck(
                 tally.waiting_s, seconds, plan=plan, ranks=ranks.world_size, cpus=cpus, images_per_s=rate
             )
-            folders.end_session(
+            sessions.end_session(
                 folder,
                 session_id,
                 {
@@ -109,7 +109,7 @@ def report_run(folder: RunFolder, folded: Folded) -> tuple[str, ...]:
     from vitscore.report import write_report
 
     try:
-        write_report(folder.path, folded, folders.require_record(folder.path))
+        write_report(folder.path, folded, require_record(folder.path))
     except SetupError:
         raise
     except Exception as error:
@@ -120,7 +120,7 @@ def report_run(folder: RunFolder, folded: Folded) -> tuple[str, ...]:
 
 def find_problem(options: RunOptions, document: dict[str, Any]) -> Exception | None:
     """What the ledger says against exit code 0: bad shards, then too many bad samples."""
-    from vitscore.engine.loop import judge_bad
+    from vitscore.plan.options import judge_bad
 
     ledger = document["ledger"]
     wrong_labels = sum(count for reason, count in ledger["reasons"].items() if reason in LABEL_REASONS)

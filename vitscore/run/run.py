@@ -24,9 +24,9 @@ from vitscore.plan.plan import Plan, make_plan, require_labels_file
 from vitscore.ranks import ranks as ranks_module
 from vitscore.ranks.ranks import POLL_S, SHARED_S, Ranks
 from vitscore.ranks.shard_queue import HandOut
+from vitscore.run import sessions
 from vitscore.run.finish import Outcome, conclude
 from vitscore.run.progress import Observer, Reporter
-from vitscore.rundir import folder as folders
 from vitscore.rundir.folder import RunFolder
 from vitscore.rundir.parts import finished_parts
 from vitscore.shards.reasons import UNREACHABLE, reason_kind
@@ -44,9 +44,9 @@ def plan_only(options: RunOptions) -> Plan:
     """`--dry-run`: everything that can be refused is refused, nothing is written, nothing scored."""
     require_labels_file(options)
     folder = RunFolder(options.output)
-    plan = make_plan(options, kept={} if options.overwrite else folder.kept_choices(asked=options))
+    plan = make_plan(options, kept={} if options.overwrite else sessions.kept_choices(folder, asked=options))
     if not options.overwrite:
-        folders.check_folder(folder, plan)
+        sessions.check_folder(folder, plan)
     return plan
 
 
@@ -106,8 +106,8 @@ def run_with(ahead: Ahead, ranks: Ranks, options: RunOptions, observer: Observer
         take_part(ranks, plan, models, done, folder, observer, ahead)
         ranks.wait_for_conclusion()
         return None
-    session = folders.make_session(world_size=ranks.world_size)
-    if options.overwrite and folders.is_restart_of(folder, session):
+    session = sessions.make_session(world_size=ranks.world_size)
+    if options.overwrite and sessions.is_restart_of(folder, session):
         options = dataclasses.replace(options, overwrite=False)
     try:
         plan, models, done = open_run(ranks, options, folder, session, ahead)
@@ -121,7 +121,7 @@ def run_with(ahead: Ahead, ranks: Ranks, options: RunOptions, observer: Observer
     except BaseException as error:
         with contextlib.suppress(Exception):
             why = str(error) if isinstance(error, VitscoreError) else type(error).__name__
-            folders.end_session(folder, session["id"], {"stopped_by": why})
+            sessions.end_session(folder, session["id"], {"stopped_by": why})
         raise
     ranks.conclude()
     return outcome
@@ -215,14 +215,14 @@ def open_run(
     All that can be refused is refused, and the models are loaded, before anything of an older run is removed. Text
     weights are then in the cache, where the other ranks find them.
     """
-    kept = {} if options.overwrite else folder.kept_choices(asked=options)
+    kept = {} if options.overwrite else sessions.kept_choices(folder, asked=options)
     plan = make_plan(options, kept=kept)
-    is_resumed = not options.overwrite and folders.check_folder(folder, plan)
+    is_resumed = not options.overwrite and sessions.check_folder(folder, plan)
     if not is_resumed:
-        folders.check_foreign(folder)
+        sessions.check_foreign(folder)
     done: set[int] = set()
     if is_resumed:
-        plan = folders.resume(folder, plan)
+        plan = sessions.resume(folder, plan)
         parts = finished_parts(folder.parts, plan.identity_hash)
         # A shard that could not be reached may be there now.
         done = {ordinal for ordinal, (_, footer) in parts.items() if reason_kind(footer.fault or "") != UNREACHABLE}
@@ -232,11 +232,11 @@ def open_run(
     models = load_where_needed(ahead, plan, ranks=ranks, folder=folder, done=done)
     plan = warmed_up(plan, models, may_lower=not is_resumed and options.batch_size is None)
     if not is_resumed:
-        folders.clear(folder)
+        sessions.clear(folder)
         costs = {model.name: model.cost() for model in models}
-        folders.start(folder, plan, session=session, costs=costs)
+        sessions.start(folder, plan, session=session, costs=costs)
     elif models:
-        folders.begin_session(folder, session)
+        sessions.begin_session(folder, session)
     told = session["id"] if models or not is_resumed else None
     ranks.publish("plan", {"identity": plan.identity_hash, "session": told, "done": sorted(done)})
     return plan, models, done
@@ -249,12 +249,12 @@ def join_run(
     import_ahead(options)
     told = ranks.wait_for("plan")
     record = shared_record(ranks, folder, told)
-    plan = make_plan(options, kept=folder.kept_choices(), with_fingerprints=False)
+    plan = make_plan(options, kept=sessions.kept_choices(folder), with_fingerprints=False)
     planned = tuple(
         dataclasses.replace(model, fingerprint=record["models"][model.name]["fingerprint"]) for model in plan.models
     )
     plan = dataclasses.replace(plan, identity=record["identity"], models=planned)
-    plan, done = folders.resume(folder, plan), set(told["done"])
+    plan, done = sessions.resume(folder, plan), set(told["done"])
     models = load_where_needed(ahead, plan, ranks=ranks, folder=folder, done=done)
     return warmed_up(plan, models, may_lower=False), models, done
 

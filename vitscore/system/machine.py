@@ -16,6 +16,8 @@ from typing import Any
 
 from vitscore.system.durable import start_time
 
+VERSION = "0.1.0"
+"""Of this package."""
 VERSIONED = (
     "vitscore",
     "torch",

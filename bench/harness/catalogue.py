@@ -1,9 +1,8 @@
-"""The benches by name, and how one is loaded.
+"""The benches by name, and how to load one.
 
-A bench is a module beside this one with `measure(*, quick=False)` and `table(result)`; its docstring states question,
-expectation, command and method, the question first. `quick` asks for small counts: to see that a bench works, not to
-report what it finds. Modules are read as text for the list, and imported only when they are to run: they need packages
-that a run does not.
+A bench is a module of `bench/` or `bench/stages/` with `measure(*, quick=False)` and `table(result)`; its docstring
+states question, expectation, command and method, the question first. `quick` asks for small counts, which show that a
+bench works. Listing reads the modules as text; only running imports them, since they need packages that a run does not.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ STANDARD = (
 LONG = ("million",)
 """Only run by name."""
 NAMES = (*STANDARD, *LONG)
+STAGES = ("reading", "decoding", "forward", "counting", "startup")
+FOLDER = Path(__file__).parent.parent
 LIMIT_VARIABLE = "VITSCORE_BENCH_LIMIT_S"
 INSTALL = "Run `pip install 'vitscore[bench]'`."
 
@@ -46,9 +47,14 @@ def require_known(names: list[str]) -> list[str]:
     return list(dict.fromkeys(names)) or list(STANDARD)
 
 
+def path_of(name: str) -> Path:
+    """The file of a bench's module."""
+    return (FOLDER / "stages" if name in STAGES else FOLDER) / f"{name}.py"
+
+
 def question(name: str) -> str:
-    """The first line of a bench's docstring; empty where its module is not there."""
-    path = Path(__file__).with_name(f"{name}.py")
+    """The first line of a bench's docstring; empty where its module is missing."""
+    path = path_of(name)
     if not path.is_file():
         return ""
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
@@ -77,7 +83,7 @@ def load(name: str) -> Bench:
         SetupError: a package that it needs is not installed.
     """
     try:
-        return cast(Bench, importlib.import_module(f"vitscore.bench.{name}"))
+        return cast(Bench, importlib.import_module(f"vitscore.bench.{'stages.' if name in STAGES else ''}{name}"))
     except ModuleNotFoundError as error:
         raise missing(name, error) from error
 

@@ -6,7 +6,7 @@ Expected: on two cores with bf16 instructions ViT-Tiny/16 160 images/s in bf16 a
           smaller and larger batches 10% less; compiled no faster than eager for a compilation of 10 to 40 s. ViT-B/16
           a tenth of ViT-Tiny/16 (14 times the arithmetic, in larger products), CLIP B/32 a half. On an H100 in fp16,
           compiled: ViT-B/16 5,000, B/32 15,000, L/14 1,200 images/s, flat from batch 128 on.
-Command:  python -m vitscore.bench forward
+Command:  vitscore bench forward
 Method:   random weights and pixels; through `load_model` and `Forward` as the engine drives them: on a CPU eager
           batches side by side, one a core, with one thread inside torch each; a compiled one alone, on all threads. A
           model's cases by turns. Compiling is timed once, with an empty cache, against an eager load.
@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitscore.bench.catalogue import time_limit_s
-from vitscore.bench.checkpoints import CLASSES, make_checkpoint
-from vitscore.bench.timing import Figure, figure, rounds_in_turn, show, stage_rate
+from vitscore.bench.harness.catalogue import time_limit_s
+from vitscore.bench.harness.checkpoints import CLASSES, make_checkpoint
+from vitscore.bench.harness.timing import Figure, figure, rounds_in_turn, show, stage_rate
 from vitscore.classes.matching import BY_POSITION, match_head
 from vitscore.decode.make import Decoded
 from vitscore.engine.forward import Awaited, make_forward

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench.record import Record, read_all
-from vitscore.bench.timing import Figure, figure
+from vitscore.bench.harness.record import Record, read_all
+from vitscore.bench.harness.timing import Figure, figure
 from vitscore.errors import UsageError
 
 WIDTH = 80

@@ -17,7 +17,7 @@ import torch
 import webdataset as wds
 
 if TYPE_CHECKING:
-    from vitscore.bench.peers import Settings
+    from vitscore.bench.peers.settings import Settings
 
 # Axes: B images of a batch, K classes, D width of an embedding.
 

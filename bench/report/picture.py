@@ -11,12 +11,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench import stages
-from vitscore.bench.compare import figures_in
-from vitscore.bench.drawing import Bar, Group, draw, number
-from vitscore.bench.record import Record, read_all
-from vitscore.bench.stages import Rate, Records, as_figure
-from vitscore.bench.timing import Figure
+from vitscore.bench.harness.record import Record, read_all
+from vitscore.bench.harness.timing import Figure
+from vitscore.bench.report import stages
+from vitscore.bench.report.compare import figures_in
+from vitscore.bench.report.drawing import Bar, Group, draw, number
+from vitscore.bench.report.stages import Rate, Records, as_figure
 from vitscore.errors import UsageError
 from vitscore.system.durable import make_folder_durably, write_bytes_durably, writing
 

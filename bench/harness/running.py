@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vitscore.bench import catalogue, record
+from vitscore.bench.harness import catalogue, record
 from vitscore.errors import SetupError
 
 

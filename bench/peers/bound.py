@@ -1,9 +1,9 @@
 """What bounds a run: decoding alone and forwards alone, on a run's own terms, in a process of its own.
 
-`python -m vitscore.bench.bound SHARDS CHECKPOINT... [--images N]` plans exactly as `vitscore run` does, then decodes
-images that lie in memory with every thread, then computes the forwards of one decoded batch with every worker, each
-model by itself; prints one JSON line. On a CPU both share the cores, so nothing can be faster than an image's decode
-and its forwards one after the other on all of them; on a GPU the slower of the two is the bound.
+`python -m vitscore.bench.peers.bound SHARDS CHECKPOINT... [--images N]` plans exactly as `vitscore run` does, then
+decodes images that lie in memory with every thread, then computes the forwards of one decoded batch with every
+worker, each model by itself; prints one JSON line. On a CPU both share the cores, so nothing can be faster than an
+image's decode and its forwards one after the other on all of them; on a GPU the slower of the two is the bound.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitscore.bench.timing import run_process, stage_rate
+from vitscore.bench.harness.timing import run_process, stage_rate
 
 if TYPE_CHECKING:
     import torch
@@ -56,12 +56,12 @@ def measure_bound(
 ) -> Bound:
     """Measure in a process of its own."""
     limits = ["--images", str(num_images), "--at-least-s", str(at_least_s)]
-    command = [sys.executable, "-m", "vitscore.bench.bound", str(shards), *map(str, models), *limits]
+    command = [sys.executable, "-m", "vitscore.bench.peers.bound", str(shards), *map(str, models), *limits]
     return Bound(**json.loads(run_process(command).stdout.splitlines()[-1]))
 
 
 def main(words: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vitscore.bench.bound")
+    parser = argparse.ArgumentParser(prog="python -m vitscore.bench.peers.bound")
     parser.add_argument("shards")
     parser.add_argument("models", nargs="+")
     parser.add_argument("--images", type=int, default=NUM_IMAGES)

@@ -4,7 +4,7 @@ Question: seconds of `vitscore --help`; from the shell to the first batch of the
           imports that are most of it, each alone and all together.
 Expected: help under 0.3 s, since it imports no torch; first batch under 8 s, of which 5 are imports (torch 2, what
           torchvision and transformers add 2, DALI 0.7, numba 0.4); the whole demo 6 s more.
-Command:  python -m vitscore.bench startup
+Command:  vitscore bench startup
 Method:   processes of their own, one at a time, files in the page cache; one run before that is not counted. The first
           batch is when run.json says that it was settled (`first_batch_s`, from the process' start). An import is its
           process less an empty one.
@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench.timing import Figure, figure, rounds_in_turn, run_process, show
+from vitscore.bench.harness.timing import Figure, figure, rounds_in_turn, run_process, show
 
 ROUNDS = 5
 HELP_TARGET_S, FIRST_BATCH_TARGET_S = 0.3, 8.0

@@ -4,7 +4,7 @@ Question: samples a second with key, image bytes and label, in shard order, from
           105 KB, against webdataset's reader and Python's tarfile; members a second of an index alone.
 Expected: small images at least 10x webdataset, which makes a tarfile object, a stream and a dict of each member; large
           ones 3x: there the copy out of the page cache counts, once here, twice or more there. Index: 20x tarfile.
-Command:  python -m vitscore.bench reading
+Command:  vitscore bench reading
 Method:   the page cache is warm; one process, one thread, the ways by turns, each through all shards, opening included.
           Ours reads blocks of 128 rows, as a run does. Before that, untimed: all ways give the same samples, by
           checksum. Nobody's bytes are looked at while the clock runs, but all are in memory of the process.
@@ -22,9 +22,9 @@ from typing import Any
 
 import webdataset as wds
 
-from vitscore.bench.checkpoints import CLASSES
-from vitscore.bench.corpus import digits, photos, write
-from vitscore.bench.timing import Figure, figure, rate, ratio, rounds_in_turn, show
+from vitscore.bench.harness.checkpoints import CLASSES
+from vitscore.bench.harness.corpus import digits, photos, write
+from vitscore.bench.harness.timing import Figure, figure, rate, ratio, rounds_in_turn, show
 from vitscore.shards.labels import LabelRule
 from vitscore.shards.samples import OpenShard
 from vitscore.shards.shard import Shard

@@ -7,7 +7,7 @@ Question: images a second from shards of JPEGs of 105 KB (475 x 475 pixels) to b
 Expected: ours 1.5 times the DataLoader, whose workers copy pixels between processes and resize with Pillow, and 1.3
           times DALI alone, whose resize takes longer than its decoding. All scale with the cores. On a GPU the load
           matters most, with its best between 0.65 and 0.9; batches beyond 128 little.
-Command:  python -m vitscore.bench decoding
+Command:  vitscore bench decoding
 Method:   every way is an endless stream of batches of 16, reading included; the clock runs from the time its queues are
           full for 50 batches a thread. `n threads` is n of the way's own workers on n cores. The ways by turns in
           one process. Before that: the first batch of each is the same images, ours on either decoder the same bits.
@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vitscore.bench.catalogue import time_limit_s
-from vitscore.bench.checkpoints import CLASSES
-from vitscore.bench.corpus import photos, write
-from vitscore.bench.decodeways import WAYS, Stream, Way, decode_by_dali, read_images, submit_and_collect
-from vitscore.bench.timing import Figure, figure, ratio, rounds_in_turn, show
+from vitscore.bench.harness.catalogue import time_limit_s
+from vitscore.bench.harness.checkpoints import CLASSES
+from vitscore.bench.harness.corpus import photos, write
+from vitscore.bench.harness.timing import Figure, figure, ratio, rounds_in_turn, show
+from vitscore.bench.peers.decoding import WAYS, Stream, Way, decode_by_dali, read_images, submit_and_collect
 from vitscore.system.machine import num_usable_cpus
 
 ROUNDS = 5

@@ -22,7 +22,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from vitscore.bench.timing import Figure, figure, rate, ratio, rounds_in_turn, show
+from vitscore.bench.harness.timing import Figure, figure, rate, ratio, rounds_in_turn, show
 from vitscore.kernels import ConfusionCounts, score_rows
 
 BATCH, ROUNDS, QUICK_SHRINK = 256, 5, 40

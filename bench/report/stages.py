@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench.record import Record, default_folder, read_all
-from vitscore.bench.timing import Figure, figure
+from vitscore.bench.harness.record import Record, default_folder, read_all
+from vitscore.bench.harness.timing import Figure, figure
 from vitscore.errors import UsageError
 
-SHIPPED = Path(__file__).parent / "results"
+SHIPPED = Path(__file__).parent.parent / "results"
 FORWARD_KEY = re.compile(r"(?P<model>.+) \S+ (?:compiled|eager) batch \d+")
 OURS = re.compile(r"vitscore, (\d+) threads?")
 Records = Mapping[str, Record]

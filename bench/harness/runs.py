@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench.timing import run_process
+from vitscore.bench.harness.timing import run_process
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from vitscore.bench.timing import Figure
+from vitscore.bench.harness.timing import Figure
 
 WIDTH, LABELS, VALUES = 960, 290, 150
 """Of all, of the column of labels, and what is kept free for values at the right."""

@@ -1,9 +1,9 @@
 """The peers that a whole run is measured against, each in a process of its own, at settings that were swept.
 
-`python -m vitscore.bench.peers NAME SHARDS CHECKPOINT` runs one and prints one JSON line; the options are the fields of
-`Settings`, and `--predictions FILE`. Nothing of vitscore's is imported or set up there but `peer_loops`, so that it is
-neither helped nor hindered. Here are also the settings at which each is best, and the sweep that found them:
-`python -m vitscore.bench.peers sweep SHARDS CHECKPOINT --peer NAME`. Peers:
+`python -m vitscore.bench.peers.processes NAME SHARDS CHECKPOINT` runs one and prints one JSON line; the options are the
+fields of `Settings`, and `--predictions FILE`. Nothing of vitscore's is imported or set up there but `loops`, so that
+it is neither helped nor hindered. The sweep that found the settings of `settings.py`:
+`python -m vitscore.bench.peers.processes sweep SHARDS CHECKPOINT --peer NAME`. Peers:
 
     pipeline    transformers' pipeline over shards read by webdataset
     loop        what a good engineer writes in an afternoon: webdataset, DataLoader, bf16 or fp16, torch's counts
@@ -23,54 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-NAMES = ("pipeline", "loop", "timm", "open_clip")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What can be chosen about a peer without changing its predictions by more than rounding."""
-
-    batch_size: int = 64
-    precision: str = "fp32"
-    """fp32; `autocast`, or `half` for weights in it too: fp16 on CUDA, bf16 on a CPU."""
-    workers: int = 0
-    """Of the DataLoader; 0 reads in the process itself."""
-    threads: int = 0
-    """Of torch; 0 leaves it alone."""
-    transform: str = "torchvision"
-    """The loop's: `torchvision`'s v2 transforms, or transformers' own `processor`."""
-    attention: str = "sdpa"
-    """transformers' implementation: sdpa, its default, or eager."""
-    compile: bool = False
-
-    def __str__(self) -> str:
-        words = [f"batch {self.batch_size}", self.precision, f"{self.workers} worker{'s' * (self.workers != 1)}"]
-        words += [f"{self.threads} thread{'s' * (self.threads != 1)}"] if self.threads else []
-        words += [word for word in (self.transform, self.attention) if word not in ("torchvision", "sdpa")]
-        return ", ".join([*words, *(["compiled"] if self.compile else [])])
-
-
-# What sweeps on two cores found (see LOG.md): small batches stay in the cache; a DataLoader's workers beside torch's
-# threads make these wait for each other. Where CPUs differ (AVX512-BF16 alone, AMX beside it) both are measured.
-BEST_WITH_HALF: dict[str, tuple[Settings, ...]] = {
-    "pipeline": (Settings(32, "half"), Settings(16, "half")),
-    "loop": (Settings(16, "half"), Settings(32, "half"), Settings(16, "half", attention="eager")),
-    "timm": (Settings(16, "half"),),
-    "open_clip": (Settings(16, "half"),),
-}
-BEST_WITHOUT: dict[str, tuple[Settings, ...]] = {
-    "pipeline": (Settings(32),),
-    "loop": (Settings(16), Settings(16, workers=2, threads=1)),
-    "timm": (Settings(16),),
-    "open_clip": (Settings(16),),
-}
-BEST_ON_CUDA: dict[str, tuple[Settings, ...]] = {
-    "pipeline": (Settings(256, "half", workers=1),),
-    "loop": (Settings(256, "half", workers=14, compile=True), Settings(256, "autocast", workers=14)),
-    "timm": (Settings(256, "autocast", workers=14),),
-    "open_clip": (Settings(256, "autocast", workers=14),),
-}
-"""Not swept yet; 14 workers for the 16 cores that come with one GPU."""
+from vitscore.bench.peers.settings import NAMES, Settings
 
 
 @dataclass(frozen=True)
@@ -94,7 +47,7 @@ def run_peer(
     name: str, shards: Path, checkpoint: Path | str, settings: Settings, *, predictions: Path | None = None
 ) -> PeerRun:
     """Run a peer in a process of its own; keeps its predictions by way of a file where one is named."""
-    from vitscore.bench.timing import run_process
+    from vitscore.bench.harness.timing import run_process
 
     done = run_process(command(name, shards, checkpoint, settings, predictions=predictions))
     found = json.loads(done.stdout.splitlines()[-1])
@@ -103,21 +56,10 @@ def run_peer(
     return PeerRun(done.wall_s, found["images"], found["loop_s"], found["confusion"], by_key)
 
 
-def best_settings(name: str) -> tuple[Settings, ...]:
-    """The settings at which a peer is fastest on this kind of machine, best first."""
-    import torch
-
-    from vitscore.plan.choices import has_bf16_instructions
-
-    if torch.cuda.is_available():
-        return BEST_ON_CUDA[name]
-    return (BEST_WITH_HALF if has_bf16_instructions() else BEST_WITHOUT)[name]
-
-
 def command(
     name: str, shards: Path, checkpoint: Path | str, settings: Settings, *, predictions: Path | None = None
 ) -> list[str]:
-    words = [sys.executable, "-m", "vitscore.bench.peers", name, str(shards), str(checkpoint)]
+    words = [sys.executable, "-m", "vitscore.bench.peers.processes", name, str(shards), str(checkpoint)]
     for key, value in dataclasses.asdict(settings).items():
         flag = "--" + key.replace("_", "-")
         words += ([flag] if value else []) if isinstance(value, bool) else [flag, str(value)]
@@ -166,7 +108,7 @@ def main(words: Sequence[str]) -> int:
 
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
     """The door's words: what is to run, and how."""
-    parser = argparse.ArgumentParser(prog="python -m vitscore.bench.peers")
+    parser = argparse.ArgumentParser(prog="python -m vitscore.bench.peers.processes")
     parser.add_argument("name", choices=(*NAMES, "sweep"))
     parser.add_argument("shards", type=Path)
     parser.add_argument("checkpoint")
@@ -185,7 +127,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
 
 def run_here(name: str, shards: Path, checkpoint: str, settings: Settings, predictions: Path | None) -> dict[str, Any]:
     """Run a peer in this process."""
-    from vitscore.bench import peer_loops
+    from vitscore.bench.peers import loops as peer_loops
 
     seen = peer_loops.PEERS[name](shards, checkpoint, settings)
     if predictions is not None:

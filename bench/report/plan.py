@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vitscore.bench import stages
-from vitscore.bench.stages import Rate, Records
-from vitscore.bench.timing import show
+from vitscore.bench.harness.timing import show
+from vitscore.bench.report import stages
+from vitscore.bench.report.stages import Rate, Records
 
 WIDTH = 80
 
