@@ -32,8 +32,9 @@ test: lint types unit  ## everything that must pass: lint, types, all tests
 unit: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-lint: $(READY)  ## ruff
+lint: $(READY)  ## ruff: rules and formatting
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 # A tree of links that looks like the installed package: mypy cannot see through the mapping of folders to packages, and
 # an interpreter in which nothing is installed needs no more than to find it.

@@ -175,9 +175,11 @@ def _out_of_range(labels_B: IntArray, preds_B: IntArray, num_classes: int) -> La
     if outside.any():
         row = int(np.argmax(outside))
         return LabelError(
-            "label out of range", where=f"row {row}", expected=f"0..{num_classes - 1}, or -1 for none",
+            "label out of range",
+            where=f"row {row}",
+            expected=f"0..{num_classes - 1}, or -1 for none",
             got=str(labels_B[row]),
-        )  # fmt: skip
+        )
     outside = ((preds_B < 0) | (preds_B >= num_classes)) & (labels_B != -1)
     row = int(np.argmax(outside))
     return LabelError(

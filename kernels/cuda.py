@@ -206,9 +206,13 @@ def _merge_square(flags: IntArray, counts_KK: IntArray, their_flags: IntArray, t
 
 @on_device
 def _merge_table(
-    flags: IntArray, keys_S: IntArray, counts_S: IntArray, their_flags: IntArray, their_keys_S: IntArray,
+    flags: IntArray,
+    keys_S: IntArray,
+    counts_S: IntArray,
+    their_flags: IntArray,
+    their_keys_S: IntArray,
     their_counts_S: IntArray,
-) -> None:  # fmt: skip
+) -> None:
     i = cuda.grid(1)
     if i == 0:
         cuda.atomic.max(flags, 0, their_flags[0])
@@ -310,9 +314,13 @@ def _reduce_sum(sums_H: FloatArray, thread: int) -> None:
 
 @on_device
 def _score_rows(
-    logits_BK: FloatArray, labels_B: IntArray, ids_BT: IntArray, probs_BT: FloatArray, figures_5B: FloatArray,
+    logits_BK: FloatArray,
+    labels_B: IntArray,
+    ids_BT: IntArray,
+    probs_BT: FloatArray,
+    figures_5B: FloatArray,
     is_finite_B: IntArray,
-) -> None:  # fmt: skip
+) -> None:
     """A block a row; every thread takes every THREADS-th class, so a row's result does not depend on its neighbours."""
     values_H = cuda.shared.array(THREADS, np.float32)
     ids_H = cuda.shared.array(THREADS, np.int32)

@@ -76,10 +76,17 @@ def score_rows(logits_BK: Any, labels_B: Any, k: int = 5) -> RowScores:
     _score_rows(logits_BK, labels_B.astype(np.int32, copy=False), ids_BT, probs_BT, figures_6B, is_finite_B)
     prob, label_logprob, sum_sq_prob, log_sum_exp, margin, entropy = figures_6B
     return RowScores(
-        pred=np.ascontiguousarray(ids_BT[:, 0]), prob=prob, topk=ids_BT, topk_prob=probs_BT,
-        label_logprob=label_logprob, sum_sq_prob=sum_sq_prob, log_sum_exp=log_sum_exp, margin=margin,
-        entropy=entropy, is_finite=is_finite_B,
-    )  # fmt: skip
+        pred=np.ascontiguousarray(ids_BT[:, 0]),
+        prob=prob,
+        topk=ids_BT,
+        topk_prob=probs_BT,
+        label_logprob=label_logprob,
+        sum_sq_prob=sum_sq_prob,
+        log_sum_exp=log_sum_exp,
+        margin=margin,
+        entropy=entropy,
+        is_finite=is_finite_B,
+    )
 
 
 # The exponential is written out because a call into the C library, one class at a time, is most of the kernel's time;
@@ -148,9 +155,13 @@ def _all_finite(logits_K: FloatArray) -> bool:
 
 @compiled
 def _score_rows(
-    logits_BK: FloatArray, labels_B: IntArray, ids_BT: IntArray, probs_BT: FloatArray, figures_6B: FloatArray,
+    logits_BK: FloatArray,
+    labels_B: IntArray,
+    ids_BT: IntArray,
+    probs_BT: FloatArray,
+    figures_6B: FloatArray,
     is_finite_B: BoolArray,
-) -> None:  # fmt: skip
+) -> None:
     num_rows, num_classes = logits_BK.shape
     width = ids_BT.shape[1]
     kept = min(max(width, 2), num_classes)  # the margin needs the second best, also where k is 1

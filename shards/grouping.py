@@ -18,8 +18,22 @@ from itertools import takewhile
 from vitscore.shards.reasons import DUPLICATE_KEY, with_details
 
 IMAGE_EXTENSIONS = (
-    "jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "jp2", "j2k", "gif", "avif", "ppm", "pgm", "pbm", "pnm",
-)  # fmt: skip
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "bmp",
+    "tif",
+    "tiff",
+    "jp2",
+    "j2k",
+    "gif",
+    "avif",
+    "ppm",
+    "pgm",
+    "pbm",
+    "pnm",
+)
 
 NO_MEMBER = -1
 _META_NAME = re.compile(r"__[^/]*__($|/)")

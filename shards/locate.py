@@ -127,9 +127,11 @@ def _is_text(path: Path) -> bool:
 def _list_built_in(spec: str) -> _Listing:
     if spec != BUILT_IN:
         raise UsageError(
-            "unknown built-in data set", where=spec, expected=BUILT_IN,
+            "unknown built-in data set",
+            where=spec,
+            expected=BUILT_IN,
             next_step=f"For a file or folder of that name write ./{spec}.",
-        )  # fmt: skip
+        )
     # shards/ is mapped below the package, so its own path does not lead to the package's data.
     from importlib.resources import files
 

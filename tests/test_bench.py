@@ -72,7 +72,7 @@ def test_a_bench_leaves_its_table_and_a_whole_json(vitscore: Call, tmp_path: Pat
     document = json.loads((tmp_path / "out" / "offline.json").read_bytes())
     assert list(document) == [
         *("schema", "bench", "started", "seconds", "quick", "hardware", "versions", "commit", "result"),
-    ]  # fmt: skip
+    ]
     assert document["bench"] == "offline" and document["quick"] is True and document["seconds"] > 0
     assert document["hardware"]["cpus"] >= 1 and document["versions"]["scikit-learn"]
     assert len(document["result"]["commands"]["metrics"]["seconds"]["rounds"]) == 1
@@ -144,9 +144,15 @@ def test_the_projects_own_missing_module_is_a_bug(monkeypatch: pytest.MonkeyPatc
 
 def test_what_a_launcher_told_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {
-        "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1",
-        "TORCHELASTIC_RUN_ID": "r", "ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+        "TORCHELASTIC_RUN_ID": "r",
+        "ACCELERATE_MIXED_PRECISION": "no",
+        "OMP_NUM_THREADS": "1",
+    }
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OUT", "kept")

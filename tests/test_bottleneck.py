@@ -51,10 +51,23 @@ def test_the_line_fits_80_columns_whatever_the_numbers() -> None:
         ):
             for flag in (True, False):
                 now = Situation(
-                    stage=stage, share=share, images_per_s=rate, device=device, precision=precision, decoder=decoder,
-                    is_compiled=is_compiled, batch_size=batch, has_bf16=flag, is_batch_asked=flag, is_remote=flag,
-                    saves=flag, threads=128 if flag else 4, cpus=128, ranks=64, cache_size=100,
-                )  # fmt: skip
+                    stage=stage,
+                    share=share,
+                    images_per_s=rate,
+                    device=device,
+                    precision=precision,
+                    decoder=decoder,
+                    is_compiled=is_compiled,
+                    batch_size=batch,
+                    has_bf16=flag,
+                    is_batch_asked=flag,
+                    is_remote=flag,
+                    saves=flag,
+                    threads=128 if flag else 4,
+                    cpus=128,
+                    ranks=64,
+                    cache_size=100,
+                )
                 assert len(bottleneck_line(Bottleneck(stage, share, advise(now)))) <= 80
 
 

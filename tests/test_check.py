@@ -22,6 +22,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory, digits: Any) -> Path:
 
     from support.tars import write_tar
     from vitscore import score
+
     root = tmp_path_factory.mktemp("scored")
     broken = [*digits[20:38], ("bad", {"png": b"x", "cls": b"1"}), ("label", {**digits[38][1], "cls": b"10"})]
     for number, samples in enumerate((digits[:20], broken, [], digits[40:60])):

@@ -50,9 +50,21 @@ def test_merged_counts_add_up() -> None:
 
 def test_an_entry_has_the_contracts_order() -> None:
     assert list(entry(both=3, only_a=1)) == [
-        "a", "b", "samples", "both", "only_a", "only_b", "neither", "agreement", "accuracy_difference",
-        "accuracy_difference_ci", "mcnemar_p", "mcnemar_p_holm", "macro_f1_difference", "macro_f1_difference_ci",
-    ]  # fmt: skip
+        "a",
+        "b",
+        "samples",
+        "both",
+        "only_a",
+        "only_b",
+        "neither",
+        "agreement",
+        "accuracy_difference",
+        "accuracy_difference_ci",
+        "mcnemar_p",
+        "mcnemar_p_holm",
+        "macro_f1_difference",
+        "macro_f1_difference_ci",
+    ]
 
 
 def test_without_common_samples_nothing_is_claimed() -> None:

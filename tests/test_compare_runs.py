@@ -137,9 +137,13 @@ def test_models_of_two_runs_are_scored_on_the_common_samples(tmp_path: Path) -> 
     assert entry["agreement"] == pytest.approx((common["vit.pred"] == common["clip.pred"]).mean())
     for model in ("vit", "clip"):
         wanted = sk.classification_report(
-            common.label, common[f"{model}.pred"], labels=range(4), target_names=CLASSES, output_dict=True,
+            common.label,
+            common[f"{model}.pred"],
+            labels=range(4),
+            target_names=CLASSES,
+            output_dict=True,
             zero_division=0,
-        )  # fmt: skip
+        )
         assert document["models"][model]["report"]["macro avg"] == pytest.approx(wanted["macro avg"], abs=1e-12)
 
 
@@ -159,8 +163,10 @@ def test_three_models_of_two_runs_make_three_corrected_pairs(tmp_path: Path) -> 
     document = compare_runs([str(first), str(second)])
     assert list(document["models"]) == ["a:vit", "clip", "b:vit"]
     assert [(entry["a"], entry["b"]) for entry in document["comparisons"]] == [
-        ("a:vit", "clip"), ("a:vit", "b:vit"), ("clip", "b:vit"),
-    ]  # fmt: skip
+        ("a:vit", "clip"),
+        ("a:vit", "b:vit"),
+        ("clip", "b:vit"),
+    ]
     assert document["conclusion"] == "a:vit is ahead of all 2 others, on 122 images"
 
 
@@ -243,10 +249,12 @@ def test_a_run_that_is_not_finished_is_said_to_be_so(vitscore: Call, tmp_path: P
 def test_nothing_to_tell_apart_is_said(kind: str, vitscore: Call, tmp_path: Path) -> None:
     keys = ["001"] if kind == "one sample" else [f"{i:03}" for i in range(30)]
     run = make(
-        tmp_path / "run", {"vit": -9.0 if kind == "never right" else 1.0, "clip": -9.0},
-        shards={"s.tar": keys}, labels={} if kind == "unlabelled" else None,
+        tmp_path / "run",
+        {"vit": -9.0 if kind == "never right" else 1.0, "clip": -9.0},
+        shards={"s.tar": keys},
+        labels={} if kind == "unlabelled" else None,
         bad=dict.fromkeys(keys, "undecodable image") if kind == "all bad" else None,
-    )  # fmt: skip
+    )
     done = vitscore("compare", run)
     assert done.code == 0, done.err
     text = " ".join(done.out.split())

@@ -45,9 +45,17 @@ def write(folder: Path, kind: str) -> Path:
 
 
 KINDS = [
-    "no labels", "one class in the truth", "a head of one class", "no correct answer", "every answer right",
-    "all bad", "all bad, as wrong", "ties", "one sample", "no samples",
-]  # fmt: skip
+    "no labels",
+    "one class in the truth",
+    "a head of one class",
+    "no correct answer",
+    "every answer right",
+    "all bad",
+    "all bad, as wrong",
+    "ties",
+    "one sample",
+    "no samples",
+]
 
 
 def read(text: str) -> Any:

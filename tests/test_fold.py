@@ -36,9 +36,11 @@ class FakeRun:
         table = {"ordinal": pa.array(range(len(sizes)), pa.int32()), "name": names, "num_bytes": [None] * len(sizes)}
         pq.write_table(pa.table(table), self.folder / "shards.parquet")
         record = {
-            "identity_hash": IDENTITY, "classes": [f"c{i}" for i in range(self.num_classes)],
-            "models": {name: {} for name in self.models}, "options": {"on_bad_sample": self.on_bad_sample},
-        }  # fmt: skip
+            "identity_hash": IDENTITY,
+            "classes": [f"c{i}" for i in range(self.num_classes)],
+            "models": {name: {} for name in self.models},
+            "options": {"on_bad_sample": self.on_bad_sample},
+        }
         (self.folder / "run.json").write_text(json.dumps(record))
         for ordinal, size in enumerate(sizes):
             self.write_part(ordinal, names[ordinal], size, **footer)
@@ -51,9 +53,12 @@ class FakeRun:
         keys = [f"{ordinal}/{i:04d}" for i in range(size)]
         reasons = [f"image cannot be decoded: byte {i}" if bad else None for i, bad in enumerate(is_bad)]
         columns: dict[str, object] = {
-            "key": keys, "shard": [shard] * size, "label": labels,
-            "status": np.where(is_bad, "bad", "ok").tolist(), "reason": reasons,
-        }  # fmt: skip
+            "key": keys,
+            "shard": [shard] * size,
+            "label": labels,
+            "status": np.where(is_bad, "bad", "ok").tolist(),
+            "reason": reasons,
+        }
         preds = {}
         for name in self.models:
             logits = rng.normal(size=(size, self.num_classes)).astype(np.float32)
@@ -93,10 +98,14 @@ def test_the_ledger_adds_up(run: FakeRun) -> None:
     ledger = refold(run.folder).document["ledger"]
     is_bad = run.column("is_bad")
     assert ledger == {
-        "expected": 420, "scored": int((~is_bad).sum()), "bad": int(is_bad.sum()),
-        "unlabelled": int((run.column("label")[~is_bad] == -1).sum()), "duplicates": 0,
-        "reasons": {"image cannot be decoded": int(is_bad.sum())}, "shards": {"expected": 3, "done": 3, "bad": {}},
-    }  # fmt: skip
+        "expected": 420,
+        "scored": int((~is_bad).sum()),
+        "bad": int(is_bad.sum()),
+        "unlabelled": int((run.column("label")[~is_bad] == -1).sum()),
+        "duplicates": 0,
+        "reasons": {"image cannot be decoded": int(is_bad.sum())},
+        "shards": {"expected": 3, "done": 3, "bad": {}},
+    }
 
 
 def test_the_report_is_scikit_learns_on_the_parts(run: FakeRun) -> None:

@@ -45,9 +45,15 @@ def load(folder: Path, *, device: str = "cpu", precision: Any = "fp32", **option
         head = classes.match_head(checkpoint.id2label, NAMES, label_map=None, num_outputs=len(NAMES), model="m")
     given = {"compile": False, "batch_size": None, "save_embeddings": True, **options}
     return load_model(
-        checkpoint, name=folder.name, classes=NAMES, head_map=head, templates=zeroshot.DEFAULT_TEMPLATES,
-        device=device, precision=precision, **given,
-    )  # fmt: skip
+        checkpoint,
+        name=folder.name,
+        classes=NAMES,
+        head_map=head,
+        templates=zeroshot.DEFAULT_TEMPLATES,
+        device=device,
+        precision=precision,
+        **given,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -229,13 +235,19 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(folders: list[Path]) ->
 @pytest.mark.parametrize("has_graphs", [False, True])
 @pytest.mark.parametrize("extra", [(), ("--augment", "gaussian_noise:severity=1", "--tta", "hflip")])
 def test_a_whole_run_on_a_late_device_leaves_the_same_parts(
-    has_graphs: bool, extra: tuple[str, ...], make_shards: Call, vitscore: Call, digits: Any, tmp_path: Path,
+    has_graphs: bool,
+    extra: tuple[str, ...],
+    make_shards: Call,
+    vitscore: Call,
+    digits: Any,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     import pyarrow.parquet as pq
 
-    broken = [(key, {"png": b"x", "cls": b"1"} if row % 40 == 7 else members)
-              for row, (key, members) in enumerate(digits)]  # fmt: skip
+    broken = [
+        (key, {"png": b"x", "cls": b"1"} if row % 40 == 7 else members) for row, (key, members) in enumerate(digits)
+    ]
     shards = make_shards(broken[:150], broken[150:210], broken[210:300])
     command = ("run", shards, "-m", "demo-vit", "-m", "demo-clip", "-b", 32, "--save", "logits", *extra)
     assert vitscore(*command, "-o", tmp_path / "cpu").code == 0

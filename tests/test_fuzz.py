@@ -111,15 +111,23 @@ def score(shards: Path, *, decoder: str) -> Path:
     out = shards.parent / f"out-{shards.name}-{decoder}"
     command = [sys.executable, "-m", "vitscore", "run", str(shards), "-m", "demo-vit", "-o", str(out), *LIMITS]
     done = subprocess.run(
-        [*command, "--decoder", decoder], capture_output=True, text=True, check=False, cwd=ROOT, timeout=LONGEST_S,
+        [*command, "--decoder", decoder],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=LONGEST_S,
         env={**os.environ, "PYTHONFAULTHANDLER": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
     assert "Traceback" not in done.stderr
     check = subprocess.run(
         [sys.executable, "-m", "vitscore", "metrics", str(out), "--check", "--shards", str(shards)],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
     assert check.returncode == 0, check.stderr
     return out
 

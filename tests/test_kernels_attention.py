@@ -52,9 +52,15 @@ def test_matches_the_numpy_twin(tokens: int, heads: int, width: int, gain: float
 
 @settings(max_examples=100, deadline=None)
 @given(
-    images=st.integers(1, 3), queries=st.integers(1, 20), keys=st.integers(1, 40), heads=st.integers(1, 3),
-    width=st.integers(1, 40), scale=st.floats(0.01, 2), beside=st.integers(0, 5), seed=st.integers(0, 1000),
-)  # fmt: skip
+    images=st.integers(1, 3),
+    queries=st.integers(1, 20),
+    keys=st.integers(1, 40),
+    heads=st.integers(1, 3),
+    width=st.integers(1, 40),
+    scale=st.floats(0.01, 2),
+    beside=st.integers(0, 5),
+    seed=st.integers(0, 1000),
+)
 def test_queries_of_another_product_match_the_numpy_twin(
     images: int, queries: int, keys: int, heads: int, width: int, scale: float, beside: int, seed: int
 ) -> None:
@@ -109,19 +115,32 @@ def test_scores_far_apart_choose_one_value() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"num_images": 3}, {"num_images": 0}, {"num_heads": 5}, {"num_heads": 0}, {"scale": 0.0}, {"scale": np.nan},
-        {"queries_FQ": np.zeros((8, 7), np.int16)}, {"keys_NK": np.zeros((8, 15), np.int16)},
-        {"queries_FQ": np.zeros((6, 8), np.int16)}, {"keys_NK": np.zeros((0, 24), np.int16)},
-        {"queries_FQ": np.zeros((8, 8), np.float32)}, {"keys_NK": np.zeros((8, 48), np.int16)[:, ::2]},
-        {"out_FD": np.zeros((8, 0), np.int16)}, {"out_FD": np.zeros(64, np.int16)},
+        {"num_images": 3},
+        {"num_images": 0},
+        {"num_heads": 5},
+        {"num_heads": 0},
+        {"scale": 0.0},
+        {"scale": np.nan},
+        {"queries_FQ": np.zeros((8, 7), np.int16)},
+        {"keys_NK": np.zeros((8, 15), np.int16)},
+        {"queries_FQ": np.zeros((6, 8), np.int16)},
+        {"keys_NK": np.zeros((0, 24), np.int16)},
+        {"queries_FQ": np.zeros((8, 8), np.float32)},
+        {"keys_NK": np.zeros((8, 48), np.int16)[:, ::2]},
+        {"out_FD": np.zeros((8, 0), np.int16)},
+        {"out_FD": np.zeros(64, np.int16)},
     ],
-)  # fmt: skip
+)
 def test_anything_else_is_refused(change: dict[str, Any]) -> None:
     rows = np.zeros((8, 24), np.int16)
     fitting = {
-        "queries_FQ": rows, "keys_NK": rows, "num_images": 2, "num_heads": 2, "scale": 1.0,
+        "queries_FQ": rows,
+        "keys_NK": rows,
+        "num_images": 2,
+        "num_heads": 2,
+        "scale": 1.0,
         "out_FD": np.zeros((8, 8), np.int16),
-    }  # fmt: skip
+    }
     attend_bfloat16(**fitting)
     with pytest.raises(UsageError, match="attention does not fit"):
         attend_bfloat16(**{**fitting, **change})

@@ -13,9 +13,13 @@ TWINS = Path(__file__).parent / "support" / "cudatwins.py"
 
 def start(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(TWINS), *arguments], env={**os.environ, **variables}, capture_output=True, text=True,
-        check=False, timeout=300,
-    )  # fmt: skip
+        [sys.executable, str(TWINS), *arguments],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
 
 
 def run(*arguments: str, **variables: str) -> None:

@@ -52,9 +52,13 @@ def scored_counts(logits: np.ndarray, labels: IDS, *, k: int = 5) -> ModelCounts
     scores = score_rows(logits, labels, k)
     counts = ModelCounts(logits.shape[1])
     counts.update(
-        labels, scores.pred, topk_BT=scores.topk, prob_B=scores.prob, label_logprob_B=scores.label_logprob,
+        labels,
+        scores.pred,
+        topk_BT=scores.topk,
+        prob_B=scores.prob,
+        label_logprob_B=scores.label_logprob,
         sum_sq_prob_B=scores.sum_sq_prob,
-    )  # fmt: skip
+    )
     return counts
 
 
@@ -193,9 +197,13 @@ def test_rows_may_be_cut_anywhere() -> None:
     counts = ModelCounts(20)
     for rows in np.array_split(np.arange(500), 37):
         counts.update(
-            labels[rows], scores.pred[rows], topk_BT=scores.topk[rows], prob_B=scores.prob[rows],
-            label_logprob_B=scores.label_logprob[rows], sum_sq_prob_B=scores.sum_sq_prob[rows],
-        )  # fmt: skip
+            labels[rows],
+            scores.pred[rows],
+            topk_BT=scores.topk[rows],
+            prob_B=scores.prob[rows],
+            label_logprob_B=scores.label_logprob[rows],
+            sum_sq_prob_B=scores.sum_sq_prob[rows],
+        )
     whole = scored_counts(logits, labels)
     assert model_metrics(counts, names(20)) == model_metrics(whole, names(20))
     assert counts.num_unlabelled == whole.num_unlabelled == (labels == -1).sum()
@@ -307,9 +315,15 @@ def test_compute_metrics_in_a_real_trainer(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=4,
-        num_channels=1, num_labels=3,
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=8,
+        patch_size=4,
+        num_channels=1,
+        num_labels=3,
+    )
     images, labels = torch.rand(20, 1, 8, 8), torch.arange(20) % 3
     rows = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
     arguments = TrainingArguments(str(tmp_path), per_device_eval_batch_size=7, report_to=[], use_cpu=True)

@@ -59,9 +59,14 @@ def test_lossless_images_get_the_pipelines_probabilities(decoder: str, tmp_path:
         pytest.importorskip("nvidia.dali", reason="DALI is published for Linux alone")
     (tmp_path / "t.txt").write_text("a photo of the number {}.\n")
     run = score(
-        "demo", ["demo-vit", "demo-clip"], tmp_path / "out",
-        decoder=decoder, save="logits", precision="fp32", templates=tmp_path / "t.txt",
-    )  # fmt: skip
+        "demo",
+        ["demo-vit", "demo-clip"],
+        tmp_path / "out",
+        decoder=decoder,
+        save="logits",
+        precision="fp32",
+        templates=tmp_path / "t.txt",
+    )
     rows = run.predictions()
     assert rows["key"].to_pylist() == [key for key, _ in digits]
     images = [upright(members["png"]) for _, members in digits]
@@ -110,8 +115,10 @@ def test_cifar_10_in_its_binary_form_becomes_a_scored_run(tmp_path: Path, vitsco
     made = vitscore("shards", "make", tmp_path / "cifar-10-batches-bin", "-o", tmp_path / "shards", "--per-shard", 25)
     assert made.code == 0, made.err
     assert [shard.name.rsplit("/")[-1] for shard in locate([str(tmp_path / "shards")]).shards] == [
-        "shard-000000.tar", "shard-000001.tar", "shard-000002.tar",
-    ]  # fmt: skip
+        "shard-000000.tar",
+        "shard-000001.tar",
+        "shard-000002.tar",
+    ]
     done = vitscore("run", tmp_path / "shards", "-m", "demo-clip", "-o", tmp_path / "out")
     assert done.code == 0, done.err
     run = load_run(tmp_path / "out")

@@ -47,8 +47,12 @@ def launch_all(
     words = json.dumps([[str(word) for word in command] for command in commands])
     return subprocess.run(
         [*TORCHRUN, "--nproc-per-node", str(num_ranks), *options, str(script), words],
-        capture_output=True, text=True, check=False, timeout=300, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=ROOT,
+    )
 
 
 def top1_where_sure(folder: Path, model: str) -> dict[tuple[str, str], int]:
@@ -210,12 +214,27 @@ def start_agents(
         agents.append(
             subprocess.Popen(
                 [
-                    *TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
-                    "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "7", *options, "main.py", words,
+                    *TORCHRUN,
+                    "--nnodes",
+                    "2",
+                    "--nproc-per-node",
+                    "1",
+                    "--rdzv-backend",
+                    "c10d",
+                    "--rdzv-endpoint",
+                    f"127.0.0.1:{port}",
+                    "--rdzv-id",
+                    "7",
+                    *options,
+                    "main.py",
+                    words,
                 ],
-                cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                cwd=folder,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
-        )  # fmt: skip
+        )
     return [(agent.wait(timeout=240), agent.communicate()[0]) for agent in agents]
 
 

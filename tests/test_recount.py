@@ -125,8 +125,11 @@ def test_corrected_labels_give_the_metrics_of_a_run_with_these_labels(run: Path,
     found = recount(run, "--labels", file)
     wanted = recount(write(tmp_path / "so", logits, corrected))
     assert found["recount"]["labels"] == {
-        "given": 51, "found": 50, "changed": int((labels != corrected).sum()), "of_bad_samples": 0,
-    }  # fmt: skip
+        "given": 51,
+        "found": 50,
+        "changed": int((labels != corrected).sum()),
+        "of_bad_samples": 0,
+    }
     assert_same(found["comparisons"], wanted["comparisons"])
     has_logits = found["recount"]["from_logits"]
     for name in ("vit", "anti"):
@@ -258,9 +261,12 @@ def test_some_keys_are_those_rows(suffix: str, run: Path, recount: Any, tmp_path
 
 
 @pytest.mark.parametrize(
-    "content", [{"beast": ["cat", "dog", 3, "elk"], "flies": ["owl", "bee"]},
-                {"cat": "beast", "dog": "beast", "cow": "beast", "elk": "beast", "owl": "flies", "bee": "flies"}],
-)  # fmt: skip
+    "content",
+    [
+        {"beast": ["cat", "dog", 3, "elk"], "flies": ["owl", "bee"]},
+        {"cat": "beast", "dog": "beast", "cow": "beast", "elk": "beast", "owl": "flies", "bee": "flies"},
+    ],
+)
 def test_groups_are_scikit_learns_on_grouped_ids(content: Any, run: Path, recount: Any, tmp_path: Path) -> None:
     file = tmp_path / "groups.json"
     file.write_text(json.dumps(content))

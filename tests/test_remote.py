@@ -41,6 +41,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, digits: Any) -> Path:
     """A folder of shards, `shards`, and the run over its files, `out`."""
     from support.tars import write_tar
     from vitscore import score
+
     root = tmp_path_factory.mktemp("local")
     for number in range(NUM_SHARDS):
         write_tar(root / "shards" / f"s-{number}.tar", digits[number * 20 :][: 10 + 3 * number])

@@ -261,8 +261,11 @@ def test_operators_are_listed_with_ranges_and_severities(vitscore: Call) -> None
 
 def test_a_subset_keeps_the_lists_order_and_names_each_once() -> None:
     assert make_cells(["zoom", "contrast", "zoom"], [5, 1, 5]) == (
-        "contrast:severity=1", "contrast:severity=5", "zoom:severity=1", "zoom:severity=5",
-    )  # fmt: skip
+        "contrast:severity=1",
+        "contrast:severity=5",
+        "zoom:severity=1",
+        "zoom:severity=5",
+    )
     assert len(make_cells([], [])) == 70
     with pytest.raises(UsageError, match="unknown operator"):
         make_cells(["frost"], [])

@@ -81,9 +81,14 @@ def test_metrics_fold_again_from_the_parts_to_the_same_bytes(demo_run: Path, vit
 
 def test_nothing_but_the_contract_is_in_the_folder(demo_run: Path) -> None:
     assert {path.name for path in demo_run.iterdir()} == {
-        "run.json", "shards.parquet", "parts", "metrics.json", "confusion_demo-vit.npz", "confusion_demo-clip.npz",
+        "run.json",
+        "shards.parquet",
+        "parts",
+        "metrics.json",
+        "confusion_demo-vit.npz",
+        "confusion_demo-clip.npz",
         "report.html",
-    }  # fmt: skip
+    }
     assert all(PART_NAME.fullmatch(path.name) for path in (demo_run / "parts").iterdir())
 
 
@@ -236,6 +241,7 @@ def test_what_half_precision_changes_is_counted_against_a_run_in_fp32(
     """A random model with many classes, whose best answers lie close together."""
     names = [f"c{number}" for number in range(2000)]
     from support import smallmodels as models
+
     checkpoint = models.save_vit(tmp_path / "vit", tuple(names), num_hidden_layers=12)
     samples = [(key, {"png": members["png"]}) for key, members in digits[:100]]
     shards = make_shards([*samples[:3], ("bad", {"png": b"x"}), *samples[3:]], classes=names)
@@ -246,8 +252,10 @@ def test_what_half_precision_changes_is_counted_against_a_run_in_fp32(
         [row for table in part_tables(tmp_path / name).values() for row in table if row["status"] == "ok"][:64]
         for name in ("bf16", "fp32")
     )
-    audits = {name: json.loads((tmp_path / name / "run.json").read_bytes())["sessions"][-1]["audit"]["vit"]
-              for name in ("bf16", "fp32")}  # fmt: skip
+    audits = {
+        name: json.loads((tmp_path / name / "run.json").read_bytes())["sessions"][-1]["audit"]["vit"]
+        for name in ("bf16", "fp32")
+    }
     assert [audit["images"] for audit in audits.values()] == [64, 64]
     assert audits["fp32"]["against_fp32"] is None
     differs = sum(a["vit.pred"] != b["vit.pred"] for a, b in zip(half, full, strict=True))
@@ -302,6 +310,7 @@ def test_how_far_pixels_and_answers_are_from_transformers_own_is_in_the_record(
     """Large photographs, whose resize is not the processor's to the bit; the oracle is transformers' pipeline."""
     from support import pictures
     from support import smallmodels as models
+
     names = [f"c{number}" for number in range(50)]
     checkpoint = models.save_vit(tmp_path / "vit", tuple(names))
     content = list(pictures.ordinary().values())[:20]

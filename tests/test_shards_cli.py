@@ -55,9 +55,16 @@ def test_make_ls_and_verify_go_together(tmp_path: Path) -> None:
     assert json.loads(again.stdout)["num_already_there"] == 2
     listed = json.loads(call("ls", tmp_path / "out", "--json").stdout)
     assert listed["total"] | {"bytes": 0} == {
-        "shards": 2, "samples": 6, "bytes": 0, "formats": {"png": 6}, "classes": 2, "class_names": 2,
-        "unlabelled": 0, "bad": 0, "fault": None,
-    }  # fmt: skip
+        "shards": 2,
+        "samples": 6,
+        "bytes": 0,
+        "formats": {"png": 6},
+        "classes": 2,
+        "class_names": 2,
+        "unlabelled": 0,
+        "bad": 0,
+        "fault": None,
+    }
     verified = call("verify", tmp_path / "out", "--decoder", "torchvision")
     assert verified.stdout == "6 samples in 2 shards: every one decodes\n"
 

@@ -68,9 +68,13 @@ def test_a_batch_that_fits_keeps_its_reason_and_a_lowered_one_says_why() -> None
 
 @pytest.mark.parametrize(
     ("few", "many", "line"),
-    [((8, 900), (32, 2100), (500, 50)), ((8, 900), (32, 900), (900, 0)), ((8, 900), (32, 100), (100, 0)),
-     ((8, 80), (32, 3200), (0, 130))],
-)  # fmt: skip
+    [
+        ((8, 900), (32, 2100), (500, 50)),
+        ((8, 900), (32, 900), (900, 0)),
+        ((8, 900), (32, 100), (100, 0)),
+        ((8, 80), (32, 3200), (0, 130)),
+    ],
+)
 def test_a_forwards_memory_is_a_line_through_two_measurements(
     few: tuple[int, int], many: tuple[int, int], line: tuple[int, int]
 ) -> None:

@@ -16,9 +16,22 @@ from typing import Any, Protocol, cast
 from vitscore.errors import SetupError, UsageError
 
 STANDARD = (
-    "reading", "decoding", "forward", "counting", "whole", "zeroshot", "small", "several", "ranks", "startup", "memory",
-    "corrupt", "offline", "coverage", "robustness",
-)  # fmt: skip
+    "reading",
+    "decoding",
+    "forward",
+    "counting",
+    "whole",
+    "zeroshot",
+    "small",
+    "several",
+    "ranks",
+    "startup",
+    "memory",
+    "corrupt",
+    "offline",
+    "coverage",
+    "robustness",
+)
 LONG = ("million",)
 """Only run by name."""
 NAMES = (*STANDARD, *LONG)

@@ -15,9 +15,12 @@ VITS: dict[str, dict[str, int]] = {
     "vit-tiny": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
     "vit-base": {},
     "vit-large": {
-        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
     },
-}  # fmt: skip
+}
 CLIPS: dict[str, dict[str, Any]] = {
     "clip-tiny": {
         "projection_dim": 256,
@@ -28,12 +31,15 @@ CLIPS: dict[str, dict[str, Any]] = {
     "clip-large-14": {
         "projection_dim": 768,
         "vision_config": {
-            "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
             "patch_size": 14,
         },
         "text_config": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
     },
-}  # fmt: skip
+}
 KINDS = (*VITS, *CLIPS)
 
 

@@ -24,8 +24,16 @@ from vitscore.errors import UsageError
 from vitscore.system.durable import make_folder_durably, write_json_durably, writing
 
 PEERS = (
-    "scikit-learn", "torchmetrics", "timm", "open_clip_torch", "scipy", "pillow", "psutil", "numba-cuda", "fsspec",
-)  # fmt: skip
+    "scikit-learn",
+    "torchmetrics",
+    "timm",
+    "open_clip_torch",
+    "scipy",
+    "pillow",
+    "psutil",
+    "numba-cuda",
+    "fsspec",
+)
 """Packages beside a run's own (see machine.versions) that a bench measures or measures with."""
 MACHINE = ("cpu", "cpus", "gpus")
 """What of the hardware makes two rates comparable."""

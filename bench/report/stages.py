@@ -136,8 +136,9 @@ def decoding(records: Records) -> Rate:
     if isinstance(sweep := record.result.get("mixed_images_per_s"), Mapping):
         cells = [
             Rate(record, f"mixed, {load}, {batch}", as_figure(found, "images/s"))
-            for load, row in sweep.items() for batch, found in row.items()
-        ]  # fmt: skip
+            for load, row in sweep.items()
+            for batch, found in row.items()
+        ]
         if cells:
             return max(cells, key=lambda cell: cell.value)
     rates = find(record.result, "images_per_s") or {}

@@ -91,9 +91,12 @@ def ways_to_count(num_classes: int) -> dict[str, Count]:
         summed.__iadd__(confusion_matrix(labels, preds, labels=range(num_classes)))
 
     return {
-        "vitscore": add_ours, "torchmetrics": add_torchmetrics, "torchmetrics, no checks": add_unchecked,
-        "torch.bincount": add_bincount, "scikit-learn": add_sklearn,
-    }  # fmt: skip
+        "vitscore": add_ours,
+        "torchmetrics": add_torchmetrics,
+        "torchmetrics, no checks": add_unchecked,
+        "torch.bincount": add_bincount,
+        "scikit-learn": add_sklearn,
+    }
 
 
 def count_batches(count: Count, labels: Array, preds: Array, batches: int) -> None:

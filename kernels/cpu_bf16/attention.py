@@ -73,10 +73,16 @@ def attend_bfloat16(
             got=f"{got}, scale {scale}",
         )
     _attend(
-        queries_FQ.reshape(-1), keys_NK.reshape(-1), num_images, len(queries_FQ) // num_images,
-        len(keys_NK) // num_images, num_heads, out_FD.shape[1] // num_heads, np.float32(scale * _LOG2_E),
+        queries_FQ.reshape(-1),
+        keys_NK.reshape(-1),
+        num_images,
+        len(queries_FQ) // num_images,
+        len(keys_NK) // num_images,
+        num_heads,
+        out_FD.shape[1] // num_heads,
+        np.float32(scale * _LOG2_E),
         out_FD.reshape(-1),
-    )  # fmt: skip
+    )
 
 
 def _fit(queries_FQ: IntArray, keys_NK: IntArray, out_FD: IntArray, *, num_images: int, num_heads: int) -> bool:
@@ -95,9 +101,14 @@ def _fit(queries_FQ: IntArray, keys_NK: IntArray, out_FD: IntArray, *, num_image
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
 def _turn(
-    query_FQ: FloatArray, query_at: int, per_query: int, num_queries: int, width: int, padded: int,
+    query_FQ: FloatArray,
+    query_at: int,
+    per_query: int,
+    num_queries: int,
+    width: int,
+    padded: int,
     turned_EF: FloatArray,
-) -> None:  # fmt: skip
+) -> None:
     """A head's queries side by side: their largest scores and their sums then need no lane of another."""
     for f in range(num_queries):
         for e in range(width):
@@ -106,9 +117,16 @@ def _turn(
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
 def _score(
-    turned_EF: FloatArray, f: int, padded: int, key_NK: FloatArray, key_at: int, per_key: int, num_keys: int,
-    width: int, weight_NF: FloatArray,
-) -> Any:  # fmt: skip
+    turned_EF: FloatArray,
+    f: int,
+    padded: int,
+    key_NK: FloatArray,
+    key_at: int,
+    per_key: int,
+    num_keys: int,
+    width: int,
+    weight_NF: FloatArray,
+) -> Any:
     """The products of `LANES` queries from `f` on with all keys; returns each query's largest."""
     zero, largest = zero_lanes(), spread(_LOWEST)
     last_at = key_at + (num_keys - 1) * per_key
@@ -156,9 +174,18 @@ def _weigh(weight_NF: FloatArray, f: int, padded: int, num_keys: int, largest: A
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
 def _mix(
-    weight_NF: FloatArray, f: int, padded: int, factor_F: FloatArray, key_NK: FloatArray, value_at: int, per_key: int,
-    num_keys: int, answer_FD: FloatArray, to: int, per_answer: int,
-) -> None:  # fmt: skip
+    weight_NF: FloatArray,
+    f: int,
+    padded: int,
+    factor_F: FloatArray,
+    key_NK: FloatArray,
+    value_at: int,
+    per_key: int,
+    num_keys: int,
+    answer_FD: FloatArray,
+    to: int,
+    per_answer: int,
+) -> None:
     """The weighted values of `_TOGETHER` queries from `f` on, in `LANES` columns."""
     zero = zero_lanes()
     sum_0, sum_1, sum_2, sum_3, sum_4, sum_5 = zero, zero, zero, zero, zero, zero
@@ -215,8 +242,17 @@ def _attend(
                 for e in range(0, width, LANES):
                     to = f * per_answer + query_at + e
                     _mix(
-                        weight_NF, f, padded, factor_F, key_NK, value_at + e, per_key, num_keys, answer_FD, to,
+                        weight_NF,
+                        f,
+                        padded,
+                        factor_F,
+                        key_NK,
+                        value_at + e,
+                        per_key,
+                        num_keys,
+                        answer_FD,
+                        to,
                         per_answer,
-                    )  # fmt: skip
+                    )
         for f in range(num_queries):
             narrow(answer_FD, f * per_answer, depth, out, (image * num_queries + f) * depth)

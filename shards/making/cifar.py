@@ -42,13 +42,13 @@ class Form:
 TRAIN_10 = tuple(f"data_batch_{number}" for number in range(1, 6))
 BINARY_FORMS = (
     Form(
-        "CIFAR-10", "cifar-10-batches-bin",
-        {"train": tuple(f"{name}.bin" for name in TRAIN_10), "test": ("test_batch.bin",)}, "batches.meta.txt",
+        "CIFAR-10",
+        "cifar-10-batches-bin",
+        {"train": tuple(f"{name}.bin" for name in TRAIN_10), "test": ("test_batch.bin",)},
+        "batches.meta.txt",
     ),
-    Form(
-        "CIFAR-100", "cifar-100-binary", {"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt", 2
-    ),
-)  # fmt: skip
+    Form("CIFAR-100", "cifar-100-binary", {"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt", 2),
+)
 PYTHON_FORMS = (
     Form("CIFAR-10", "cifar-10-batches-py", {"train": TRAIN_10, "test": ("test_batch",)}, "batches.meta"),
     Form("CIFAR-100", "cifar-100-python", {"train": ("train",), "test": ("test",)}, "meta"),
@@ -167,11 +167,9 @@ def _read_batch(form: Form, file: Path, *, num_classes: int, coarse: bool) -> li
         )
     path = str(file)
     return [
-        Sample(
-            f"{file.stem}/{index:05d}", "png", CifarImage(path, index * record_bytes + form.label_bytes), label
-        )
+        Sample(f"{file.stem}/{index:05d}", "png", CifarImage(path, index * record_bytes + form.label_bytes), label)
         for index, label in enumerate(labels)
-    ]  # fmt: skip
+    ]
 
 
 def _read_pickles(form: Form, folder: Path, splits: tuple[str, ...], *, coarse: bool) -> Source:
@@ -180,9 +178,12 @@ def _read_pickles(form: Form, folder: Path, splits: tuple[str, ...], *, coarse: 
         raise UsageError("no coarse labels from python batches", where=str(folder), next_step="Use the binary version.")
     if folder.name != form.folder:
         raise UsageError(
-            "python batches in another folder", where=str(folder), expected=form.folder, got=folder.name,
+            "python batches in another folder",
+            where=str(folder),
+            expected=form.folder,
+            got=folder.name,
             next_step="torchvision, which checks them, knows them by that name only.",
-        )  # fmt: skip
+        )
     try:
         from torchvision import datasets
     except ImportError as error:
@@ -195,10 +196,12 @@ def _read_pickles(form: Form, folder: Path, splits: tuple[str, ...], *, coarse: 
             data = reader(str(folder.parent), train=split == "train", download=False)
         except RuntimeError as error:
             raise DataError(
-                "python batches refused", where=str(folder), expected="the published checksums",
+                "python batches refused",
+                where=str(folder),
+                expected="the published checksums",
                 got="other files or missing ones",
                 next_step="They are pickles and run what they hold: get the original, or the binary version.",
-            ) from error  # fmt: skip
+            ) from error
         classes = tuple(data.classes)
         samples += _pickled_samples(form.batches[split], np.asarray(data.data), [int(label) for label in data.targets])
     return Source(form.name, samples, classes)

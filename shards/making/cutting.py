@@ -102,9 +102,11 @@ def claim_folder(folder: Path, plan: MakePlan, *, overwrite: bool) -> None:
             return
         if not overwrite:
             raise OtherRunError(
-                "the folder holds other shards", where=str(folder), got="; ".join(differences),
+                "the folder holds other shards",
+                where=str(folder),
+                got="; ".join(differences),
                 next_step="Choose another folder, or --overwrite.",
-            )  # fmt: skip
+            )
         for path in present:
             if _SHARD_NAME.fullmatch(path.name):
                 path.unlink()
@@ -114,9 +116,11 @@ def claim_folder(folder: Path, plan: MakePlan, *, overwrite: bool) -> None:
         present = [path for path in present if path.exists()]
     if present:
         raise OtherRunError(
-            "the folder holds shards that were not made here", where=str(folder), got=present[0].name,
+            "the folder holds shards that were not made here",
+            where=str(folder),
+            got=present[0].name,
             next_step="Choose another folder.",
-        )  # fmt: skip
+        )
     write_file(plan_file, json.dumps(asdict(plan), indent=2).encode() + b"\n")
 
 

@@ -91,9 +91,11 @@ def read_image_folder(folder: str, *, classes: Sequence[str] | None = None) -> S
     unknown = [name for name in names if name not in ids]
     if unknown:
         raise LabelError(
-            "folder is not a class", where=str(root / unknown[0]), expected=f"one of {len(ids)} class names",
+            "folder is not a class",
+            where=str(root / unknown[0]),
+            expected=f"one of {len(ids)} class names",
             got=unknown[0],
-        )  # fmt: skip
+        )
     keys = _Keys()
     skipped = _Skipped()
     samples = []

@@ -170,9 +170,13 @@ class _Fetch:
         self._restart()
         command = self.url.removeprefix(PIPE)
         process = subprocess.Popen(
-            command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             assert process.stdout is not None
             self._read_output(process.stdout.fileno())

@@ -75,9 +75,12 @@ def _store(scheme: str, user: str, password: str) -> Any:
     except ImportError:
         package = PACKAGES[scheme]
         raise SetupError(
-            "package missing", where=package, expected=f"it for {scheme}:// shards", got="none",
+            "package missing",
+            where=package,
+            expected=f"it for {scheme}:// shards",
+            got="none",
             next_step=f"Run `pip install {package}`.",
-        ) from None  # fmt: skip
+        ) from None
     if scheme == "s3":
         store.retries = 1
     return store

@@ -52,9 +52,11 @@ def require_pipe(command: str, *, is_allowed: bool) -> None:
     """Raise UsageError unless commands may be run."""
     if not is_allowed:
         raise UsageError(
-            "a command among shards", where=public_name(command), expected="--allow-pipe with it",
+            "a command among shards",
+            where=public_name(command),
+            expected="--allow-pipe with it",
             next_step="It would be run by a shell on this machine.",
-        )  # fmt: skip
+        )
 
 
 def _list_url(url: str, *, split: str, allow_pipe: bool) -> Named:
@@ -89,18 +91,22 @@ def _named(url: str, found: dict[str, Found], *, what: str, side_folders: list[s
 def _list_web(url: str, *, split: str, has_magic: bool) -> Named:
     if has_magic:
         raise UsageError(
-            "a pattern that the web cannot list", where=public_name(url), expected="braces, such as s-{000..127}.tar",
+            "a pattern that the web cannot list",
+            where=public_name(url),
+            expected="braces, such as s-{000..127}.tar",
             next_step="Or name a text file of shard names.",
-        )  # fmt: skip
+        )
     folder = path_of(url).rstrip("/")
     benchmark = _list_benchmark(folder, split=split)
     if benchmark is not None:
         return benchmark
     if path_of(url).endswith("/"):
         raise UsageError(
-            "a folder that the web cannot list", where=public_name(url), expected="shards, such as s-{000..127}.tar",
+            "a folder that the web cannot list",
+            where=public_name(url),
+            expected="shards, such as s-{000..127}.tar",
             next_step="Or name a text file of shard names.",
-        )  # fmt: skip
+        )
     return Named([url], side_folders=[folder_of(url)])
 
 

@@ -52,8 +52,14 @@ def repeat(content: bytearray, chance: random.Random) -> int:
 
 
 KINDS: tuple[Callable[[bytearray, random.Random], int], ...] = (
-    flip, overwrite, overwrite_start, cut, delete, insert, repeat,
-)  # fmt: skip
+    flip,
+    overwrite,
+    overwrite_start,
+    cut,
+    delete,
+    insert,
+    repeat,
+)
 
 
 def mutate(content: bytes, chance: random.Random) -> tuple[bytes, int]:

@@ -79,20 +79,46 @@ class MadeRun:
 
     def record(self, shards: str, num_shards: int) -> dict[str, Any]:
         return {
-            "schema": 1, "identity": {}, "identity_hash": IDENTITY, "classes": list(self.classes),
-            "classes_source": "classes.txt", "templates": ["a photo of a {c}."],
-            "options": {"shards": [shards], "split": "test", "image_key": None, "max_pixels": 10**8,
-                        "on_bad_sample": "skip", "precision": "auto"},
+            "schema": 1,
+            "identity": {},
+            "identity_hash": IDENTITY,
+            "classes": list(self.classes),
+            "classes_source": "classes.txt",
+            "templates": ["a photo of a {c}."],
+            "options": {
+                "shards": [shards],
+                "split": "test",
+                "image_key": None,
+                "max_pixels": 10**8,
+                "on_bad_sample": "skip",
+                "precision": "auto",
+            },
             "choices": {"precision": {"value": "bf16", "reason": "this CPU has bf16 instructions"}},
-            "models": {name: {"checkpoint": f"models/{name}", "kind": "classifier", "parameters": 86_567_656,
-                              "matching": f"by position, {len(self.classes)} of {len(self.classes)}",
-                              "fingerprint": "c0ffee" * 10} for name in self.models},
+            "models": {
+                name: {
+                    "checkpoint": f"models/{name}",
+                    "kind": "classifier",
+                    "parameters": 86_567_656,
+                    "matching": f"by position, {len(self.classes)} of {len(self.classes)}",
+                    "fingerprint": "c0ffee" * 10,
+                }
+                for name in self.models
+            },
             "corpus": {"shards": num_shards, "bytes": 10**9, "limit": None},
             "versions": {"python": "3.11.7", "vitscore": "0.1.0"},
             "hardware": {"cpu": "a CPU", "cpus": 2, "memory_bytes": 2**34, "gpus": []},
-            "sessions": [{"id": "1", "started": "2026-01-02T03:04:05Z", "ended": "2026-01-02T04:04:05Z",
-                          "launcher": "none", "ranks": 1, "images": 1, "images_per_s": 151.25}],
-        }  # fmt: skip
+            "sessions": [
+                {
+                    "id": "1",
+                    "started": "2026-01-02T03:04:05Z",
+                    "ended": "2026-01-02T04:04:05Z",
+                    "launcher": "none",
+                    "ranks": 1,
+                    "images": 1,
+                    "images_per_s": 151.25,
+                }
+            ],
+        }
 
     def write_part(self, ordinal: int, shard: str, size: int) -> None:
         rng, num_classes = np.random.default_rng(ordinal), len(self.classes)

@@ -68,9 +68,10 @@ def read_groups(path: str | Path, classes: Sequence[str]) -> Groups:
         if class_id not in group_of:
             if name in names:
                 raise ClassError(
-                    "class without a group", where=f"{where}[{name}]",
+                    "class without a group",
+                    where=f"{where}[{name}]",
                     next_step="It would stand for itself, but a group has its name: put it into a group.",
-                )  # fmt: skip
+                )
             names[name] = group_of[class_id] = len(names)
     return Groups(tuple(names), np.array([group_of[index] for index in range(len(classes))], np.int64))
 

@@ -71,7 +71,10 @@ def run(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="DIR", help="Where the JSON goes; default: $OUT, else build/bench.",
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="Where the JSON goes; default: $OUT, else build/bench.",
             show_default=False,
         ),
     ] = None,
@@ -79,7 +82,7 @@ def run(
         bool, typer.Option("--quick", help="Small counts: whether the benches work, not what they find.")
     ] = False,
     is_list: Annotated[bool, typer.Option("--list", help="List the benches, each with its question.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Run benches: print their tables, write one JSON each, and a picture of them where there are several."""
     from vitscore.bench.harness import catalogue, record, running
 
@@ -126,7 +129,10 @@ def plan(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "-m", "--model", metavar="NAME", help="Of `forward`; repeat for several in one run; default: the first.",
+            "-m",
+            "--model",
+            metavar="NAME",
+            help="Of `forward`; repeat for several in one run; default: the first.",
             show_default=False,
         ),
     ] = None,
@@ -134,14 +140,15 @@ def plan(
     source: Annotated[
         list[Path] | None,
         typer.Option(
-            "--from", metavar="DIR|JSON",
+            "--from",
+            metavar="DIR|JSON",
             help="Benches to plan from, later ones win; default: those of the last `vitscore bench`, else those that "
             "come with the package.",
             show_default=False,
         ),
     ] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Plan a run from measured rates; every assumption is spelled out, and nothing is assumed that was not measured."""
     from vitscore.bench.report.plan import Wish, document_of, lines_of, make_plan
     from vitscore.bench.report.stages import read_sources

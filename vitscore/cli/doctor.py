@@ -147,9 +147,13 @@ def check_cpu(*, has_bf16: bool) -> Finding:
 
 
 def check_gpu(
-    gpus: list[str], *, has_hardware: bool, driver: str | None, driver_cuda: tuple[int, int] | None,
+    gpus: list[str],
+    *,
+    has_hardware: bool,
+    driver: str | None,
+    driver_cuda: tuple[int, int] | None,
     torch_cuda: tuple[int, int] | None,
-) -> Finding:  # fmt: skip
+) -> Finding:
     """The GPU and its driver; a GPU that is there and cannot be used is a problem.
 
     Args:

@@ -82,9 +82,13 @@ def metrics(
     from vitscore.text.tables import show_document
 
     asked: dict[str, Any] = {
-        "labels": labels, "label_maps": label_map or (), "top_k": top_k, "only_classes": only_classes, "keys": keys,
+        "labels": labels,
+        "label_maps": label_map or (),
+        "top_k": top_k,
+        "only_classes": only_classes,
+        "keys": keys,
         "groups": groups,
-    }  # fmt: skip
+    }
     if check:
         if any(asked.values()):
             raise UsageError("--check recounts nothing", where="metrics", next_step="Leave the other options out.")

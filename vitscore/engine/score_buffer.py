@@ -53,10 +53,17 @@ class ScoreBuffer:
         probs_BT = copied(self.probs_BT[:num_rows])
         label_logprob, sum_sq_prob, log_sum_exp, margin, entropy = copied(self.figures_5B[:, :num_rows])
         return RowScores(
-            pred=ids_BT[:, 0].copy(), prob=probs_BT[:, 0].copy(), topk=ids_BT, topk_prob=probs_BT,
-            label_logprob=label_logprob, sum_sq_prob=sum_sq_prob, log_sum_exp=log_sum_exp, margin=margin,
-            entropy=entropy, is_finite=copied(self.is_finite_B[:num_rows]).astype(bool),
-        )  # fmt: skip
+            pred=ids_BT[:, 0].copy(),
+            prob=probs_BT[:, 0].copy(),
+            topk=ids_BT,
+            topk_prob=probs_BT,
+            label_logprob=label_logprob,
+            sum_sq_prob=sum_sq_prob,
+            log_sum_exp=log_sum_exp,
+            margin=margin,
+            entropy=entropy,
+            is_finite=copied(self.is_finite_B[:num_rows]).astype(bool),
+        )
 
 
 def copied(tensor: torch.Tensor) -> np.ndarray[Any, Any]:

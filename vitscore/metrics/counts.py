@@ -74,9 +74,11 @@ class ModelCounts:
         self._count_topk(labels_B[is_answered_B], preds_B[is_answered_B], topk_BT, is_answered_B)
         if prob_B is not None and label_logprob_B is not None and sum_sq_prob_B is not None:
             self._count_probabilities(
-                (labels_B == preds_B)[is_answered_B], as_array(prob_B)[is_answered_B],
-                as_array(label_logprob_B)[is_answered_B], as_array(sum_sq_prob_B)[is_answered_B],
-            )  # fmt: skip
+                (labels_B == preds_B)[is_answered_B],
+                as_array(prob_B)[is_answered_B],
+                as_array(label_logprob_B)[is_answered_B],
+                as_array(sum_sq_prob_B)[is_answered_B],
+            )
         return int(is_labelled_B.sum())
 
     def count_wrong(self, labels_B: Any) -> None:

@@ -219,9 +219,13 @@ class _Folding:
 def add_predictions(counts: ModelCounts, labels_B: Array, rows: ModelRows) -> None:
     """Count one model's rows, answered or not."""
     counts.update(
-        labels_B, rows.pred, topk_BT=rows.topk, prob_B=rows.prob, label_logprob_B=rows.label_logprob,
+        labels_B,
+        rows.pred,
+        topk_BT=rows.topk,
+        prob_B=rows.prob,
+        label_logprob_B=rows.label_logprob,
         sum_sq_prob_B=rows.sum_sq_prob,
-    )  # fmt: skip
+    )
 
 
 def _refuse_repeated_shards(shards: pa.Table) -> None:
@@ -261,6 +265,9 @@ def _check_part(footer: Footer, scored: int, bad: int, keys: Sequence[pa.Array])
         counted = Counter(all_keys.to_pylist())
         key, times = counted.most_common(1)[0]
         raise LedgerError(
-            "sample counted more than once", where=f"{footer.shard}[{key}]", expected="1 row", got=f"{times} rows",
+            "sample counted more than once",
+            where=f"{footer.shard}[{key}]",
+            expected="1 row",
+            got=f"{times} rows",
             next_step=_AGAIN,
-        )  # fmt: skip
+        )

@@ -60,9 +60,11 @@ class Recount:
         told: dict[str, Any] = {"samples": self.num_rows, "from_logits": self.has_logits}
         if self.labels is not None:
             told["labels"] = {
-                "given": len(self.labels), "found": self.num_labels_given, "changed": self.num_labels_changed,
+                "given": len(self.labels),
+                "found": self.num_labels_given,
+                "changed": self.num_labels_changed,
                 "of_bad_samples": self.num_labels_of_bad,
-            }  # fmt: skip
+            }
         if self.keys is not None:
             told["keys"] = len(self.keys)
         if self.maps:
@@ -140,9 +142,12 @@ class Recount:
             return whole
 
         return ModelRows(
-            pred=spread(scores.pred, -1), prob=spread(scores.prob, np.nan), topk=spread(scores.topk, -1),
-            label_logprob=spread(logprob_B.astype(np.float32), np.nan), sum_sq_prob=spread(scores.sum_sq_prob, np.nan),
-        )  # fmt: skip
+            pred=spread(scores.pred, -1),
+            prob=spread(scores.prob, np.nan),
+            topk=spread(scores.topk, -1),
+            label_logprob=spread(logprob_B.astype(np.float32), np.nan),
+            sum_sq_prob=spread(scores.sum_sq_prob, np.nan),
+        )
 
 
 def corrected(keys: pa.Array, labels_B: Array, labels: Mapping[str, int]) -> tuple[Array, Array]:
@@ -284,9 +289,10 @@ def read_class_map(
     name, source = split_label_map(text)
     if source == BY_POSITION:
         raise UsageError(
-            "the parts hold classes, not positions", where=f"--label-map {text}",
+            "the parts hold classes, not positions",
+            where=f"--label-map {text}",
             expected="a file: JSON from the class that was predicted to the class that is meant",
-        )  # fmt: skip
+        )
     if name and name not in models:
         raise UsageError("no such model", where=f"--label-map {text}", expected=" or ".join(models), got=name)
     targets = [name] if name else list(models)
@@ -316,9 +322,12 @@ def parse_top_k(text: str, num_classes: int, kept: int | None) -> tuple[int, ...
         raise UsageError("wrong value", where="--top-k", expected=f"at most {num_classes}, the classes", got=text)
     if kept is not None and wanted[-1] > kept:
         raise UsageError(
-            "k is not in the parts", where="--top-k", expected=f"at most {kept}", got=str(wanted[-1]),
+            "k is not in the parts",
+            where="--top-k",
+            expected=f"at most {kept}",
+            got=str(wanted[-1]),
             next_step="A run with --save logits or a larger --top-k keeps more.",
-        )  # fmt: skip
+        )
     return tuple(sorted({1, *wanted}))
 
 

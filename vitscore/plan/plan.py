@@ -202,9 +202,12 @@ def cut_to_limit(
         with OpenShard(shard, image_key=options.image_key, labels=rule, cache=cache) as opened:
             if opened.fault is not None and reason_kind(opened.fault) == UNREACHABLE:
                 raise SetupError(
-                    "shard cannot be reached", where=shard.name, expected="it for --limit", got=opened.fault,
+                    "shard cannot be reached",
+                    where=shard.name,
+                    expected="it for --limit",
+                    got=opened.fault,
                     next_step="Try again later.",
-                )  # fmt: skip
+                )
             if opened.num_samples >= left:
                 return corpus.shards[:count], left
             left -= opened.num_samples
@@ -268,9 +271,11 @@ def pixels_identity(options: RunOptions) -> dict[str, Any]:
 def require_labels_file(options: RunOptions) -> None:
     """Raise UsageError where a file named by an option is missing."""
     files = {
-        "--classes": options.classes, "--templates": options.templates, "--labels": options.labels,
+        "--classes": options.classes,
+        "--templates": options.templates,
+        "--labels": options.labels,
         "--groups": options.groups,
-    }  # fmt: skip
+    }
     for flag, path in files.items():
         if path is not None and not path.is_file():
             raise UsageError("file not found", where=f"{flag} {path}", next_step="Check the path.")

@@ -109,10 +109,12 @@ def gather(
         listed = pq.read_table(folder / "shards.parquet", columns=["ordinal", "name"]).to_pylist()
         places = find_shards(listed, tuple(shards) or options.get("shards", ()), split=options.get("split", "test"))
         thumbnails = make_thumbnails(
-            pictured(chosen, pairs), places,
-            image_key=options.get("image_key"), max_pixels=options.get("max_pixels", 178_956_970),
+            pictured(chosen, pairs),
+            places,
+            image_key=options.get("image_key"),
+            max_pixels=options.get("max_pixels", 178_956_970),
             may_fetch=bool(shards),
-        )  # fmt: skip
+        )
     return Findings(document, record, confusions, pairs, chosen, thumbnails, adjusted(document["comparisons"]))
 
 

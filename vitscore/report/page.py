@@ -63,25 +63,35 @@ def micro_f1(model: Mapping[str, Any]) -> float | None:
 
 AVERAGES = [
     Row("Macro F1", "every class counts the same", average("macro avg", "f1-score"), "macro_f1"),
-    Row("Macro precision", "of the answers of a class, how many are right", average("macro avg", "precision"),
-        "macro_precision"),
+    Row(
+        "Macro precision",
+        "of the answers of a class, how many are right",
+        average("macro avg", "precision"),
+        "macro_precision",
+    ),
     Row("Macro recall", "of the images of a class, how many are found", average("macro avg", "recall"), "macro_recall"),
     Row("Weighted F1", "every image counts the same", average("weighted avg", "f1-score"), "weighted_f1"),
     Row("Weighted precision", "", average("weighted avg", "precision"), "weighted_precision"),
     Row("Micro F1", "over all answers", micro_f1),
     Row("Balanced accuracy", "mean recall of the classes that occur", figure("balanced_accuracy"), "balanced_accuracy"),
-]  # fmt: skip
+]
 CHANCE = [
     Row("MCC", "correlation with the truth; 0 is chance, 1 perfect", figure("mcc"), "mcc", is_percent=False),
     Row("Cohen’s kappa", "agreement beyond chance", figure("cohen_kappa"), "cohen_kappa", is_percent=False),
 ]
 PROBABILITIES = [
     Row("ECE", "gap between confidence and accuracy; lower is better", figure("ece"), is_low_best=True),
-    Row("NLL", "surprise at the true label, in nats; lower is better", figure("nll"), is_percent=False,
-        is_low_best=True),
-    Row("Brier score", "squared error of the probabilities, 0 to 2; lower is better", figure("brier"),
-        is_percent=False, is_low_best=True),
-]  # fmt: skip
+    Row(
+        "NLL", "surprise at the true label, in nats; lower is better", figure("nll"), is_percent=False, is_low_best=True
+    ),
+    Row(
+        "Brier score",
+        "squared error of the probabilities, 0 to 2; lower is better",
+        figure("brier"),
+        is_percent=False,
+        is_low_best=True,
+    ),
+]
 
 
 def render(findings: Findings) -> str:
@@ -158,10 +168,11 @@ def summary(findings: Findings) -> str:
         if compared:
             drawn = figures.differences(compared, findings.models)
             inner += figure_html(
-                "difference", drawn,
+                "difference",
+                drawn,
                 "<b>Difference of accuracy</b> on the same images, in points, with 95% intervals (Tango). An interval "
                 "that holds zero shows no difference.",
-            )  # fmt: skip
+            )
         parts.append(f'<div class="pair">{inner}</div>')
     return "\n".join(parts)
 
@@ -184,7 +195,7 @@ def models_section(findings: Findings) -> str:
         + "".join(model_row(row, models) for row in rows if is_known(row, models))
         + "</tbody>"
         for title, rows in groups
-    )  # fmt: skip
+    )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Table of models"><table class="models">'
         "<caption>In percent where a % stands. Small: the 95% interval. Bold: the best value, which need not be better "
@@ -249,8 +260,11 @@ def interval_html(row: Row, model: Mapping[str, Any]) -> str:
 def cost_rows(findings: Findings) -> str:
     """What a model costs, as far as run.json knows."""
     recorded = [findings.record.get("models", {}).get(name, {}) for name in findings.models]
-    wanted = (("parameters", "Parameters", "{:,.0f}"), ("gflop_per_image", "GFLOP per image", "{:,.2f}"),
-              ("images_per_s", "Images per second", "{:,.0f}"))  # fmt: skip
+    wanted = (
+        ("parameters", "Parameters", "{:,.0f}"),
+        ("gflop_per_image", "GFLOP per image", "{:,.2f}"),
+        ("images_per_s", "Images per second", "{:,.0f}"),
+    )
     rows = ""
     for key, title, form in wanted:
         values = [entry.get(key) for entry in recorded]
@@ -270,10 +284,13 @@ def groups_section(findings: Findings) -> str:
         return ""
     names = next(models[name]["groups"]["classes"] for name in reports)
     rows = [
-        (name, f"{next(iter(reports.values()))[name]['support']:,.0f}",
-         *(f"{percent(found[name]['f1-score'])}%" for found in reports.values()))
+        (
+            name,
+            f"{next(iter(reports.values()))[name]['support']:,.0f}",
+            *(f"{percent(found[name]['f1-score'])}%" for found in reports.values()),
+        )
         for name in names
-    ]  # fmt: skip
+    ]
     caption = "An answer is right where it is of the label’s group."
     return table(caption, ("group", "images", *(f"F1 of {name}" for name in reports)), rows)
 
@@ -296,15 +313,17 @@ def confidence_section(findings: Findings) -> str:
         model = findings.document["models"][name]
         if model["ece"] is not None:
             shown += figure_html(
-                f"reliability-{name}", figures.reliability(model["reliability"], index, name),
+                f"reliability-{name}",
+                figures.reliability(model["reliability"], index, name),
                 f"<b>Reliability.</b> On the dashed line, confidence is what it says. Mean gap (ECE): "
                 f"{percent(model['ece'], 2)} points.{bins_table(model['reliability'])}",
-            )  # fmt: skip
+            )
         shown += figure_html(
-            f"confidence-{name}", figures.confidences(confidence, name),
+            f"confidence-{name}",
+            figures.confidences(confidence, name),
             "<b>Confidence</b> of the first answer."
             + (" Each histogram has its own scale: mistakes are seen however few." if findings.has_metrics else ""),
-        )  # fmt: skip
+        )
         body += f'<h3>{legend(index, name)}</h3><div class="pair">{shown}</div>'
     return body
 
@@ -313,8 +332,9 @@ def bins_table(bins: Mapping[str, Sequence[Any]]) -> str:
     rows = zip(bins["samples"], bins["confidence"], bins["accuracy"], strict=True)
     lines = "".join(
         f"<tr><td>{n:,}</td><td>{percent(confidence)}%</td><td>{percent(accuracy)}%</td></tr>"
-        for n, confidence, accuracy in rows if n
-    )  # fmt: skip
+        for n, confidence, accuracy in rows
+        if n
+    )
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("answers", "mean confidence", "right"))
     head = f"<thead><tr>{heads}</tr></thead>"
     return f"<details><summary>The numbers</summary><table>{head}<tbody>{lines}</tbody></table></details>"

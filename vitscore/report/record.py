@@ -10,24 +10,44 @@ from vitscore.report.data import Findings
 from vitscore.report.figures import percent
 
 KNOWN = {
-    "schema", "identity", "identity_hash", "options", "choices", "classes", "classes_source", "templates", "models",
-    "corpus", "versions", "hardware", "sessions",
-}  # fmt: skip
+    "schema",
+    "identity",
+    "identity_hash",
+    "options",
+    "choices",
+    "classes",
+    "classes_source",
+    "templates",
+    "models",
+    "corpus",
+    "versions",
+    "hardware",
+    "sessions",
+}
 SHOWN_SHARDS = 50
 SESSION_COLUMNS = {
-    "started": "started", "ended": "ended", "launcher": "launcher", "ranks": "ranks", "images": "images",
-    "images_per_s": "images/s", "waiting_s": "seconds waiting",
-    "rows_again_in_fp32": "again in fp32", "peak_rss_bytes": "peak memory",
+    "started": "started",
+    "ended": "ended",
+    "launcher": "launcher",
+    "ranks": "ranks",
+    "images": "images",
+    "images_per_s": "images/s",
+    "waiting_s": "seconds waiting",
+    "rows_again_in_fp32": "again in fp32",
+    "peak_rss_bytes": "peak memory",
     "stopped_by": "stopped by",
-}  # fmt: skip
+}
 
 
 def ledger_section(findings: Findings) -> str:
     ledger = findings.document["ledger"]
     counts = [
-        ("in the shards", ledger["expected"]), ("scored", ledger["scored"]), ("bad", ledger["bad"]),
-        ("without a label", ledger["unlabelled"]), ("counted twice", ledger["duplicates"]),
-    ]  # fmt: skip
+        ("in the shards", ledger["expected"]),
+        ("scored", ledger["scored"]),
+        ("bad", ledger["bad"]),
+        ("without a label", ledger["unlabelled"]),
+        ("counted twice", ledger["duplicates"]),
+    ]
     shards = ledger["shards"]
     items = "".join(f"<div><dt>{title}</dt><dd>{number:,}</dd></div>" for title, number in counts)
     items += f"<div><dt>shards done</dt><dd>{shards['done']:,} of {shards['expected']:,}</dd></div>"
@@ -43,8 +63,9 @@ def ledger_section(findings: Findings) -> str:
         body += table(f"Bad shards: what could be read of them is scored.{more}", ("shard", "reason"), listed)
     if findings.chosen.bad:
         rows = ([sample.key, sample.shard, sample.reason] for sample in findings.chosen.bad)
-        examples = table("Bad samples, up to 20 of each reason; all of them are in the parts.",
-                         ("key", "shard", "reason"), rows)  # fmt: skip
+        examples = table(
+            "Bad samples, up to 20 of each reason; all of them are in the parts.", ("key", "shard", "reason"), rows
+        )
         body += f"<details><summary>Bad samples by key</summary>{examples}</details>"
     return body
 
@@ -72,17 +93,26 @@ def record_section(findings: Findings) -> str:
         for name, value in record.get("hardware", {}).items()
     ]
     versions = [(name, value_text(name, value)) for name, value in record.get("versions", {}).items()]
-    body += '<div class="pair">' + "".join(
-        table(caption, ("", ""), rows, kind="facts")
-        for caption, rows in (("Hardware", hardware), ("Versions", versions)) if rows
-    ) + "</div>"  # fmt: skip
+    body += (
+        '<div class="pair">'
+        + "".join(
+            table(caption, ("", ""), rows, kind="facts")
+            for caption, rows in (("Hardware", hardware), ("Versions", versions))
+            if rows
+        )
+        + "</div>"
+    )
     body += sessions_table(record) + audit_table(record)
     options = [(name, value_text(name, value)) for name, value in record.get("options", {}).items()]
     options += [(name, value_text(name, value)) for name, value in record.get("corpus", {}).items()]
     options += [("templates", value) for value in record.get("templates") or ()]
     options += [(name, record[name]) for name in ("classes_source", "identity_hash") if name in record]
-    body += folded("All options", table("As they were given; none is a default or an automatic choice.",
-                                        ("option", "value"), options, kind="facts"))  # fmt: skip
+    body += folded(
+        "All options",
+        table(
+            "As they were given; none is a default or an automatic choice.", ("option", "value"), options, kind="facts"
+        ),
+    )
     for name in sorted(record.keys() - KNOWN):
         body += folded(name.replace("_", " "), table(f"As run.json has it: {name}.", ("", ""), leaves(record[name])))
     return body
@@ -94,10 +124,16 @@ def folded(title: str, content: str) -> str:
 
 def models_table(record: Mapping[str, Any]) -> str:
     rows = [
-        (name, entry.get("checkpoint", "–"), entry.get("kind", "–"), value_text("", entry.get("parameters")),
-         entry.get("matching", "–"), str(entry.get("fingerprint") or "–")[:12])
+        (
+            name,
+            entry.get("checkpoint", "–"),
+            entry.get("kind", "–"),
+            value_text("", entry.get("parameters")),
+            entry.get("matching", "–"),
+            str(entry.get("fingerprint") or "–")[:12],
+        )
         for name, entry in record.get("models", {}).items()
-    ]  # fmt: skip
+    ]
     heads = ("model", "checkpoint", "kind", "parameters", "head to classes", "sha256")
     return table("The models, and how their heads were matched to the classes.", heads, rows) if rows else ""
 

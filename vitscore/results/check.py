@@ -118,9 +118,11 @@ def _check_files(folder: Path, folded: Folded) -> None:
         if found != content:
             what = _first_difference(content, found) if name == "metrics.json" else "other counts"
             raise LedgerError(
-                "not what the parts come to", where=str(folder / name), got=what,
+                "not what the parts come to",
+                where=str(folder / name),
+                got=what,
                 next_step=f"`vitscore metrics {folder}` writes it again from the parts.",
-            )  # fmt: skip
+            )
 
 
 def _first_difference(wanted: bytes, found: bytes) -> str:
@@ -159,18 +161,23 @@ def _find_shards(
         found = locate(specs, split=split, allow_pipe=allow_pipe).shards
     except UsageError as error:
         raise UsageError(
-            "shards cannot be found", where=", ".join(map(public_spec, specs)), got=str(error).rstrip("."),
+            "shards cannot be found",
+            where=", ".join(map(public_spec, specs)),
+            got=str(error).rstrip("."),
             next_step="Name them with --shards.",
-        ) from None  # fmt: skip
+        ) from None
     names = [row["name"] for row in listed]
     places = []
     for name, shards in zip(names, find_again(names, found), strict=True):
         if len(shards) != 1:
             got = "none" if not shards else f"{len(shards)} of that name"
             raise LedgerError(
-                "shard cannot be found", where=name, expected="one shard", got=got,
+                "shard cannot be found",
+                where=name,
+                expected="one shard",
+                got=got,
                 next_step="Name the run's shards with --shards.",
-            )  # fmt: skip
+            )
         places.append(shards[0])
     return places
 
@@ -210,9 +217,12 @@ def _check_shard(
                 else ""
             )
             raise LedgerError(
-                "shard has changed", where=footer.shard, expected=footer.fault or "no fault",
-                got=opened.fault or "no fault", next_step=hint,
-            )  # fmt: skip
+                "shard has changed",
+                where=footer.shard,
+                expected=footer.fault or "no fault",
+                got=opened.fault or "no fault",
+                next_step=hint,
+            )
         if opened.num_bytes != footer.num_bytes:
             got = f"{opened.num_bytes}"
             raise _difference("shard has changed", footer.shard, f"{footer.num_bytes} bytes", got)
@@ -230,14 +240,18 @@ def _require_reached(footer: Footer, opened: OpenShard) -> None:
     """What was not there to be read, then or now, proves nothing."""
     if reason_kind(opened.fault or "") == UNREACHABLE:
         raise SetupError(
-            "shard cannot be reached", where=opened.shard.name, got=opened.fault or "",
+            "shard cannot be reached",
+            where=opened.shard.name,
+            got=opened.fault or "",
             next_step="Name the shards with --shards, with the credentials that they need.",
-        )  # fmt: skip
+        )
     if reason_kind(footer.fault or "") == UNREACHABLE:
         raise LedgerError(
-            "shard was not reached", where=footer.shard, got=footer.fault or "",
+            "shard was not reached",
+            where=footer.shard,
+            got=footer.fault or "",
             next_step="The run's own command scores it now.",
-        )  # fmt: skip
+        )
 
 
 def _check_keys(footer: Footer, expected: Sequence[str], found: Sequence[str]) -> None:

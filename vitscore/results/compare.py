@@ -78,10 +78,11 @@ def compare_runs(sources: Sequence[str], *, labels: Path | None = None, top: int
     num_joined = len(joined.rows[0])
     if not num_joined and len(runs) > 1:
         raise LabelError(
-            "no common sample", where=" and ".join(run.source for run in runs),
+            "no common sample",
+            where=" and ".join(run.source for run in runs),
             got=f"{_example(runs[0])} in one, {_example(runs[1])} in another",
             next_step="Runs are joined on the shard's base name and the key, else on the key.",
-        )  # fmt: skip
+        )
     labels_J = common_labels(runs, joined.rows, labels, classes)
     names = display_names(runs)
     preds = {names[i, model]: run.preds[model][joined.rows[i]] for i, run in enumerate(runs) for model in run.models}
@@ -158,9 +159,11 @@ def read_runs(sources: Sequence[str]) -> list[RunRows]:
         chosen.extend(models)
     if sum(len(models) for _, _, models in wanted.values()) < 2:
         raise UsageError(
-            "nothing to compare with", where=" ".join(sources), expected="two models or more",
+            "nothing to compare with",
+            where=" ".join(sources),
+            expected="two models or more",
             next_step="Name another run, or DIR:NAME for one model of it.",
-        )  # fmt: skip
+        )
     return [read_run(folder, shown, record, models) for folder, (shown, record, models) in wanted.items()]
 
 
@@ -222,10 +225,12 @@ def match_classes(runs: Sequence[RunRows]) -> list[str]:
             missing, more = [name for name in ours if name not in theirs], [name for name in theirs if name not in ours]
             got = f"{len(theirs)}, {len(more)} of them new ({_few(more)}), {len(missing)} missing ({_few(missing)})"
             raise ClassError(
-                "runs have different classes", where=f"{runs[0].source} and {run.source}",
-                expected=f"the same {len(classes)} classes", got=got,
+                "runs have different classes",
+                where=f"{runs[0].source} and {run.source}",
+                expected=f"the same {len(classes)} classes",
+                got=got,
                 next_step="Score one of them again with the other's --classes.",
-            )  # fmt: skip
+            )
         order = np.array([*(ours[name] for name in theirs), len(classes), -1], np.int32)
         run.labels_N = order[run.labels_N]
         run.preds = {name: order[pred_N] for name, pred_N in run.preds.items()}
@@ -253,11 +258,12 @@ def common_labels(runs: Sequence[RunRows], rows: Sequence[Array], labels: Path |
         if differs_J.any():
             place = int(np.argmax(differs_J))
             raise LabelError(
-                "runs disagree about the truth", where=keys[place].as_py(),
+                "runs disagree about the truth",
+                where=keys[place].as_py(),
                 got=f"{classes[labels_J[place]]} in {runs[0].source}, {classes[their_J[place]]} in {run.source}; "
                 f"so for {int(differs_J.sum()):,} of {len(labels_J):,} common samples",
                 next_step="Say which labels are right with --labels FILE.",
-            )  # fmt: skip
+            )
         labels_J = np.where(labels_J >= 0, labels_J, their_J)
     return labels_J
 
@@ -290,9 +296,18 @@ def model_entry(run: RunRows, model: str, labels_J: Array, pred_J: Array, classe
     counts.update(labels_J, np.where(pred_J == len(classes), -1, pred_J))
     entry = model_metrics(counts, classes)
     kept = (
-        "samples", "num_classes_in_truth", "accuracy", "topk_accuracy", "balanced_accuracy", "mcc", "cohen_kappa",
-        "report", "macro_in_truth", "micro", "confidence_intervals",
-    )  # fmt: skip
+        "samples",
+        "num_classes_in_truth",
+        "accuracy",
+        "topk_accuracy",
+        "balanced_accuracy",
+        "mcc",
+        "cohen_kappa",
+        "report",
+        "macro_in_truth",
+        "micro",
+        "confidence_intervals",
+    )
     recorded = run.record["models"][model]
     rates = [session["images_per_s"] for session in run.record["sessions"] if session.get("images_per_s")]
     return {

@@ -111,8 +111,16 @@ def write_clip_benchmark(
 
 
 TIMM_COLUMNS = (
-    "model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation",
-)  # fmt: skip
+    "model",
+    "top1",
+    "top1_err",
+    "top5",
+    "top5_err",
+    "param_count",
+    "img_size",
+    "crop_pct",
+    "interpolation",
+)
 
 
 def write_timm(output: Path, metrics: Mapping[str, Any], record: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -160,9 +168,11 @@ def write_matrix(output: Path, folder: Path, record: Mapping[str, Any], name: st
     has_logits = "logits" in record["options"].get("save", ())
     if not has_logits and not approximate:
         raise UsageError(
-            "the parts lack the logits", where=str(folder), expected="a run with --save logits",
+            "the parts lack the logits",
+            where=str(folder),
+            expected="a run with --save logits",
             next_step="Or accept --approximate: the top k, and the rest spread evenly over the other classes.",
-        )  # fmt: skip
+        )
     num_classes = len(record["classes"])
     parts = [path for path, _ in finished_parts(folder / "parts", record["identity_hash"]).values()]
     labels, keys = [], []

@@ -46,9 +46,16 @@ def attend(
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query_BHND, key_BHND, value_BHND, attention_mask,
-            dropout=dropout, scaling=scaling, is_causal=is_causal, **others,
-        )  # fmt: skip
+            module,
+            query_BHND,
+            key_BHND,
+            value_BHND,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            is_causal=is_causal,
+            **others,
+        )
         return found
     num_images, num_heads, num_tokens, width = query_BHND.shape
     query_SND, key_SND, value_SND = (each.reshape(-1, num_tokens, width) for each in (query_BHND, key_BHND, value_BHND))

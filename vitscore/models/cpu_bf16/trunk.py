@@ -153,9 +153,13 @@ class Layer:
         if inputs_TI.shape[0] // num_images <= _FEW_TOKENS:
             seen_TD = queries_TI.new_empty((queries_TI.shape[0], depth))
             attend_bfloat16(
-                _bits(queries_TI), _bits(inputs_TI), num_images=num_images, num_heads=self._num_heads,
-                scale=self._scale, out_FD=_bits(seen_TD),
-            )  # fmt: skip
+                _bits(queries_TI),
+                _bits(inputs_TI),
+                num_images=num_images,
+                num_heads=self._num_heads,
+                scale=self._scale,
+                out_FD=_bits(seen_TD),
+            )
             return seen_TD
         inputs_SNE = self._split(inputs_TI, num_images)
         if queries_TI is not inputs_TI:
@@ -306,11 +310,16 @@ def _vit_parts(model: Any) -> TrunkParts:
         raise Unsuitable("a pooler")
     layers = [
         LayerParts(
-            layer.layernorm_before, layer.attention, layer.attention.o_proj, layer.layernorm_after, layer.mlp,
-            trunk.config.num_attention_heads, trunk.config.hidden_act,
+            layer.layernorm_before,
+            layer.attention,
+            layer.attention.o_proj,
+            layer.layernorm_after,
+            layer.mlp,
+            trunk.config.num_attention_heads,
+            trunk.config.hidden_act,
         )
         for layer in trunk.layers
-    ]  # fmt: skip
+    ]
     first, positions = trunk.embeddings.cls_token, trunk.embeddings.position_embeddings
     convolution = trunk.embeddings.patch_embeddings.projection
     return TrunkParts(convolution, first[0, 0], positions[0], None, layers, trunk.layernorm)
@@ -319,11 +328,16 @@ def _vit_parts(model: Any) -> TrunkParts:
 def _clip_parts(model: Any) -> TrunkParts:
     layers = [
         LayerParts(
-            layer.layer_norm1, layer.self_attn, layer.self_attn.out_proj, layer.layer_norm2, layer.mlp,
-            model.config.num_attention_heads, model.config.hidden_act,
+            layer.layer_norm1,
+            layer.self_attn,
+            layer.self_attn.out_proj,
+            layer.layer_norm2,
+            layer.mlp,
+            model.config.num_attention_heads,
+            model.config.hidden_act,
         )
         for layer in model.encoder.layers
-    ]  # fmt: skip
+    ]
     first, positions = model.embeddings.class_embedding, model.embeddings.position_embedding.weight
     convolution = model.embeddings.patch_embedding
     return TrunkParts(convolution, first, positions, model.pre_layrnorm, layers, model.post_layernorm)
