@@ -40,8 +40,6 @@ def make_intake(plan: Plan) -> Intake:
         plan,
         [geometry_of(plan.models[0].checkpoint)],
         positions=HandOut(Ranks(0, 1, 0, 1, LocalStore()), plan.shards, set()),
-        parts_folder=plan.options.output / "parts",
-        columns=plan.columns({}),
         num_threads=2,
         device_id=None,
     )
@@ -154,15 +152,19 @@ def test_a_checkpoint_that_cannot_be_loaded_ends_the_run_in_one_line(
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_embeddings_are_kept_though_nothing_can_begin_ahead(
-    make_shards: Call, digits: Any, vitscore: Call, tmp_path: Path
+def test_decoding_begins_early_under_save_embeddings_too(
+    make_shards: Call, digits: Any, vitscore: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pyarrow.parquet as pq
 
+    started: list[Callable[[], Intake]] = []
+    start = Ahead.start
+    monkeypatch.setattr(Ahead, "start", lambda self, make: (started.append(make), start(self, make))[1])
     out = tmp_path / "out"
     assert vitscore("run", make_shards(digits[:20]), "-m", "demo-vit", "-o", out, "--save", "embeddings").code == 0
     (part,) = (out / "parts").iterdir()
     assert np.stack(pq.read_table(part)["demo-vit.embedding"].to_pylist()).shape == (20, 96)
+    assert len(started) == 1
 
 
 def test_pandas_is_not_imported_and_can_be_later(make_shards: Call, digits: Any, start: Call, tmp_path: Path) -> None:

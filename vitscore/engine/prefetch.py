@@ -10,7 +10,6 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +18,6 @@ from vitscore import kernels
 from vitscore.decode.make import AnyGeometry, Decoded, make_decoder
 from vitscore.engine.reader import Batch, Reader
 from vitscore.engine.stage_times import Waits
-from vitscore.rundir.parts import ModelColumns
 
 if TYPE_CHECKING:
     from vitscore.plan.plan import Plan
@@ -36,8 +34,6 @@ class Intake:
         plan: the run's plan.
         geometries: the distinct ones of the plan's models.
         positions: places in `plan.shards`.
-        parts_folder: where the parts will go.
-        columns: what each model writes.
         num_threads: threads that decode, where the plan does not say.
         device_id: the GPU that the pixels are for, None for the CPU.
 
@@ -51,14 +47,11 @@ class Intake:
         geometries: Sequence[AnyGeometry],
         *,
         positions: HandOut,
-        parts_folder: Path,
-        columns: Sequence[ModelColumns],
         num_threads: int,
         device_id: int | None,
     ) -> None:
         self.geometries = list(geometries)
-        self.columns = list(columns)
-        self._reader = Reader(plan, positions=positions, parts_folder=parts_folder, columns=columns, depth=_READ_AHEAD)
+        self._reader = Reader(plan, positions=positions, depth=_READ_AHEAD)
         self._decoder = make_decoder(
             plan["decoder"],
             geometries,

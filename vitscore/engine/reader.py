@@ -1,8 +1,8 @@
-"""Shards to batches: takes shards from the hand-out, reads their samples, fills batches across shard borders.
+"""Shards to batches: takes shards from the queue, reads their samples, fills batches across shard borders.
 
-Runs in a thread of its own, ahead of the decoder by a bounded number of batches; shards that have to be fetched or
-unpacked are on their way ahead of it (see shards.cache). Samples that are bad before they are
-decoded (no image, a wrong label) never take a place in a batch: they travel beside it, with their reason.
+Runs in a thread, ahead of the decoder by a bounded number of batches; shards that have to be fetched or unpacked are
+fetched ahead of it (see `shards.remote.cache`). Samples that are bad before they are decoded (no image, a wrong label)
+take no place in a batch: they travel beside it, with their reason. It knows nothing of parts: the engine opens them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 
 from vitscore.plan.plan import Plan
 from vitscore.ranks.shard_queue import HandOut
-from vitscore.rundir.parts import Footer, ModelColumns, ShardRows, part_schema
 from vitscore.shards.files import ShardFile
 from vitscore.shards.remote.cache import Cache, fetch_ahead
 from vitscore.shards.remote.retries import Abandoned
@@ -27,31 +26,57 @@ from vitscore.shards.shard import Shard
 
 Array = np.ndarray[Any, Any]
 MOST_OPENED = 64
-"""Shards that one batch may open: empty ones hold no sample that would fill it."""
+"""Shards that one batch may open; without it, empty shards would be gathered without end."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class ShardSamples:
+    """A shard as it was read: the keys of the samples that count, and its faults."""
+
+    shard: Shard
+    keys: Sequence[str]
+    num_bytes: int | None
+    fault: str | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Segment:
-    """Rows of one shard that lie side by side in a batch."""
+    """Images of one shard that lie side by side in a batch."""
 
-    work: ShardRows
+    samples: ShardSamples
     rows: Array
     """Row numbers in the shard, ascending."""
+    labels: Array
+    """int32, -1 for a sample without a label."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelBlock:
+    """Labels of consecutive rows of a shard, bad ones included."""
+
+    samples: ShardSamples
+    start: int
+    labels: Array
 
 
 @dataclass
 class Batch:
-    """Up to B images, where their rows belong, and what was decided about other rows on the way."""
+    """Up to B images, the rows that they belong to, and what was read of other rows on the way.
+
+    A row's labels come with the first batch that holds a row of its block, or earlier.
+    """
 
     images: list[Array] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
-    bad: list[tuple[ShardRows, int, str]] = field(default_factory=list)
-    opened: list[ShardRows] = field(default_factory=list)
+    bad: list[tuple[ShardSamples, int, str]] = field(default_factory=list)
+    opened: list[ShardSamples] = field(default_factory=list)
+    label_blocks: list[LabelBlock] = field(default_factory=list)
 
     @property
     def labels(self) -> Array:
-        """int32 (B,), -1 where a sample has none."""
-        return np.concatenate([segment.work.labels[segment.rows] for segment in self.segments]).astype(np.int32)
+        """int32 (B,), -1 for a sample without a label."""
+        return np.concatenate([segment.labels for segment in self.segments]).astype(np.int32)
 
 
 class Reader:
@@ -62,24 +87,16 @@ class Reader:
         plan: Plan,
         *,
         positions: HandOut,
-        parts_folder: Any,
-        columns: Sequence[ModelColumns],
         depth: int,
     ) -> None:
         """
         Args:
             plan: the run's plan.
-            positions: places in `plan.shards` to score, as the hand-out gives them; asked for one at a time.
-            parts_folder: where the parts go.
-            columns: what each model writes.
+            positions: places in `plan.shards` to score, taken one at a time.
             depth: how many batches may wait.
         """
         self._plan = plan
         self._positions = positions
-        self._folder = parts_folder
-        self._columns = columns
-        self._schema = part_schema(columns)
-        self._identity = plan.identity_hash
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
         self._cache = Cache(plan.options.cache_dir, size=plan.options.cache_size)
@@ -133,11 +150,13 @@ class Reader:
                     shard, image_key=self._plan.options.image_key, labels=rule, file=file, cache=self._cache
                 ) as opened:
                     num_rows = self._plan.num_rows(position, opened.num_samples)
-                    work = self._open_rows(opened, num_rows, position)
-                    batch.opened.append(work)
+                    samples = ShardSamples(
+                        shard, opened.keys[:num_rows], opened.num_bytes, opened.fault, tuple(opened.notes)
+                    )
+                    batch.opened.append(samples)
                     for start in range(0, num_rows, size):
                         block = opened.read(start, min(start + size, num_rows))
-                        batch = self._add(block, start, work, batch, size, put)
+                        batch = self._add(block, start, samples, batch, size, put)
                         # Samples that are bad before they are decoded fill no batch; they must be judged all the same.
                         if len(batch.bad) >= size:
                             put(batch)
@@ -153,42 +172,29 @@ class Reader:
         items = ((position, self._plan.shards[position]) for position in self._positions)
         return fetch_ahead(items, self._cache, may_draw=self._positions.has_more_for_all)
 
-    def _open_rows(self, opened: OpenShard, num_rows: int, position: int) -> ShardRows:
-        shard = self._plan.shards[position]
-        footer = Footer(
-            identity=self._identity,
-            ordinal=shard.ordinal,
-            shard=shard.name,
-            num_bytes=opened.num_bytes,
-            expected=num_rows,
-            bad=0,
-            fault=opened.fault,
-            notes=tuple(opened.notes),
-        )
-        return ShardRows(self._folder, self._schema, self._columns, footer, opened.keys[:num_rows])
-
     def _add(
         self,
         block: SampleBlock,
         start: int,
-        work: ShardRows,
+        samples: ShardSamples,
         batch: Batch,
         size: int,
         put: Callable[[Batch], None],
     ) -> Batch:
         """Add a block's samples; hands on every batch that is full and returns the one being filled."""
-        work.set_labels(np.arange(start, start + len(block.keys)), block.labels)
+        labels = np.asarray(block.labels, np.int32)
+        batch.label_blocks.append(LabelBlock(samples, start, labels))
         good: list[int] = []
         for index, reason in enumerate(block.reasons):
             if reason is None:
                 good.append(index)
             else:
-                batch.bad.append((work, start + index, reason))
+                batch.bad.append((samples, start + index, reason))
         while good:
             taken, good = good[: size - len(batch.images)], good[size - len(batch.images) :]
             images = (block.images[index] for index in taken)
             batch.images.extend(image for image in images if image is not None)
-            batch.segments.append(Segment(work, np.array(taken) + start))
+            batch.segments.append(Segment(samples, np.array(taken) + start, labels[taken]))
             if len(batch.images) == size:
                 put(batch)
                 batch = Batch()

@@ -24,7 +24,7 @@ from vitscore.system.durable import writing
 from vitscore.system.machine import num_usable_cpus, peak_rss_bytes
 
 if TYPE_CHECKING:
-    from vitscore.engine.loop import Tally
+    from vitscore.engine.tally import Tally
     from vitscore.kernels.counts import Confusion
     from vitscore.metrics.fold import Folded
 

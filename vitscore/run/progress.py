@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from vitscore.engine.loop import Tally
+    from vitscore.engine.tally import Tally
     from vitscore.plan.plan import Plan
     from vitscore.ranks.ranks import Ranks
 

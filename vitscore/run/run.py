@@ -35,8 +35,8 @@ from vitscore.system.machine import num_usable_cpus
 
 if TYPE_CHECKING:
     from vitscore.decode.make import AnyGeometry
-    from vitscore.engine.loop import Tally
     from vitscore.engine.prefetch import Ahead, Intake
+    from vitscore.engine.tally import Tally
     from vitscore.models.image_model import ImageModel
 
 
@@ -142,9 +142,7 @@ def take_part(
         intake = ahead.take() or make_intake(
             plan,
             [model.geometry for model in models],
-            {model.name: model.embedding_dim for model in models},
             ranks=ranks,
-            folder=folder,
             done=done,
         )
         tally = score(ranks, plan, models, folder, intake, num_done=len(done), observer=observer)
@@ -155,33 +153,31 @@ def take_part(
     return tally
 
 
-def load_where_needed(ahead: Ahead, plan: Plan, *, ranks: Ranks, folder: RunFolder, done: set[int]) -> list[ImageModel]:
+def load_where_needed(ahead: Ahead, plan: Plan, *, ranks: Ranks, done: set[int]) -> list[ImageModel]:
     """The models, with the first batches begun meanwhile; none where no shard is left."""
     if len(done) >= len(plan.shards):
         return []
-    decode_ahead(ahead, plan, ranks=ranks, folder=folder, done=done)
+    decode_ahead(ahead, plan, ranks=ranks, done=done)
     return load_models(plan, ranks)
 
 
-def decode_ahead(ahead: Ahead, plan: Plan, *, ranks: Ranks, folder: RunFolder, done: set[int]) -> None:
+def decode_ahead(ahead: Ahead, plan: Plan, *, ranks: Ranks, done: set[int]) -> None:
     """Begin to read and decode, where nothing that it takes hangs on the models' weights or on a GPU's memory."""
-    if plan["device"] != "cpu" or "embeddings" in plan.options.save:
+    if plan["device"] != "cpu":
         return
     from vitscore.models.loading import geometry_of
     from vitscore.preprocess import Geometry
 
     geometries = [geometry_of(planned.checkpoint) for planned in plan.models]
     if all(isinstance(geometry, Geometry) for geometry in geometries):
-        ahead.start(partial(make_intake, plan, geometries, {}, ranks=ranks, folder=folder, done=done))
+        ahead.start(partial(make_intake, plan, geometries, ranks=ranks, done=done))
 
 
 def make_intake(
     plan: Plan,
     geometries: Sequence[AnyGeometry],
-    embedding_dims: Mapping[str, int],
     *,
     ranks: Ranks,
-    folder: RunFolder,
     done: set[int],
 ) -> Intake:
     """The batches of this rank's share.
@@ -189,9 +185,7 @@ def make_intake(
     Args:
         plan: the run's plan.
         geometries: the models', in their order.
-        embedding_dims: by model, where embeddings are kept.
         ranks: this rank's place.
-        folder: where the parts go.
         done: ordinals that are not handed out.
     """
     from vitscore.engine.prefetch import Intake
@@ -200,8 +194,6 @@ def make_intake(
         plan,
         list(dict.fromkeys(geometries)),
         positions=HandOut(ranks, plan.shards, done),
-        parts_folder=folder.parts,
-        columns=plan.columns(embedding_dims),
         num_threads=num_threads(ranks),
         device_id=ranks.local_rank if plan["device"] == "cuda" else None,
     )
@@ -229,7 +221,7 @@ def open_run(
         ranks.count("bad", sum(footer.bad for _, footer in parts.values()))
         ranks.count("seen", sum(footer.expected for _, footer in parts.values()))
         ranks.count("labels tried", sum(footer.expected - footer.bad for _, footer in parts.values()))
-    models = load_where_needed(ahead, plan, ranks=ranks, folder=folder, done=done)
+    models = load_where_needed(ahead, plan, ranks=ranks, done=done)
     plan = warmed_up(plan, models, may_lower=not is_resumed and options.batch_size is None)
     if not is_resumed:
         sessions.clear(folder)
@@ -255,7 +247,7 @@ def join_run(
     )
     plan = dataclasses.replace(plan, identity=record["identity"], models=planned)
     plan, done = sessions.resume(folder, plan), set(told["done"])
-    models = load_where_needed(ahead, plan, ranks=ranks, folder=folder, done=done)
+    models = load_where_needed(ahead, plan, ranks=ranks, done=done)
     return warmed_up(plan, models, may_lower=False), models, done
 
 
