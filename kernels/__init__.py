@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vitscore.kernels.counts import ConfusionCounts, SparseConfusion, add_counts
-    from vitscore.kernels.cuda import DeviceConfusionCounts, DeviceRows
+    from vitscore.kernels.cuda import DeviceRows
+    from vitscore.kernels.cuda_counts import DeviceConfusionCounts
     from vitscore.kernels.reliability import add_reliability
     from vitscore.kernels.rows import RowScores, score_rows
 
@@ -29,7 +30,7 @@ __all__ = [
 
 _HOME = {
     "ConfusionCounts": "counts",
-    "DeviceConfusionCounts": "cuda",
+    "DeviceConfusionCounts": "cuda_counts",
     "DeviceRows": "cuda",
     "SparseConfusion": "counts",
     "add_counts": "counts",

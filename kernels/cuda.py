@@ -1,11 +1,11 @@
-"""The kernels' twins on a GPU: predictions to counts and logits to predictions, without the host waiting for either.
+"""The row kernel's twin on a GPU, and what both twins share: logits to predictions without a wait of the host.
 
-They take anything with the CUDA array interface (torch and CuPy tensors, numba's own arrays) and run on the stream that
-is given; nothing is copied and nothing is synchronised. So a bad id cannot raise at once: the batch that has one is not
-counted, and `compute` raises. Results are device arrays; `torch.as_tensor(x)` lends them to torch.
+The twins (the other one is in `cuda_counts`) take anything with the CUDA array interface (torch and CuPy tensors,
+numba's own arrays) and run on the stream that is given; nothing is copied and nothing is synchronised. Results are
+device arrays; `torch.as_tensor(x)` lends them to torch.
 
 Under NUMBA_ENABLE_CUDASIM=1, set before the import, the same code runs on NumPy arrays without a GPU. Axes: B rows, K
-classes, T the k of top-k, S slots of a hash table.
+classes, T the k of top-k.
 """
 
 from __future__ import annotations
@@ -20,16 +20,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numba import cuda
 
-from vitscore.errors import LabelError, UsageError
+from vitscore.errors import UsageError
 from vitscore.kernels.arrays import FloatArray, IntArray
-from vitscore.kernels.counts import LARGEST_SQUARE, Confusion, SparseConfusion
 
 IS_SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 THREADS = 8 if IS_SIMULATED else 128
 """Threads of a block; a simulated thread is a thread of Python."""
-SLOTS = 1 << (10 if IS_SIMULATED else 25)
-"""Slots of the table beyond 4,096 classes: 512 MB, for 16 million pairs at the least before it is full."""
-_BAD_ID, _FULL = 1, 2
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 # numba warns of every grid under 128 blocks: a batch of few rows is no mistake, and nobody waits for its kernel.
@@ -67,157 +63,9 @@ def as_stream(pointer: int) -> Any:
     return 0 if IS_SIMULATED or pointer == 0 else cuda.external_stream(pointer)
 
 
-class DeviceConfusionCounts:
-    """`ConfusionCounts` on a GPU: square up to 4,096 classes, a hash table of fixed size beyond."""
-
-    def __init__(self, num_classes: int) -> None:
-        if num_classes < 1:
-            raise UsageError("no classes to count", expected="at least 1", got=str(num_classes))
-        self.num_classes = num_classes
-        self.is_square = num_classes <= LARGEST_SQUARE
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget every count."""
-        self._flags = cuda.to_device(np.zeros(2, np.int32))
-        """What went wrong so far, and what is wrong with the batch under way."""
-        if self.is_square:
-            self._counts = cuda.to_device(np.zeros((self.num_classes, self.num_classes), np.int64))
-        else:
-            self._keys_S = cuda.to_device(np.full(SLOTS, -1, np.int64))
-            self._counts = cuda.to_device(np.zeros(SLOTS, np.int64))
-
-    def update(self, preds: Any, target: Any, *, stream: int = 0) -> None:
-        """Count a batch; returns at once.
-
-        Args:
-            preds: int32 or int64 class ids (B) on the device.
-            target: int32 or int64 class ids (B) on the device; -1 is not counted.
-            stream: the pointer of the stream that made them.
-        """
-        preds_B, labels_B = lend(preds), lend(target)
-        if len(preds_B.shape) != 1 or preds_B.shape != labels_B.shape:
-            got = f"{preds_B.shape} and {labels_B.shape}"
-            raise UsageError("arrays differ in length", expected="one id a sample in each", got=got)
-        num_rows = labels_B.shape[0]
-        if not num_rows:
-            return
-        grid, on = (num_rows + THREADS - 1) // THREADS, as_stream(stream)
-        _start_batch[1, 1, on](self._flags)
-        _check_ids[grid, THREADS, on](self._flags, labels_B, preds_B, self.num_classes)
-        if self.is_square:
-            _count_square[grid, THREADS, on](self._flags, self._counts, labels_B, preds_B)
-        else:
-            _count_table[grid, THREADS, on](
-                self._flags, self._keys_S, self._counts, labels_B, preds_B, self.num_classes
-            )
-
-    def merge(self, other: DeviceConfusionCounts, *, stream: int = 0) -> None:
-        """Add another's counts, as if its samples had been counted here; returns at once."""
-        if other.num_classes != self.num_classes:
-            got = f"{other.num_classes} classes"
-            raise UsageError("counts cannot be merged", expected=f"{self.num_classes} classes", got=got)
-        on = as_stream(stream)
-        if self.is_square:
-            grid = (self.num_classes + THREADS - 1) // THREADS
-            _merge_square[grid, THREADS, on](self._flags, self._counts, other._flags, other._counts)
-        else:
-            grid = SLOTS // THREADS
-            _merge_table[grid, THREADS, on](
-                self._flags, self._keys_S, self._counts, other._flags, other._keys_S, other._counts
-            )
-
-    def compute(self) -> Confusion:
-        """The counts, on the host; waits for the device.
-
-        Raises:
-            LabelError: a batch had an id outside [0, K), and was not counted.
-            UsageError: there were more pairs of classes than the table holds.
-        """
-        problem = int(self._flags.copy_to_host()[0])
-        if problem == _BAD_ID:
-            expected = f"0..{self.num_classes - 1}, or -1 for a missing label"
-            raise LabelError("id out of range", where="a batch on the device", expected=expected)
-        if problem == _FULL:
-            raise UsageError("too many pairs of classes", expected=f"at most {SLOTS:,}", next_step="Count on the CPU.")
-        counts = self._counts.copy_to_host()
-        if self.is_square:
-            return np.asarray(counts)
-        keys_S = self._keys_S.copy_to_host()
-        slots = np.flatnonzero(keys_S >= 0)
-        slots = slots[np.argsort(keys_S[slots])]
-        rows, cols = np.divmod(keys_S[slots], self.num_classes)
-        return SparseConfusion(rows, cols, counts[slots], (self.num_classes, self.num_classes))
-
-
-@on_device
-def _start_batch(flags: IntArray) -> None:
-    flags[1] = 0
-
-
-@on_device
-def _check_ids(flags: IntArray, labels_B: IntArray, preds_B: IntArray, num_classes: int) -> None:
-    i = cuda.grid(1)
-    if i < labels_B.shape[0]:
-        label, pred = labels_B[i], preds_B[i]
-        if label < -1 or label >= num_classes or (label != -1 and (pred < 0 or pred >= num_classes)):
-            flags[1] = _BAD_ID  # every thread that writes here writes the same
-            cuda.atomic.max(flags, 0, _BAD_ID)
-
-
-@on_device
-def _count_square(flags: IntArray, confusion_KK: IntArray, labels_B: IntArray, preds_B: IntArray) -> None:
-    i = cuda.grid(1)
-    if flags[1] == 0 and i < labels_B.shape[0] and labels_B[i] >= 0:
-        cuda.atomic.add(confusion_KK, (labels_B[i], preds_B[i]), 1)
-
-
-@on_device_inside
-def _add_to_table(flags: IntArray, keys_S: IntArray, counts_S: IntArray, key: int, count: int) -> None:
-    num_slots = keys_S.shape[0]
-    slot = (key * 40503) & (num_slots - 1)
-    for _ in range(num_slots):
-        found = cuda.atomic.cas(keys_S, slot, np.int64(-1), key)
-        if found == -1 or found == key:
-            cuda.atomic.add(counts_S, slot, count)
-            return
-        slot = (slot + 1) & (num_slots - 1)
-    cuda.atomic.max(flags, 0, _FULL)
-
-
-@on_device
-def _count_table(
-    flags: IntArray, keys_S: IntArray, counts_S: IntArray, labels_B: IntArray, preds_B: IntArray, num_classes: int
-) -> None:
-    i = cuda.grid(1)
-    if flags[1] == 0 and i < labels_B.shape[0] and labels_B[i] >= 0:
-        _add_to_table(flags, keys_S, counts_S, np.int64(labels_B[i]) * num_classes + preds_B[i], 1)
-
-
-@on_device
-def _merge_square(flags: IntArray, counts_KK: IntArray, their_flags: IntArray, their_counts_KK: IntArray) -> None:
-    i = cuda.grid(1)
-    if i == 0:
-        cuda.atomic.max(flags, 0, their_flags[0])
-    if i < counts_KK.shape[0]:
-        for j in range(counts_KK.shape[1]):
-            counts_KK[i, j] += their_counts_KK[i, j]
-
-
-@on_device
-def _merge_table(
-    flags: IntArray,
-    keys_S: IntArray,
-    counts_S: IntArray,
-    their_flags: IntArray,
-    their_keys_S: IntArray,
-    their_counts_S: IntArray,
-) -> None:
-    i = cuda.grid(1)
-    if i == 0:
-        cuda.atomic.max(flags, 0, their_flags[0])
-    if i < their_keys_S.shape[0] and their_keys_S[i] >= 0:
-        _add_to_table(flags, keys_S, counts_S, their_keys_S[i], their_counts_S[i])
+def blocks(num_items: int) -> int:
+    """Blocks of a kernel that has a thread for each item."""
+    return (num_items + THREADS - 1) // THREADS
 
 
 class DeviceRowScores(NamedTuple):

@@ -263,12 +263,13 @@ def test_a_whole_run_on_a_late_device_leaves_the_same_parts(
 
 
 @pytest.fixture
-def gpu() -> Any:
-    from vitscore.engine.cuda_device import CudaDevice, require_exact_fp32
+def gpu() -> Iterator[Any]:
+    from vitscore.engine.cuda_device import CudaDevice, require_exact_fp32, run_stream
 
     torch.cuda.set_device(0)
     require_exact_fp32()
-    return CudaDevice(0)
+    with run_stream(0):
+        yield CudaDevice(0)
 
 
 def assert_close(found: list[dict[str, Ranked]], wanted: list[dict[str, Ranked]]) -> None:
@@ -295,7 +296,7 @@ def assert_close(found: list[dict[str, Ranked]], wanted: list[dict[str, Ranked]]
 def test_a_gpu_gives_the_cpus_predictions_in_fp32(
     is_graphed: bool, tta: str, folders: list[Path], gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitscore.engine.forward_cuda.is_launch_bound", lambda *_: is_graphed)
+    monkeypatch.setattr("vitscore.engine.cuda_choices.HOST_SHARE", 0.0 if is_graphed else 1e9)
     forward = CudaForward([load(folder, device="cuda:0") for folder in folders], device=gpu, **{**OPTIONS, "tta": tta})
     found = run(forward, batches(SIZES, "cuda"))
     assert_close(found, expected([load(folder) for folder in folders], SIZES, tta=tta))
@@ -310,7 +311,7 @@ def test_a_graph_gives_the_bits_of_the_forward_that_it_was_captured_from(
     models = [load(folder, device="cuda:0", precision=precision) for folder in folders]
     found = []
     for is_graphed in (True, False):
-        monkeypatch.setattr("vitscore.engine.forward_cuda.is_launch_bound", lambda *_, told=is_graphed: told)
+        monkeypatch.setattr("vitscore.engine.cuda_choices.HOST_SHARE", 0.0 if is_graphed else 1e9)
         found.append(run(CudaForward(models, device=gpu, **OPTIONS), batches(SIZES, "cuda")))
     assert_same(*found)
 
@@ -346,7 +347,7 @@ def test_rows_that_overflowed_on_a_gpu_are_done_again_in_fp32(overflowing: Path,
 def test_nothing_waits_for_the_gpu_when_a_batch_is_submitted(
     is_graphed: bool, folders: list[Path], gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitscore.engine.forward_cuda.is_launch_bound", lambda *_: is_graphed)
+    monkeypatch.setattr("vitscore.engine.cuda_choices.HOST_SHARE", 0.0 if is_graphed else 1e9)
     models = [load(folder, device="cuda:0", precision="fp16") for folder in folders]
     forward = CudaForward(models, device=gpu, **{**OPTIONS, "tta": "hflip"})
     work = list(batches((6,) * (forward.depth + 1) + (2,), "cuda"))

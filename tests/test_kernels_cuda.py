@@ -40,6 +40,11 @@ def test_the_twins_agree_under_the_simulator() -> None:
     run(NUMBA_ENABLE_CUDASIM="1")
 
 
+def test_counts_keep_their_order_over_streams_that_are_late() -> None:
+    pytest.importorskip("numba.cuda")
+    run("streams", NUMBA_ENABLE_CUDASIM="1")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_the_twins_agree_on_the_device() -> None:
@@ -48,14 +53,20 @@ def test_the_twins_agree_on_the_device() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-def test_torch_tensors_are_counted_on_their_own_stream() -> None:
-    from vitscore.kernels.cuda import DeviceConfusionCounts
+def test_torch_tensors_are_counted_on_their_own_streams() -> None:
+    """Nothing is waited for but by `compute`; every stream is busy for a tenth of a second before it counts."""
+    from vitscore.kernels import DeviceConfusionCounts
 
-    counts, stream = DeviceConfusionCounts(10), torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        labels = torch.randint(0, 10, (100_000,), device="cuda")
-        preds = torch.randint(0, 10, (100_000,), device="cuda", dtype=torch.int32)
-        counts.update(preds, labels, stream=stream.cuda_stream)
-    stream.synchronize()
-    expected = torch.bincount(labels * 10 + preds, minlength=100).reshape(10, 10)
-    assert (torch.as_tensor(counts.compute()) == expected.cpu()).all()
+    counts, expected = DeviceConfusionCounts(10), torch.zeros((10, 10), dtype=torch.int64)
+    made = []
+    for stream in (torch.cuda.Stream(), torch.cuda.Stream(), torch.cuda.default_stream()):
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(200_000_000)
+            labels = torch.randint(0, 10, (100_000,), device="cuda")
+            preds = torch.randint(0, 10, (100_000,), device="cuda", dtype=torch.int32)
+            counts.update(preds, labels, stream=stream.cuda_stream)
+            made.append((labels, preds))
+    found = torch.as_tensor(counts.compute())
+    for labels, preds in made:
+        expected += torch.bincount(labels.cpu() * 10 + preds.cpu(), minlength=100).reshape(10, 10)
+    assert (found == expected).all()

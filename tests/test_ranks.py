@@ -93,6 +93,31 @@ def test_ranks_and_batch_sizes_change_nothing(make_shards: Call, vitscore: Call,
             assert [key for key in common if by_size[0][key] != other[key]] == []
 
 
+ONE_GPU = """
+import torch
+torch.cuda.is_available, torch.cuda.device_count, torch.cuda.get_device_name = lambda: True, lambda: 1, str
+"""
+
+
+def test_more_ranks_than_gpus_are_refused_once_and_in_words(
+    make_shards: Call, vitscore: Call, digits: Any, tmp_path: Path
+) -> None:
+    """With a GPU that torch is made to believe in: what is looked at is how many there are."""
+    command = (*RUN, make_shards(digits[:40], digits[40:80]), "-o", tmp_path / "out")
+    done = launch_all(tmp_path / "main.py", [command], num_ranks=2, before=ONE_GPU)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if "more ranks than GPUs" in line]
+    assert told == [
+        "more ranks than GPUs: local rank 1 - expected at most 1 rank on this node (1 CUDA device), got 2. "
+        "Start with --nproc-per-node 1, or --device cpu."
+    ]
+    assert "exitcode  : 4 " in done.stderr
+    assert "MASTER_ADDR" not in done.stderr and "Traceback" not in done.stderr.split(told[0])[0]
+    assert not (tmp_path / "out").exists()
+    done = launch_all(tmp_path / "main.py", [(*command, "--device", "cpu")], num_ranks=2, before=ONE_GPU)
+    assert done.returncode == 0, done.stderr
+
+
 DIES_ONCE = """
 import signal
 import vitscore.engine.loop as e

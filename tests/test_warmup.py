@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitscore.engine.cuda_device import GRAPH_GFLOP, is_launch_bound, keep_compiled_code
+from vitscore.engine.cuda_device import keep_compiled_code
 from vitscore.engine.cuda_memory import (
     DECODER_BYTES,
     DECODER_BYTES_PER_IMAGE,
@@ -21,9 +21,11 @@ from vitscore.engine.cuda_memory import (
     is_out_of_memory,
     out_of_memory,
 )
-from vitscore.engine.warm_up import footprint, settled, warm_up, with_batch_size
+from vitscore.engine.warm_up import footprint, settled, with_batch_size
 from vitscore.errors import SetupError
 from vitscore.plan.choices import Choice, choose_batch_size, choose_compile
+from vitscore.ranks.ranks import LocalStore, Ranks
+from vitscore.run.run import warmed_up
 from vitscore.shards.preview import FirstLook
 
 GIB = 1 << 30
@@ -125,17 +127,18 @@ def test_another_error_of_a_warm_up_is_raised() -> None:
         settle([Sized(0, RuntimeError("an illegal memory access"))], 8, may_lower=True)
 
 
-def test_on_a_cpu_the_plan_stays_as_it_is() -> None:
-    plan: Any = {"device": "cpu", "batch_size": 16}
-    models: Any = [Sized(0)]
-    assert warm_up(plan, models, may_lower=True) is plan
-    assert models[0].tried == []
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_on_a_cpu_and_without_models_the_plan_stays_as_it_is(device: str) -> None:
+    plan: Any = {"device": device, "batch_size": 16}
+    models: Any = [Sized(0)] if device == "cpu" else []
+    assert warmed_up(plan, models, Ranks(0, 1, 0, 1, LocalStore()), may_lower=True) is plan
+    assert all(model.tried == [] for model in models)
 
 
 def test_a_lowered_batch_is_the_runs_own_and_is_kept_when_it_goes_on(
     tmp_path: Path, vitscore: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def warmed_up(plan: Any, models: Any, *, may_lower: bool) -> Any:
+    def warmed_up(plan: Any, models: Any, ranks: Any, *, may_lower: bool) -> Any:
         told.append((plan["batch_size"], may_lower))
         return with_batch_size(plan, Choice(48, "96 ran out of GPU memory")) if may_lower else plan
 
@@ -192,11 +195,6 @@ def test_a_gpu_run_is_compiled_where_it_can_be_and_is_long(tmp_path: Path, monke
     assert few == Choice(False, "few images: tuning would take longer than it saves")
     compiler.unlink()
     assert choose_compile("cuda") == Choice(False, "no C compiler is here, which Triton needs")
-
-
-def test_graphs_are_for_batches_of_little_arithmetic() -> None:
-    assert is_launch_bound(0.1, 256) and is_launch_bound(GRAPH_GFLOP / 257, 256)
-    assert not is_launch_bound(35.0, 256) and not is_launch_bound(None, 1)
 
 
 def test_the_folder_of_compiled_code_is_the_users_where_they_named_one(

@@ -4,11 +4,16 @@ A program of its own, since numba decides at import whether the device is simula
 """
 
 import sys
+from collections import defaultdict, deque
+from collections.abc import Callable
 
 import numpy as np
+from numba import cuda
 
 from vitscore.errors import LabelError, UsageError
-from vitscore.kernels.cuda import SLOTS, DeviceConfusionCounts, DeviceRows, DeviceRowScores, cuda
+from vitscore.kernels import cuda_counts
+from vitscore.kernels.cuda import DeviceRows, DeviceRowScores
+from vitscore.kernels.cuda_counts import SLOTS, DeviceConfusionCounts
 from vitscore.kernels.reference import count_reference, score_rows_reference
 
 
@@ -137,7 +142,7 @@ def check_compiled() -> None:
     from numba import types
     from numba.cuda import dispatcher
 
-    from vitscore.kernels import cuda as twins
+    from vitscore.kernels import cuda as rows
 
     # Functions that kernels call are compiled for the current device, whatever the kernel is compiled for.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(9, 0))
@@ -149,17 +154,123 @@ def check_compiled() -> None:
     floats, ints = array(types.float32, 2), array(types.int32, 2)
     for ids in (array(types.int32), array(types.int64)):
         kernels = {
-            twins._start_batch: (flags,),
-            twins._check_ids: (flags, ids, ids, types.int64),
-            twins._count_square: (flags, square, ids, ids),
-            twins._count_table: (flags, counts, counts, ids, ids, types.int64),
-            twins._merge_square: (flags, square, flags, square),
-            twins._merge_table: (flags, counts, counts, flags, counts, counts),
-            twins._score_rows: (floats, ids, ints, floats, floats, array(types.uint8)),
+            cuda_counts._fill: (counts, types.int64),
+            cuda_counts._start_batch: (flags,),
+            cuda_counts._check_ids: (flags, ids, ids, types.int64),
+            cuda_counts._count_square: (flags, square, ids, ids),
+            cuda_counts._count_table: (flags, counts, counts, ids, ids, types.int64),
+            cuda_counts._merge_square: (flags, square, flags, square),
+            cuda_counts._merge_table: (flags, counts, counts, flags, counts, counts),
+            rows._score_rows: (floats, ids, ints, floats, floats, array(types.uint8)),
         }
         for kernel, arguments in kernels.items():
             assembly, _ = cuda.compile_ptx(kernel.py_func, types.void(*arguments), cc=(9, 0))
             assert ".target sm_90" in assembly and ".entry" in assembly
+
+
+class Streams:
+    """Work on streams, done as late as CUDA allows: only when the host waits for it, or for what waits for it.
+
+    It takes the place of numba's streams, events, launches and copies, which its simulator does at once. As with
+    streams that do not block, the default stream (0) waits for no other, and a copy on it makes the host wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.queues: defaultdict[int, deque[Callable[[], None]]] = defaultdict(deque)
+        cuda_counts.as_stream = lambda pointer: pointer
+        cuda.event = lambda: LateEvent(self)
+        array, streams = type(cuda.device_array(1, np.int32)), self
+        array.copy_to_host = lambda self, ary=None, stream=0: streams.copied(self, stream)
+        for name in (
+            "_fill",
+            "_start_batch",
+            "_check_ids",
+            "_count_square",
+            "_count_table",
+            "_merge_square",
+            "_merge_table",
+        ):
+            if hasattr(cuda_counts, name):
+                setattr(cuda_counts, name, LateKernel(self, getattr(cuda_counts, name)))
+
+    def copied(self, array: object, stream: int) -> np.ndarray:
+        host = np.full(array.shape, 77, array.dtype)
+        self.queues[stream].append(lambda: np.copyto(host, array._ary))
+        while stream == 0 and self.queues[0]:
+            self.queues[0].popleft()()
+        return host
+
+
+class LateKernel:
+    """A kernel whose launches wait on their stream."""
+
+    def __init__(self, streams: Streams, kernel: object) -> None:
+        self._streams = streams
+        self._kernel = kernel
+
+    def __getitem__(self, launch: tuple[int, int, int]) -> Callable[..., None]:
+        *shape, stream = launch
+        queue = self._streams.queues[stream]
+        return lambda *arguments: queue.append(lambda: self._kernel[tuple(shape)](*arguments))
+
+
+class LateEvent:
+    """A place on a stream, kept by the list that it puts there."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._queues = streams.queues
+        self._stream, self._is_reached = 0, [True]
+
+    def record(self, stream: int = 0) -> None:
+        self._stream, self._is_reached = stream, is_reached = stream, []
+        self._queues[stream].append(lambda: is_reached.append(True))
+
+    def wait(self, stream: int = 0) -> None:
+        place = self._stream, self._is_reached
+        self._queues[stream].append(lambda: self._reach(*place))
+
+    def synchronize(self) -> None:
+        self._reach(self._stream, self._is_reached)
+
+    def _reach(self, stream: int, is_reached: list[bool]) -> None:
+        while not is_reached:
+            self._queues[stream].popleft()()
+
+
+def check_streams() -> None:
+    """Work on counts from several streams is done in the order in which it was asked for, however late they are."""
+    Streams()
+    rng = np.random.default_rng(1)
+    for num_classes in (7, 5000):
+
+        def batch(classes: int = num_classes) -> tuple[np.ndarray, np.ndarray]:
+            return rng.integers(0, classes, 9), rng.integers(0, classes, 9)
+
+        def assert_counted(found: object, wanted: list[tuple[np.ndarray, np.ndarray]], classes: int) -> None:
+            dense = np.zeros((classes, classes), np.int64)
+            for preds, labels in wanted:
+                np.add.at(dense, (labels, preds), 1)
+            if classes > 4096:
+                expected = np.argwhere(dense)
+                assert np.array_equal(np.stack([found.rows, found.cols], 1), expected)
+                found, dense = found.counts, dense[tuple(expected.T)]
+            assert np.array_equal(found, dense)
+
+        for on in ({}, {"stream": 5}):
+            first, other = DeviceConfusionCounts(num_classes), DeviceConfusionCounts(num_classes, **on)
+            batches = [batch() for _ in range(6)]
+            for stream, (preds, labels) in zip((5, 6, 5, 0), batches[:4], strict=True):
+                first.update(to_device(preds), to_device(labels), stream=stream)
+            assert_counted(first.compute(**on), batches[:4], num_classes)
+            other.update(to_device(batches[4][0]), to_device(batches[4][1]), stream=6)
+            first.merge(other, stream=7)
+            other.update(to_device(batches[5][0]), to_device(batches[5][1]), stream=6)
+            assert_counted(other.compute(**on), batches[4:], num_classes)
+            assert_counted(first.compute(**on), batches[:5], num_classes)
+            first.update(to_device(batches[0][0]), to_device(batches[0][1]), stream=6)
+            first.reset(stream=5)
+            first.update(to_device(batches[1][0]), to_device(batches[1][1]), stream=6)
+            assert_counted(first.compute(**on), batches[1:2], num_classes)
 
 
 def main(is_thorough: bool) -> None:
@@ -185,5 +296,7 @@ def main(is_thorough: bool) -> None:
 if __name__ == "__main__":
     if "compiled" in sys.argv[1:]:
         check_compiled()
+    elif "streams" in sys.argv[1:]:
+        check_streams()
     else:
         main(is_thorough="thorough" in sys.argv[1:])

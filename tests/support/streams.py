@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vitscore import kernels
+from vitscore.engine.cuda_device import Times
 from vitscore.engine.score_buffer import ScoreBuffer
 from vitscore.models.image_model import ModelOutput
 
@@ -23,10 +24,14 @@ class Late:
 
     Args:
         has_graphs: whether forwards can be captured.
+        clock: what a forward takes; by default Python and the device as long.
     """
 
-    def __init__(self, *, has_graphs: bool = False) -> None:
+    def __init__(
+        self, *, has_graphs: bool = False, clock: Callable[[Any, torch.Tensor], Times] = lambda *_: Times(1e-3, 1e-3)
+    ) -> None:
         self.has_graphs = has_graphs
+        self.times = clock
         self.queue: list[Callable[[], Any]] = []
         self.num_freed = 0
 

@@ -1,23 +1,30 @@
 """What a forward needs of a GPU, and nothing else: memory, copies that nobody waits for, marks, the row kernel, graphs.
 
 Below `forward_cuda`, which knows its device through `Device` alone. Everything here is put on torch's current stream
-and returns at once; only a mark's `synchronize` and `free_memory` wait. The order of the stream is the only ordering
-there is: DALI hands its pixels over on the same stream, the row kernel is launched on it, and buffers are written again
-on it.
+and returns at once; only a mark's `synchronize`, `times` and `free_memory` wait. The order of the stream is the only
+ordering there is: DALI hands its pixels over on the same stream, the row kernel is launched on it, and buffers are
+written again on it.
+
+A run's stream (`run_stream`) is one that does not block: work on CUDA's default stream and on any blocking stream, such
+as a library may keep, waits for each other, and decoding would wait for forwards. VITSCORE_CUDA_STREAM=default keeps a
+run on the default stream all the same, to measure what its own gains.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
 from vitscore.engine.score_buffer import ScoreBuffer
-from vitscore.errors import SetupError
+from vitscore.errors import SetupError, UsageError
 
 if TYPE_CHECKING:
     from vitscore.models.image_model import ModelOutput
@@ -25,12 +32,16 @@ if TYPE_CHECKING:
 Run = Callable[[torch.Tensor], "ModelOutput"]
 """Pixels of up to the batch's rows in, outputs of all its rows out; they last until the next call."""
 
-GRAPH_GFLOP = 1000.0
-"""A batch of less arithmetic is replayed from a graph. Python launches the 150 or so kernels of a twelve-layer ViT in
-about 2 ms; a GPU that sustains 500 TFLOP/s has done 1,000 GFLOP by then, and waits. Above, the launches are hidden
-behind the arithmetic, and a graph's private memory would buy nothing. (Reckoned, not measured.)"""
 WARM_UPS = 3
 """Forwards on a side stream before a capture, as torch's documentation asks: libraries make their workspaces there."""
+STREAM_VARIABLE = "VITSCORE_CUDA_STREAM"
+
+
+class Times(NamedTuple):
+    """Seconds of one forward on an idle device: until Python has launched it, and until the device has done it."""
+
+    host_s: float
+    device_s: float
 
 
 class Mark(Protocol):
@@ -69,6 +80,9 @@ class Device(Protocol):
 
     def graphed(self, forward: Run, pixels: torch.Tensor) -> Run | None:
         """The forward as one launch for batches like `pixels`; None where it cannot be captured."""
+
+    def times(self, forward: Callable[[torch.Tensor], object], pixels: torch.Tensor) -> Times:
+        """Do a forward once, alone on the device, and wait for it."""
 
     def free_memory(self) -> None:
         """Wait for everything, and give back what nothing holds."""
@@ -112,6 +126,22 @@ class CudaDevice:
             # A model that waits for the device inside its forward cannot be captured, and a graph's own memory may be
             # too much. Whatever else is wrong, the forward as it is will say.
             return None
+
+    def times(self, forward: Callable[[torch.Tensor], object], pixels: torch.Tensor) -> Times:
+        pixels, stream = pixels.to(self._device), torch.cuda.current_stream(self._device)
+        begin, end = (
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call, unused-ignore]
+            for _ in range(2)
+        )
+        torch.cuda.synchronize(self._device)
+        with torch.inference_mode():
+            begin.record(stream)
+            started = time.perf_counter()
+            forward(pixels)
+            host_s = time.perf_counter() - started
+            end.record(stream)
+        end.synchronize()
+        return Times(host_s, begin.elapsed_time(end) / 1000)
 
     def free_memory(self) -> None:
         torch.cuda.synchronize(self._device)
@@ -177,9 +207,40 @@ class Graphed:
         return self._output
 
 
-def is_launch_bound(gflop_per_image: float | None, batch_size: int) -> bool:
-    """Whether a GPU would be done with a batch before Python has launched its kernels; no where that is not known."""
-    return gflop_per_image is not None and gflop_per_image * batch_size < GRAPH_GFLOP
+def stream_kind() -> str:
+    """`own`, or `default` where the environment asks for it.
+
+    Raises:
+        UsageError: it asks for something else.
+    """
+    kind = os.environ.get(STREAM_VARIABLE) or "own"
+    if kind not in ("own", "default"):
+        raise UsageError("unknown stream", where=STREAM_VARIABLE, expected="own or default", got=kind)
+    return kind
+
+
+@contextlib.contextmanager
+def run_stream(index: int) -> Iterator[None]:
+    """Put this thread's work on a GPU on the run's stream: behind what was put on the default stream before (weights),
+    and before what will be put on it afterwards."""
+    if stream_kind() == "default":
+        yield
+        return
+    default, own = torch.cuda.default_stream(index), _own_stream(index)
+    own.wait_stream(default)
+    try:
+        with torch.cuda.stream(own):
+            yield
+    finally:
+        # Whatever is wrong with the device has been raised by then, where it was met.
+        with contextlib.suppress(RuntimeError):
+            default.wait_stream(own)
+
+
+@functools.lru_cache
+def _own_stream(index: int) -> torch.cuda.Stream:
+    """The same one each time: memory that was used on a stream is kept for that stream."""
+    return torch.cuda.Stream(index)  # type: ignore[no-untyped-call, unused-ignore]
 
 
 def require_exact_fp32() -> None:

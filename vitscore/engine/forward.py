@@ -21,6 +21,7 @@ import torch
 from vitscore import kernels
 from vitscore.decode.make import Decoded
 from vitscore.models.test_time_views import over_views
+from vitscore.plan.choices import Measured
 from vitscore.preprocess import Geometry, ProcessorGeometry
 from vitscore.rundir.parts import Predictions
 
@@ -88,6 +89,10 @@ class Forward:
         done.set_result(self._compute(decoded, labels))
         return done
 
+    @property
+    def measured(self) -> Mapping[str, Measured]:
+        return {}
+
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
@@ -154,6 +159,10 @@ class AnyForward(Protocol):
     source: dict[str, int]
     depth: int
     """How many batches may be under way after one is submitted."""
+
+    @property
+    def measured(self) -> Mapping[str, Measured]:
+        """By model, whether its forward is launched as a graph, where that is a choice."""
 
     def submit(self, decoded: Decoded, labels: Array) -> Awaited:
         """Begin to compute a batch's predictions."""

@@ -27,11 +27,13 @@ import torch
 
 from vitscore import kernels
 from vitscore.decode.make import Decoded
-from vitscore.engine.cuda_device import Device, Mark, Run, is_launch_bound
+from vitscore.engine.cuda_choices import captured, choose_launch
+from vitscore.engine.cuda_device import Device, Mark
 from vitscore.engine.cuda_memory import is_out_of_memory, out_of_memory
 from vitscore.engine.forward import Ranked, pad, share_geometries
 from vitscore.engine.score_buffer import ScoreBuffer, copied
 from vitscore.models.test_time_views import over_views
+from vitscore.plan.choices import Measured
 from vitscore.rundir.parts import Predictions
 
 if TYPE_CHECKING:
@@ -75,7 +77,14 @@ class Lane:
         self._save = save
         self._tta = tta
         self._ranking = device.ranking(batch_size, model.num_classes, top_k)
-        self._run = self._runner()
+        forward = partial(over_views, model, tta=tta)
+
+        def eager(pixels: torch.Tensor) -> ModelOutput:
+            return forward(pad(pixels, batch_size))
+
+        pixels = model.black_images(batch_size)
+        graphed, self.launch = captured(device, forward, pixels, choose_launch(device, eager, pixels))
+        self._run = graphed or eager
 
     def landing(self) -> Landing:
         """Pinned memory for a batch."""
@@ -121,18 +130,6 @@ class Lane:
                 embedding_BD[redo] = again.embedding[: len(labels)].cpu().numpy()[redo]
         predictions = Predictions.of(scores, logits=logits_BK, embedding=embedding_BD)
         return Ranked(predictions, scores.is_finite, int(redo.sum()))
-
-    def _runner(self) -> Run:
-        forward = partial(over_views, self.model, tta=self._tta)
-        if is_launch_bound(self.model.cost()["gflop_per_image"], self._batch_size):
-            graphed = self._device.graphed(forward, self.model.black_images(self._batch_size))
-            if graphed is not None:
-                return graphed
-
-        def eager(pixels: torch.Tensor) -> ModelOutput:
-            return forward(pad(pixels, self._batch_size))
-
-        return eager
 
 
 @dataclass
@@ -199,6 +196,10 @@ class CudaForward:
             for _ in range(self.depth + 1)
         ]
         self._num_submitted = 0
+
+    @property
+    def measured(self) -> Mapping[str, Measured]:
+        return {lane.model.name: lane.launch for lane in self._lanes}
 
     def submit(self, decoded: Decoded, labels: Array) -> Pending:
         """Put a batch on the stream; `labels` int32 (B,), -1 where there is none.

@@ -27,6 +27,7 @@ from vitscore.engine.reader import Batch, ShardSamples
 from vitscore.engine.stage_times import Waits
 from vitscore.engine.tally import Judge, Tally
 from vitscore.errors import DataError
+from vitscore.plan.choices import Measured
 from vitscore.plan.options import BadLimit
 from vitscore.plan.plan import Plan
 from vitscore.ranks.ranks import Ranks
@@ -222,6 +223,11 @@ class Engine:
         )
         tally = Tally(correct={model.name: 0 for model in models})
         self._recorder = RowRecorder(plan, self._parts, ranks=ranks, tally=tally, on_progress=on_progress)
+
+    @property
+    def launches(self) -> Mapping[str, Measured]:
+        """By model, how its forward is launched, where that is a choice."""
+        return self._forward.measured
 
     def run(self) -> Tally:
         """Score until the intake is empty and every part is on disk.

@@ -1,21 +1,25 @@
 """Between loading and scoring on a GPU: the batch is made to fit its memory, and the models are compiled for it.
 
 On a CPU there is nothing to do here. On a GPU rank 0 of a new run lowers an automatic batch size by what the models
-were seen to need, then every rank sends one batch through its models; should that run out of memory all the same, a
-new run's automatic batch is halved again. A batch size that was asked for, or that a run has begun with, is never
-changed: it is part of the run's identity.
+were seen to need, every rank chooses the attention (before anything is compiled, which fixes it), then sends one batch
+through its models; should that run out of memory all the same, a new run's automatic batch is halved again. How each
+forward is launched is measured after that, where it is put into the loop (`forward_cuda`). A batch size that was asked
+for, or that a run has begun with, is never changed: it is part of the run's identity.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from vitscore.engine.cuda_choices import attending, choose_attention, has_choice_of_attention
+from vitscore.engine.cuda_device import STREAM_VARIABLE, Device, run_stream, stream_kind
 from vitscore.engine.cuda_memory import Footprint, fitting, is_out_of_memory, out_of_memory
-from vitscore.plan.choices import Choice
+from vitscore.plan.choices import Choice, Measured
 
 if TYPE_CHECKING:
     from vitscore.models.image_model import ImageModel
@@ -25,24 +29,46 @@ FEW, MANY = 8, 32
 """Rows of the two forwards that a model's memory is reckoned from."""
 
 
-def warm_up(plan: Plan, models: Sequence[ImageModel], *, may_lower: bool) -> Plan:
-    """Warm the models up on their GPU; the plan with the batch size that fits.
+@contextlib.contextmanager
+def on_device(plan: Plan, index: int) -> Iterator[None]:
+    """On a GPU this thread's work on the run's stream, with the attention that was chosen; on a CPU nothing.
+
+    Everything between loading and the end of the loop happens in it: warm-up, decoders, capture, forwards, audit.
+    """
+    if plan["device"] != "cuda":
+        yield
+        return
+    chosen = plan.measured.get("attention")
+    with run_stream(index), attending(chosen.value if chosen else "default"):
+        yield
+
+
+def warm_up(plan: Plan, models: Sequence[ImageModel], *, device: Device, may_lower: bool) -> Plan:
+    """Warm the models up on their GPU; the plan with the batch size that fits, and what was measured.
 
     Args:
         plan: the run's.
         models: loaded.
+        device: the models' GPU.
         may_lower: whether the batch size is automatic, and the run new.
 
     Raises:
         SetupError: the GPU has no memory for a batch.
     """
-    if plan["device"] != "cuda" or not models:
-        return plan
     batch_size = plan.settings["batch_size"]
     if may_lower:
         footprints = [found for found in map(footprint, models) if found is not None]
         batch_size = fitting(batch_size, footprints, free_bytes=free_bytes())
-    return with_batch_size(plan, settled(batch_size, models, may_lower=may_lower, free_memory=torch.cuda.empty_cache))
+    attention = Measured("default", "measured on Hopper in half precision alone")
+    if has_choice_of_attention(plan["precision"]):
+        attention = choose_attention(device, models, batch_size.value)
+        device.free_memory()
+    with attending(attention.value):
+        batch_size = settled(batch_size, models, may_lower=may_lower, free_memory=torch.cuda.empty_cache)
+    measured = {"attention": attention}
+    if stream_kind() != "own":
+        measured["stream"] = Measured(stream_kind(), STREAM_VARIABLE)
+    return dataclasses.replace(with_batch_size(plan, batch_size), measured=measured)
 
 
 def with_batch_size(plan: Plan, batch_size: Choice) -> Plan:

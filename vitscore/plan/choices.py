@@ -10,7 +10,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vitscore.decode.make import is_dali_available
@@ -35,6 +35,13 @@ class Choice:
 
     value: Any
     reason: str
+
+
+@dataclass(frozen=True)
+class Measured(Choice):
+    """A choice made by measurements at a start, and measured again at the next: no part of a run's identity."""
+
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def resolve(

@@ -20,7 +20,7 @@ from vitscore.models import checkpoint as checkpoints
 from vitscore.models import zeroshot
 from vitscore.models.checkpoint import Checkpoint
 from vitscore.plan import identity
-from vitscore.plan.choices import Choice, resolve
+from vitscore.plan.choices import Choice, Measured, resolve
 from vitscore.plan.options import RunOptions
 from vitscore.rundir.parts import ModelColumns
 from vitscore.shards.labels import LabelRule, load_labels
@@ -32,6 +32,7 @@ from vitscore.shards.samples import OpenShard
 from vitscore.shards.shard import Corpus, Shard, corpus_names
 
 if TYPE_CHECKING:
+    from vitscore.plan.choices import Measured
     from vitscore.plan.options import RunOptions
 
 
@@ -63,6 +64,8 @@ class Plan:
     overrides: Mapping[str, str | int] | None = field(default=None, repr=False)
     """Labels by key, from `--labels`."""
     groups: Groups | None = None
+    measured: Mapping[str, Measured] = field(default_factory=dict, repr=False)
+    """By the warm-up of this start, on this rank's GPU (see cuda_choices)."""
 
     @property
     def identity_hash(self) -> str:

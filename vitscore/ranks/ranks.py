@@ -191,6 +191,24 @@ class OtherRankError(VitscoreError):
         self.is_told = is_told
 
 
+class TooManyRanksError(SetupError):
+    """A node has more ranks than GPUs; one rank of it prints that (`is_told`), the rest end quietly."""
+
+    def __init__(self, *, num_gpus: int, num_ranks: int, is_told: bool) -> None:
+        found = f"{num_gpus} rank{'s' * (num_gpus > 1)} on this node ({num_gpus} CUDA device{'s' * (num_gpus > 1)})"
+        fewer = f"--nproc-per-node {num_gpus}"
+        if launcher.name() == "accelerate":
+            fewer = f"--num_processes {num_gpus * world_from_environment() // num_ranks}"
+        super().__init__(
+            "more ranks than GPUs",
+            where=f"local rank {num_gpus}",
+            expected=f"at most {found}",
+            got=str(num_ranks),
+            next_step=f"Start with {fewer}, or --device cpu.",
+        )
+        self.is_told = is_told
+
+
 class Heart:
     """Gives this rank's signs of life, and listens to others'; reports the first that falls silent, as an error.
 
@@ -250,12 +268,14 @@ def join(device: str) -> Ranks:
     """Join the ranks that a launcher started, through accelerate; `device` is cpu or cuda.
 
     Raises:
-        SetupError: the process group could not be built.
+        SetupError: the process group could not be built, or this node has more ranks than GPUs.
     """
     run_number = next(_run_numbers)
     if world_from_environment() == 1:
         return Ranks(0, 1, 0, 1, LocalStore())
     launcher.end_with_launcher()
+    if device == "cuda":
+        require_a_gpu_each()
     from accelerate import PartialState
     from torch import distributed
     from torch.distributed import distributed_c10d
@@ -282,6 +302,26 @@ def join(device: str) -> Ranks:
         store=store,
         heart=Heart(store, rank=rank, others=[0] if rank else range(1, world_size)),
     )
+
+
+def require_a_gpu_each() -> None:
+    """Refuse a node's ranks that are more than its GPUs, before they wait for each other.
+
+    A rank takes the GPU of its own number. torch fails where there is none of that number, in words of the network.
+
+    Raises:
+        TooManyRanksError: on every rank of the node; but for the first one later, since a launcher ends all ranks with
+            the first that fails.
+    """
+    import torch
+
+    num_gpus, num_ranks = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not 0 < num_gpus < num_ranks:
+        return
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if not is_first:
+        time.sleep(ERROR_KNOWN_S)
+    raise TooManyRanksError(num_gpus=num_gpus, num_ranks=num_ranks, is_told=is_first)
 
 
 def _shared_store() -> dict[str, Any]:

@@ -139,13 +139,16 @@ def take_part(
     """Score this rank's share; None where nothing was left to score."""
     tally = None
     if models:
-        intake = ahead.take() or make_intake(
-            plan,
-            [model.geometry for model in models],
-            ranks=ranks,
-            done=done,
-        )
-        tally = score(ranks, plan, models, folder, intake, num_done=len(done), observer=observer)
+        from vitscore.engine.warm_up import on_device
+
+        with on_device(plan, ranks.local_rank):
+            intake = ahead.take() or make_intake(
+                plan,
+                [model.geometry for model in models],
+                ranks=ranks,
+                done=done,
+            )
+            tally = score(ranks, plan, models, folder, intake, num_done=len(done), observer=observer)
         ranks.count(f"scored by {ranks.rank}", tally.images)
         ranks.count("again in fp32", tally.nonfinite)
         ranks.publish(f"loop/{ranks.rank}", [tally.began, tally.began + tally.seconds])
@@ -222,7 +225,7 @@ def open_run(
         ranks.count("seen", sum(footer.expected for _, footer in parts.values()))
         ranks.count("labels tried", sum(footer.expected - footer.bad for _, footer in parts.values()))
     models = load_where_needed(ahead, plan, ranks=ranks, done=done)
-    plan = warmed_up(plan, models, may_lower=not is_resumed and options.batch_size is None)
+    plan = warmed_up(plan, models, ranks, may_lower=not is_resumed and options.batch_size is None)
     if not is_resumed:
         sessions.clear(folder)
         costs = {model.name: model.cost() for model in models}
@@ -248,7 +251,7 @@ def join_run(
     plan = dataclasses.replace(plan, identity=record["identity"], models=planned)
     plan, done = sessions.resume(folder, plan), set(told["done"])
     models = load_where_needed(ahead, plan, ranks=ranks, done=done)
-    return warmed_up(plan, models, may_lower=False), models, done
+    return warmed_up(plan, models, ranks, may_lower=False), models, done
 
 
 def shared_record(ranks: Ranks, folder: RunFolder, told: Mapping[str, Any]) -> dict[str, Any]:
@@ -316,6 +319,8 @@ def score(
             num_threads=threads,
             on_progress=Reporter(ranks, plan, num_done, observer),
         )
+        if ranks.is_main:
+            sessions.note_measured(folder, plan.measured, engine.launches)
         return engine.run()
     finally:
         intake.close()
@@ -327,13 +332,15 @@ def num_threads(ranks: Ranks) -> int:
     return max(1, num_usable_cpus() // ranks.local_world_size)
 
 
-def warmed_up(plan: Plan, models: Sequence[ImageModel], *, may_lower: bool) -> Plan:
+def warmed_up(plan: Plan, models: Sequence[ImageModel], ranks: Ranks, *, may_lower: bool) -> Plan:
     """On a GPU: the models ready for their batch, and the plan with the batch that fits (see `warmup`)."""
-    if plan["device"] != "cuda":
+    if plan["device"] != "cuda" or not models:
         return plan
-    from vitscore.engine.warm_up import warm_up
+    from vitscore.engine.cuda_device import CudaDevice
+    from vitscore.engine.warm_up import on_device, warm_up
 
-    return warm_up(plan, models, may_lower=may_lower)
+    with on_device(plan, ranks.local_rank):
+        return warm_up(plan, models, device=CudaDevice(ranks.local_rank), may_lower=may_lower)
 
 
 def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:

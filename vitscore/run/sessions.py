@@ -40,6 +40,10 @@ from vitscore.system.durable import (
 from vitscore.system.machine import hardware, versions
 
 if TYPE_CHECKING:
+    from vitscore.plan.choices import Measured
+    from vitscore.plan.options import RunOptions
+
+if TYPE_CHECKING:
     from vitscore.plan.options import RunOptions
     from vitscore.plan.plan import Plan
 OWN_FILES = ("run.json", "shards.parquet", "metrics.json", "report.html", "robustness.json", "robustness.html")
@@ -283,3 +287,15 @@ def kept_choices(folder: RunFolder, *, asked: RunOptions | None = None) -> dict[
     wanted = {name: getattr(asked, name, None) for name in kept} if asked else {}
     is_other = any(value not in (None, "auto", kept[name]) for name, value in wanted.items() if name != "top_k")
     return {} if is_other else kept
+
+
+def note_measured(folder: RunFolder, measured: Mapping[str, Measured], launches: Mapping[str, Measured]) -> None:
+    """Add to the start that is under way what it measured on rank 0's GPU; nothing where nothing was."""
+    found: dict[str, Any] = {name: asdict(choice) for name, choice in measured.items()}
+    if launches:
+        found["graph"] = {model: asdict(choice) for model, choice in launches.items()}
+    if found:
+        with writing(folder.path):
+            record = require_record(folder.path)
+            record["sessions"][-1]["measured"] = found
+            write_json_durably(folder.record_path, record)
