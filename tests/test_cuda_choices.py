@@ -136,9 +136,11 @@ def test_a_run_puts_all_its_work_on_a_stream_of_its_own(
     from vitscore.decode import torchvision as decode_torchvision
     from vitscore.engine import audit
     from vitscore.models import image_model as models
+    from vitscore.models import load
 
     gpu = pretend.PretendCuda(monkeypatch, streams.Late(has_graphs=True))
-    gpu.note(monkeypatch, models, "load_weights")
+    for module in (load, models):
+        gpu.note(monkeypatch, module, "load_weights")
     gpu.note(monkeypatch, models.ImageModel, "warm_up")
     gpu.note(monkeypatch, decode_torchvision.TorchvisionDecoder, "__init__")
     gpu.note(monkeypatch, decode_torchvision.TorchvisionDecoder, "collect")

@@ -84,7 +84,7 @@ class PretendCuda:
         """Models, decoders and operators of a run stay where they can be."""
         from vitscore.engine import loop as engine
         from vitscore.engine import prefetch as intake
-        from vitscore.models import image_model as models
+        from vitscore.models import load as models
 
         places: tuple[tuple[Any, str, dict[str, Any]], ...] = (
             (models, "load_model", {"device": "cpu"}),

@@ -200,15 +200,13 @@ def show_outcome(outcome: Outcome, *, baseline: str | None, as_json: bool) -> No
 
 def show_estimate(plan: Plan, *, as_json: bool) -> None:
     """`--dry-run`: the cells, and the time they will take, measured on one batch."""
-    from vitscore.engine.warm_up import on_device
     from vitscore.plan.disk_estimate import estimate_disk, plan_document
     from vitscore.robustness.estimate import estimate, load_alone
     from vitscore.text.console import duration_text, make_console
     from vitscore.text.plan import show_plan
 
     models = load_alone(plan)
-    with on_device(plan, 0):
-        found = estimate(plan, models)
+    found = estimate(plan, models)
     if as_json:
         measured = None if found is None else {**vars(found), "total_s": found.total_s}
         document = {**plan_document(plan), "cells": list(plan.options.cells), "estimate": measured}

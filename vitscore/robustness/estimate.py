@@ -17,6 +17,7 @@ from vitscore.augment.seeds import sample_words
 from vitscore.augment.stage import Stage
 from vitscore.decode.make import make_decoder
 from vitscore.engine.forward import make_forward
+from vitscore.engine.warm_up import on_device
 from vitscore.plan.disk_estimate import estimate_rows
 from vitscore.plan.plan import Plan
 from vitscore.ranks.ranks import LocalStore, Ranks
@@ -59,7 +60,13 @@ class Estimate:
 
 
 def estimate(plan: Plan, models: Sequence[ImageModel]) -> Estimate | None:
-    """Measure the first batch, after a warm-up; None where no shard has an image that can be decoded.
+    """Measure the first batch on the run's device, after a warm-up; None if no image can be decoded."""
+    with on_device(plan, 0):
+        return measure(plan, models)
+
+
+def measure(plan: Plan, models: Sequence[ImageModel]) -> Estimate | None:
+    """Time decoding, operators and forwards of the first batch.
 
     Every operator is carried out at all its severities, the models see the plain images alone: a forward does not
     depend on what the images show. A run overlaps the three on spare cores; here they are added.
