@@ -40,8 +40,7 @@ def make_intake(plan: Plan) -> Intake:
         plan,
         [geometry_of(plan.models[0].checkpoint)],
         positions=HandOut(Ranks(0, 1, 0, 1, LocalStore()), plan.shards, set()),
-        num_threads=2,
-        device_id=None,
+        execution=plan.execution(),
     )
 
 

@@ -93,6 +93,36 @@ def test_ranks_and_batch_sizes_change_nothing(make_shards: Call, vitscore: Call,
             assert [key for key in common if by_size[0][key] != other[key]] == []
 
 
+COUNTS_PLANNING = """
+import atexit, pathlib
+import vitscore.plan.plan as p, vitscore.run.join as j, vitscore.run.run as r, vitscore.shards.locate as l
+calls = []
+def counted(name, real):
+    return lambda *a, **k: (calls.append(name), real(*a, **k))[1]
+for module, name in ((p, "locate"), (p, "make_plan"), (j, "make_plan"), (r, "make_plan"), (p, "look"), (l, "locate")):
+    setattr(module, name, counted(name, getattr(module, name)))
+atexit.register(lambda: pathlib.Path(sys.argv[0]).with_name(f"calls-{rank}").write_text(" ".join(calls)))
+"""
+
+
+def test_a_rank_that_joins_neither_lists_shards_nor_plans(
+    make_shards: Call, vitscore: Call, digits: Any, tmp_path: Path
+) -> None:
+    shards = make_shards(*(digits[number * 10 :][:10] for number in range(8)))
+    names = [text.strip() for text in (shards / "classes.txt").read_text().split()]
+    (tmp_path / "groups.json").write_text(json.dumps({"low": names[:5], "high": names[5:]}))
+    (tmp_path / "labels.csv").write_text("key,label\n" + "".join(f"{key},3\n" for key, _ in digits[:10]))
+    options = ("--labels", tmp_path / "labels.csv", "--groups", tmp_path / "groups.json", "--limit", 75)
+    command = (*RUN, shards, "-b", "8", *options, "-o")
+    done = launch_all(tmp_path / "main.py", [(*command, tmp_path / "out")], num_ranks=2, before=COUNTS_PLANNING)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls-1").read_text() == ""
+    assert set((tmp_path / "calls-0").read_text().split()) >= {"make_plan", "locate"}
+    assert vitscore(*command, tmp_path / "alone").code == 0
+    assert rows(tmp_path / "out") == rows(tmp_path / "alone")
+    assert (tmp_path / "out" / "metrics.json").read_bytes() == (tmp_path / "alone" / "metrics.json").read_bytes()
+
+
 ONE_GPU = """
 import torch
 torch.cuda.is_available, torch.cuda.device_count, torch.cuda.get_device_name = lambda: True, lambda: 1, str

@@ -25,7 +25,7 @@ from vitscore.engine.warm_up import footprint, settled, with_batch_size
 from vitscore.errors import SetupError
 from vitscore.plan.choices import Choice, choose_batch_size, choose_compile
 from vitscore.ranks.ranks import LocalStore, Ranks
-from vitscore.run.run import warmed_up
+from vitscore.run.load import warmed_up
 from vitscore.shards.preview import FirstLook
 
 GIB = 1 << 30
@@ -139,13 +139,13 @@ def test_a_lowered_batch_is_the_runs_own_and_is_kept_when_it_goes_on(
     tmp_path: Path, vitscore: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def warmed_up(plan: Any, models: Any, ranks: Any, *, may_lower: bool) -> Any:
-        told.append((plan["batch_size"], may_lower))
+        told.append((plan.choices.batch_size, may_lower))
         return with_batch_size(plan, Choice(48, "96 ran out of GPU memory")) if may_lower else plan
 
     told: list[tuple[int, bool]] = []
-    monkeypatch.setattr("vitscore.run.run.warmed_up", warmed_up)
+    monkeypatch.setattr("vitscore.run.join.warmed_up", warmed_up)
     # As on a GPU, where no batch is decoded before its size is settled.
-    monkeypatch.setattr("vitscore.run.run.decode_ahead", lambda *args, **kwargs: None)
+    monkeypatch.setattr("vitscore.run.load.decode_ahead", lambda *args, **kwargs: None)
     command = ("run", "demo", "-m", "demo-vit", "-o", tmp_path / "out")
     assert vitscore(*command).code == 0
     record = json.loads((tmp_path / "out" / "run.json").read_bytes())

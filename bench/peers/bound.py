@@ -82,21 +82,21 @@ def measure_here(shards: str, models: Sequence[str], *, num_images: int, at_leas
     from vitscore.plan.options import RunOptions
     from vitscore.plan.plan import make_plan
     from vitscore.ranks.ranks import LocalStore, Ranks
-    from vitscore.run.run import load_models
+    from vitscore.run.load import load_models
     from vitscore.system.machine import num_usable_cpus
 
     options = RunOptions(shards=(shards,), model=tuple(models), output=Path("unused"))
     plan = make_plan(options, kept={})
     loaded = load_models(plan, Ranks(0, 1, 0, 1, LocalStore()))
     threads = num_usable_cpus()
-    torch.set_num_threads(threads if plan["compile"] else 1)
+    torch.set_num_threads(threads if plan.choices.compile else 1)
     images = list(read_images(plan, num_images))
     decode, decoded = decode_rate(plan, loaded, images, threads=threads, at_least_s=at_least_s)
     forward = {
         model.name: forward_rate(plan, model, pixels, threads=threads, at_least_s=at_least_s)
         for model, pixels in zip(loaded, pixels_by_model(loaded, decoded), strict=True)
     }
-    return {"decode": decode, "forward": forward, "device": plan["device"]}
+    return {"decode": decode, "forward": forward, "device": plan.choices.device}
 
 
 def read_images(plan: Plan, count: int) -> Iterator[Any]:
@@ -120,9 +120,9 @@ def decode_rate(
     from vitscore.decode.make import make_decoder
     from vitscore.engine.forward import share_geometries
 
-    size, device_id = plan["batch_size"], 0 if plan["device"] == "cuda" else None
+    size, device_id = plan.choices.batch_size, 0 if plan.choices.device == "cuda" else None
     geometries, _ = share_geometries(models)
-    decoder = make_decoder(plan["decoder"], geometries, batch_size=size, num_threads=threads, device_id=device_id)
+    decoder = make_decoder(plan.choices.decoder, geometries, batch_size=size, num_threads=threads, device_id=device_id)
     batches = [images[start : start + size] for start in range(0, len(images), size)]
     with contextlib.closing(decoder):
         decoder.submit(batches[0])
@@ -152,12 +152,12 @@ def forward_rate(plan: Plan, model: ImageModel, pixels: torch.Tensor, *, threads
 
     forward = make_forward(
         [model],
-        batch_size=plan["batch_size"],
-        top_k=plan["top_k"],
+        batch_size=plan.choices.batch_size,
+        top_k=plan.choices.top_k,
         save=(),
-        device_id=0 if plan["device"] == "cuda" else None,
-        num_workers=0 if plan["compile"] else threads,
-        has_fp32_rerun=plan["precision"] != "fp32",
+        device_id=0 if plan.choices.device == "cuda" else None,
+        num_workers=0 if plan.choices.compile else threads,
+        has_fp32_rerun=plan.choices.precision != "fp32",
     )
     num_rows = len(pixels)
     decoded, labels = Decoded((pixels,)), np.zeros(num_rows, np.int32)

@@ -27,7 +27,7 @@ from vitscore.engine.reader import Batch, ShardSamples
 from vitscore.engine.stage_times import Waits
 from vitscore.engine.tally import Judge, Tally
 from vitscore.errors import DataError
-from vitscore.plan.choices import Measured
+from vitscore.plan.choices import Execution, Measured
 from vitscore.plan.options import BadLimit
 from vitscore.plan.plan import Plan
 from vitscore.ranks.ranks import Ranks
@@ -172,7 +172,7 @@ class Engine:
         intake: of the models' geometries; closed at the end.
         ranks: this rank's place.
         parts_folder: where the parts go.
-        num_threads: threads that decode, and on a CPU batches that are computed side by side.
+        execution: where this rank computes.
         on_progress: called after every batch.
     """
 
@@ -184,34 +184,33 @@ class Engine:
         *,
         ranks: Ranks,
         parts_folder: Path,
-        num_threads: int,
+        execution: Execution,
         on_progress: Callable[[Tally], None],
     ) -> None:
         self._plan = plan
         self._models = models
         self._intake = intake
-        self._num_threads = num_threads
+        self._execution = execution
         self._waits = Waits()
         self._audit = Audit(AUDITED_IMAGES if ranks.is_main else 0)
-        device_id = ranks.local_rank if plan["device"] == "cuda" else None
         self._forward = make_forward(
             models,
-            device_id=device_id,
-            batch_size=plan["batch_size"],
-            top_k=plan["top_k"],
+            device_id=execution.device_id,
+            batch_size=plan.choices.batch_size,
+            top_k=plan.choices.top_k,
             save=plan.options.save,
-            num_workers=0 if plan["compile"] else num_threads,
-            has_fp32_rerun=plan["precision"] != "fp32",
+            num_workers=execution.num_workers,
+            has_fp32_rerun=plan.choices.precision != "fp32",
             tta=plan.options.tta,
         )
         assert self._forward.geometries == intake.geometries
         self._stage = Stage(
             plan.conditions(),
-            plan["decoder"],
+            plan.choices.decoder,
             self._forward.geometries,
-            batch_size=plan["batch_size"],
-            num_threads=plan.options.decode_threads or num_threads,
-            device_id=device_id,
+            batch_size=plan.choices.batch_size,
+            num_threads=execution.decode_threads,
+            device_id=execution.device_id,
         )
         self._computing: deque[Computing] = deque()
         self._gathered: dict[str, Ranked] = {}
@@ -254,9 +253,9 @@ class Engine:
         tally.audit = self._audit.findings(
             self._models,
             self._forward.source,
-            batch_size=self._plan["batch_size"],
-            precision=self._plan["precision"],
-            num_threads=self._num_threads,
+            batch_size=self._plan.choices.batch_size,
+            precision=self._plan.choices.precision,
+            num_threads=self._execution.threads,
         )
         return tally
 

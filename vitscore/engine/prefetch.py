@@ -20,6 +20,7 @@ from vitscore.engine.reader import Batch, Reader
 from vitscore.engine.stage_times import Waits
 
 if TYPE_CHECKING:
+    from vitscore.plan.choices import Execution
     from vitscore.plan.plan import Plan
     from vitscore.ranks.shard_queue import HandOut
 
@@ -34,8 +35,7 @@ class Intake:
         plan: the run's plan.
         geometries: the distinct ones of the plan's models.
         positions: places in `plan.shards`.
-        num_threads: threads that decode, where the plan does not say.
-        device_id: the GPU that the pixels are for, None for the CPU.
+        execution: where this rank computes.
 
     Raises:
         SetupError: the decoder cannot be used.
@@ -47,17 +47,16 @@ class Intake:
         geometries: Sequence[AnyGeometry],
         *,
         positions: HandOut,
-        num_threads: int,
-        device_id: int | None,
+        execution: Execution,
     ) -> None:
         self.geometries = list(geometries)
         self._reader = Reader(plan, positions=positions, depth=_READ_AHEAD)
         self._decoder = make_decoder(
-            plan["decoder"],
+            plan.choices.decoder,
             geometries,
-            batch_size=plan["batch_size"],
-            num_threads=plan.options.decode_threads or num_threads,
-            device_id=device_id,
+            batch_size=plan.choices.batch_size,
+            num_threads=execution.decode_threads,
+            device_id=execution.device_id,
             max_pixels=plan.options.max_pixels,
         )
         self._batches = iter(self._reader)

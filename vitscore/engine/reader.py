@@ -141,7 +141,7 @@ class Reader:
         raise Abandoned
 
     def _fill(self, put: Callable[[Batch], None]) -> None:
-        size = self._plan["batch_size"]
+        size = self._plan.choices.batch_size
         rule = self._plan.label_rule()
         batch = Batch()
         with contextlib.closing(self._fetched()) as fetched:

@@ -35,7 +35,7 @@ def on_device(plan: Plan, index: int) -> Iterator[None]:
 
     Everything between loading and the end of the loop happens in it: warm-up, decoders, capture, forwards, audit.
     """
-    if plan["device"] != "cuda":
+    if plan.choices.device != "cuda":
         yield
         return
     chosen = plan.measured.get("attention")
@@ -55,12 +55,12 @@ def warm_up(plan: Plan, models: Sequence[ImageModel], *, device: Device, may_low
     Raises:
         SetupError: the GPU has no memory for a batch.
     """
-    batch_size = plan.settings["batch_size"]
+    batch_size = plan.choices.all()["batch_size"]
     if may_lower:
         footprints = [found for found in map(footprint, models) if found is not None]
         batch_size = fitting(batch_size, footprints, free_bytes=free_bytes())
     attention = Measured("default", "measured on Hopper in half precision alone")
-    if has_choice_of_attention(plan["precision"]):
+    if has_choice_of_attention(plan.choices.precision):
         attention = choose_attention(device, models, batch_size.value)
         device.free_memory()
     with attending(attention.value):
@@ -75,7 +75,7 @@ def with_batch_size(plan: Plan, batch_size: Choice) -> Plan:
     """The plan of the run whose batches have this size."""
     return dataclasses.replace(
         plan,
-        settings={**plan.settings, "batch_size": batch_size},
+        choices=plan.choices.with_batch_size(batch_size),
         identity={**plan.identity, "batch_size": batch_size.value},
     )
 

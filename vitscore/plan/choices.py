@@ -11,13 +11,13 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from vitscore.decode.make import is_dali_available
+from vitscore.decode.make import DecoderKind, is_dali_available
 from vitscore.errors import SetupError, UsageError
 from vitscore.plan.options import RunOptions
 from vitscore.shards.preview import FirstLook
-from vitscore.system.machine import cpu_flags
+from vitscore.system.machine import cpu_flags, num_usable_cpus
 
 _SMALL_BYTES = 8 << 10
 """Encoded; an image of 64 x 64 as a PNG is no larger, a photograph is."""
@@ -44,6 +44,87 @@ class Measured(Choice):
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Choices:
+    """The resolved choices of a run, with the reason of each."""
+
+    device: Literal["cpu", "cuda"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    """Of the encoders; heads are fp32."""
+    compile: bool
+    decoder: DecoderKind
+    batch_size: int
+    top_k: int
+    reasons: Mapping[str, str] = field(repr=False)
+    """By name of the choice."""
+
+    @classmethod
+    def of(cls, choices: Mapping[str, Choice]) -> Choices:
+        """Build from a `Choice` for every field."""
+        values: dict[str, Any] = {name: choice.value for name, choice in choices.items()}
+        return cls(**values, reasons={name: choice.reason for name, choice in choices.items()})
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Choices:
+        """Build from run.json's `choices`."""
+        return cls.of({name: Choice(**choice) for name, choice in record.items()})
+
+    def to_record(self) -> dict[str, Any]:
+        """Return run.json's `choices`: value and reason by name."""
+        return {name: {"value": choice.value, "reason": choice.reason} for name, choice in self.all().items()}
+
+    def all(self) -> dict[str, Choice]:
+        """Return every choice by name."""
+        return {name: Choice(getattr(self, name), reason) for name, reason in self.reasons.items()}
+
+    def with_batch_size(self, batch_size: Choice) -> Choices:
+        """Return the same choices with another batch size."""
+        return Choices.of({**self.all(), "batch_size": batch_size})
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where one rank computes, and with how many threads."""
+
+    device_id: int | None
+    """The rank's GPU; None on a CPU."""
+    threads: int
+    """The rank's share of the CPUs."""
+    decode_threads: int
+    num_workers: int
+    """Batches that a CPU computes side by side, each with one thread inside torch; 0 computes them one by one."""
+
+    @classmethod
+    def of(
+        cls, choices: Choices, *, decode_threads: int | None = None, local_rank: int = 0, local_world_size: int = 1
+    ) -> Execution:
+        """Divide this machine among the ranks on it.
+
+        Args:
+            choices: the run's.
+            decode_threads: as asked for; None takes the rank's share of the CPUs.
+            local_rank: this rank's number on this machine, which is also its GPU's.
+            local_world_size: ranks on this machine.
+        """
+        threads = max(1, num_usable_cpus() // local_world_size)
+        return cls(
+            device_id=local_rank if choices.device == "cuda" else None,
+            threads=threads,
+            decode_threads=decode_threads or threads,
+            num_workers=0 if choices.compile else threads,
+        )
+
+    @property
+    def device(self) -> str:
+        """torch's name of the device."""
+        return "cpu" if self.device_id is None else f"cuda:{self.device_id}"
+
+    @property
+    def torch_threads(self) -> int:
+        """Threads inside torch: one for batches side by side."""
+        return 1 if self.num_workers else self.threads
+
+
 def resolve(
     options: RunOptions,
     *,
@@ -51,7 +132,7 @@ def resolve(
     num_classes: int,
     kept: Mapping[str, Any],
     first_look: Callable[[], FirstLook | None] = lambda: None,
-) -> dict[str, Choice]:
+) -> Choices:
     """Resolve device, precision, compile, decoder, batch_size and top_k.
 
     Args:
@@ -64,34 +145,36 @@ def resolve(
     Raises:
         SetupError: CUDA or DALI was asked for and is not there.
     """
-    device = asked_or("device", options.device, kept) or choose_device()
+    device = explicit_or_kept("device", options.device, kept) or choose_device()
     check_device(device.value)
-    precision = asked_or("precision", options.precision, kept) or choose_precision(device.value)
+    precision = explicit_or_kept("precision", options.precision, kept) or choose_precision(device.value)
     if (device.value, precision) == ("cuda", Choice("fp32", "asked for")):
         precision = Choice("fp32", "asked for; convolutions and products without TF32")
     if precision.value == "fp16" and device.value == "cpu":
         raise UsageError(
             "fp16 on a CPU", where="--precision", expected="fp32 or bf16", got="fp16", next_step="It would be slower."
         )
-    decoder = asked_or("decoder", options.decoder, kept) or choose_decoder()
+    decoder = explicit_or_kept("decoder", options.decoder, kept) or choose_decoder()
     if decoder.value == "dali" and not is_dali_available():
         raise SetupError(
             "DALI is not installed",
             where="--decoder dali",
             next_step="Run `pip install nvidia-dali-cuda130`, or use --decoder torchvision.",
         )
-    return {
-        "device": device,
-        "precision": precision,
-        "compile": asked_or("compile", options.compile, kept) or choose_compile(device.value, first_look),
-        "decoder": decoder,
-        "batch_size": asked_or("batch_size", options.batch_size, kept)
-        or choose_batch_size(device.value, pixels_per_image, first_look),
-        "top_k": Choice(min(options.top_k, num_classes), f"{options.top_k} asked for, {num_classes} classes"),
-    }
+    return Choices.of(
+        {
+            "device": device,
+            "precision": precision,
+            "compile": explicit_or_kept("compile", options.compile, kept) or choose_compile(device.value, first_look),
+            "decoder": decoder,
+            "batch_size": explicit_or_kept("batch_size", options.batch_size, kept)
+            or choose_batch_size(device.value, pixels_per_image, first_look),
+            "top_k": Choice(min(options.top_k, num_classes), f"{options.top_k} asked for, {num_classes} classes"),
+        }
+    )
 
 
-def asked_or(name: str, value: Any, kept: Mapping[str, Any]) -> Choice | None:
+def explicit_or_kept(name: str, value: Any, kept: Mapping[str, Any]) -> Choice | None:
     """The value that was asked for, else the one that an earlier start of this run chose, else None."""
     if value is not None and value != "auto":
         return Choice(value, "asked for")

@@ -47,7 +47,7 @@ def estimate_rows(plan: Plan) -> int | None:
 def row_bytes(plan: Plan) -> int:
     """Uncompressed bytes of one sample's row: key, label, and every model's columns."""
     long = len(plan.classes) * ("logits" in plan.options.save) + 768 * ("embeddings" in plan.options.save)
-    top_k: int = plan["top_k"]
+    top_k: int = plan.choices.top_k
     return KEY_BYTES + 8 + len(plan.models) * (16 + 8 * top_k + 4 * long + 8 * len(plan.options.cells))
 
 
@@ -67,7 +67,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             }
             for model in plan.models
         },
-        "choices": {name: {"value": choice.value, "reason": choice.reason} for name, choice in plan.settings.items()},
+        "choices": plan.choices.to_record(),
         "augment": [str(operators.parse(text)) for text in plan.options.augment],
         "tta": plan.options.tta,
         "disk_bytes": estimate_disk(plan),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitscore.augment import operators
@@ -20,8 +21,8 @@ from vitscore.models import checkpoint as checkpoints
 from vitscore.models import zeroshot
 from vitscore.models.checkpoint import Checkpoint
 from vitscore.plan import identity
-from vitscore.plan.choices import Choice, Measured, resolve
-from vitscore.plan.options import RunOptions
+from vitscore.plan.choices import Choices, Execution, Measured, resolve
+from vitscore.plan.options import RunOptions, make_options
 from vitscore.rundir.parts import ModelColumns
 from vitscore.shards.labels import LabelRule, load_labels
 from vitscore.shards.locate import locate
@@ -59,7 +60,7 @@ class Plan:
     classes_source: str
     templates: tuple[str, ...]
     models: tuple[PlannedModel, ...]
-    settings: Mapping[str, Choice]
+    choices: Choices
     identity: Mapping[str, Any]
     overrides: Mapping[str, str | int] | None = field(default=None, repr=False)
     """Labels by key, from `--labels`."""
@@ -71,14 +72,77 @@ class Plan:
     def identity_hash(self) -> str:
         return identity.digest(self.identity)
 
-    def __getitem__(self, setting: str) -> Any:
-        return self.settings[setting].value
-
     def num_rows(self, position: int, num_samples: int) -> int:
         """How many of a shard's samples count; `position` is the shard's place in `shards`."""
         if self.last_rows is not None and position == len(self.shards) - 1:
             return min(num_samples, self.last_rows)
         return num_samples
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the plan as JSON for the ranks that join: with the shards' paths, so it is for no file."""
+        return {
+            "options": {
+                name: str(value) if isinstance(value, Path) else value for name, value in vars(self.options).items()
+            },
+            "shards": [[each.ordinal, each.name, each.path, each.num_bytes, each.etag] for each in self.shards],
+            "last_rows": self.last_rows,
+            "classes": self.classes,
+            "classes_source": self.classes_source,
+            "templates": self.templates,
+            "models": [
+                {
+                    "name": model.name,
+                    "source": model.checkpoint.source,
+                    "fingerprint": model.fingerprint,
+                    "head": vars(model.head) if model.head else None,
+                }
+                for model in self.models
+            ],
+            "choices": self.choices.to_record(),
+            "identity": self.identity,
+            "groups": self.groups.to_record() if self.groups else None,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Plan:
+        """Build the plan that rank 0 recorded; only checkpoints and the labels file are looked up on this machine.
+
+        Raises:
+            VitscoreError: a checkpoint or the labels file cannot be read here.
+        """
+        options = make_options(record["options"])
+        return cls(
+            options=options,
+            shards=tuple(Shard(*values) for values in record["shards"]),
+            last_rows=record["last_rows"],
+            classes=tuple(record["classes"]),
+            classes_source=record["classes_source"],
+            templates=tuple(record["templates"]),
+            models=tuple(
+                PlannedModel(
+                    model["name"],
+                    checkpoints.find(model["source"]),
+                    model["fingerprint"],
+                    HeadMap(**{**model["head"], "columns": tuple(map(tuple, model["head"]["columns"]))})
+                    if model["head"]
+                    else None,
+                )
+                for model in record["models"]
+            ),
+            choices=Choices.from_record(record["choices"]),
+            identity=record["identity"],
+            overrides=load_labels(options.labels) if options.labels else None,
+            groups=Groups.from_record(record),
+        )
+
+    def execution(self, *, local_rank: int = 0, local_world_size: int = 1) -> Execution:
+        """Return where a rank computes; see `Execution.of`."""
+        return Execution.of(
+            self.choices,
+            decode_threads=self.options.decode_threads,
+            local_rank=local_rank,
+            local_world_size=local_world_size,
+        )
 
     def label_rule(self) -> LabelRule:
         return LabelRule(self.classes, label_key=self.options.label_key, overrides=self.overrides)
@@ -89,7 +153,7 @@ class Plan:
         full = [
             ModelColumns(
                 name=model.name,
-                top_k=self["top_k"],
+                top_k=self.choices.top_k,
                 num_logits=num_logits,
                 num_embedding=embedding_dims[model.name] if keeps_embeddings else 0,
             )
@@ -106,20 +170,19 @@ class Plan:
         return (first, *(Condition(f"@{name}", (*recipe, each)) for name, each in cells.items()))
 
 
-def make_plan(options: RunOptions, *, kept: Mapping[str, Any], with_fingerprints: bool = True) -> Plan:
+def make_plan(options: RunOptions, *, kept: Mapping[str, Any]) -> Plan:
     """Resolve everything; writes nothing.
 
     Args:
         options: what was asked for.
         kept: automatic choices of an earlier start of this run, by name (empty on the first start).
-        with_fingerprints: hash the checkpoints, and ask servers for the sizes of shards; only rank 0 needs it.
 
     Raises:
         VitscoreError: anything that can be known to be wrong before the first image.
     """
     named = checkpoints.parse_models(options.model)
     corpus = locate(
-        options.shards, split=options.split, allow_pipe=options.allow_pipe, has_remote_sizes=with_fingerprints
+        options.shards, split=options.split, allow_pipe=options.allow_pipe, has_remote_sizes=True
     )
     found = {name: checkpoints.find(source) for name, source in named.items()}
     for checkpoint in found.values():
@@ -132,12 +195,12 @@ def make_plan(options: RunOptions, *, kept: Mapping[str, Any], with_fingerprints
         PlannedModel(
             name=name,
             checkpoint=checkpoint,
-            fingerprint=checkpoints.fingerprint(checkpoint) if with_fingerprints else "",
+            fingerprint=checkpoints.fingerprint(checkpoint),
             head=match(name, checkpoint, class_names, label_maps.get(name)),
         )
         for name, checkpoint in found.items()
     )
-    settings = resolve(
+    choices = resolve(
         options,
         pixels_per_image=max(checkpoints.input_pixels(checkpoint) for checkpoint in found.values()),
         num_classes=len(class_names),
@@ -154,10 +217,10 @@ def make_plan(options: RunOptions, *, kept: Mapping[str, Any], with_fingerprints
         classes_source=classes_source,
         templates=templates,
         models=models,
-        settings=settings,
+        choices=choices,
         overrides=load_labels(options.labels) if options.labels else None,
         groups=groups,
-        identity=run_identity(options, shards, class_names, templates, models, settings, groups),
+        identity=run_identity(options, shards, class_names, templates, models, choices, groups),
     )
 
 
@@ -223,7 +286,7 @@ def run_identity(
     class_names: tuple[str, ...],
     templates: tuple[str, ...],
     models: tuple[PlannedModel, ...],
-    settings: Mapping[str, Choice],
+    choices: Choices,
     groups: Groups | None,
 ) -> dict[str, Any]:
     """All that must be equal on a resume; DESIGN's rule Identity."""
@@ -247,7 +310,7 @@ def run_identity(
         "templates": identity.digest(list(templates)) if has_zero_shot else None,
         "labels": identity.digest_file(options.labels) if options.labels else None,
         **({"groups": identity.digest(groups.to_record())} if groups else {}),
-        **{name: choice.value for name, choice in settings.items()},
+        **{name: choice.value for name, choice in choices.all().items()},
         "label_key": options.label_key,
         "image_key": options.image_key,
         "max_pixels": options.max_pixels,

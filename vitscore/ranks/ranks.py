@@ -13,12 +13,14 @@ run with a line that names it.
 from __future__ import annotations
 
 import atexit
+import base64
 import contextlib
 import itertools
 import json
 import os
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,6 +31,8 @@ from vitscore.ranks import rendezvous as meeting
 from vitscore.system import launcher
 
 POLL_S = 0.2
+PIECE_CHARS = 4 << 20
+"""Characters of a long value that go into the store at once."""
 BEAT_S = 2.0
 SILENCE_S = 60.0
 """Without a sign of life for so long, a rank counts as dead; the thread that gives it needs only a moment of Python."""
@@ -96,6 +100,20 @@ class Ranks:
 
     def publish(self, key: str, value: Any) -> None:
         self.store.set(key, json.dumps(value))
+
+    def publish_long(self, key: str, value: Any) -> None:
+        """Publish a value of any size, compressed and in pieces: the store takes 8 MB at a time."""
+        text = base64.b85encode(zlib.compress(json.dumps(value).encode())).decode()
+        pieces = [text[start : start + PIECE_CHARS] for start in range(0, len(text), PIECE_CHARS)]
+        for number, piece in enumerate(pieces):
+            self.store.set(f"{key}/{number}", piece)
+        self.publish(key, len(pieces))
+
+    def wait_for_long(self, key: str) -> Any:
+        """Return a value that rank 0 published with `publish_long`; see `wait_for`."""
+        num_pieces = self.wait_for(key)
+        packed = b"".join(self.store.get(f"{key}/{number}") for number in range(num_pieces))
+        return json.loads(zlib.decompress(base64.b85decode(packed)))
 
     def wait_for(self, key: str) -> Any:
         """What rank 0 published under `key`; raises the error of any rank that failed meanwhile."""

@@ -23,7 +23,6 @@ from vitscore.plan.plan import Plan
 from vitscore.ranks.ranks import LocalStore, Ranks
 from vitscore.shards.remote.cache import Cache
 from vitscore.shards.samples import OpenShard
-from vitscore.system.machine import num_usable_cpus
 
 if TYPE_CHECKING:
     from vitscore.models.image_model import ImageModel
@@ -73,38 +72,38 @@ def measure(plan: Plan, models: Sequence[ImageModel]) -> Estimate | None:
     """
     import torch
 
-    images, keys, shard = first_images(plan, plan["batch_size"])
+    images, keys, shard = first_images(plan, plan.choices.batch_size)
     if not images:
         return None
-    threads = num_usable_cpus()
-    is_cuda = plan["device"] == "cuda"
+    execution = plan.execution()
+    is_cuda = execution.device_id is not None
     forward = make_forward(
         models,
-        device_id=0 if is_cuda else None,
-        batch_size=plan["batch_size"],
-        top_k=plan["top_k"],
+        device_id=execution.device_id,
+        batch_size=plan.choices.batch_size,
+        top_k=plan.choices.top_k,
         save=(),
-        num_workers=0 if plan["compile"] else threads,
+        num_workers=execution.num_workers,
         has_fp32_rerun=False,
         tta=plan.options.tta,
     )
     threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads if plan["compile"] else 1)
+    torch.set_num_threads(execution.torch_threads)
     decoder = make_decoder(
-        plan["decoder"],
+        plan.choices.decoder,
         forward.geometries,
-        batch_size=plan["batch_size"],
-        num_threads=plan.options.decode_threads or threads,
-        device_id=0 if is_cuda else None,
+        batch_size=plan.choices.batch_size,
+        num_threads=execution.decode_threads,
+        device_id=execution.device_id,
         max_pixels=plan.options.max_pixels,
     )
     stage = Stage(
         plan.conditions(),
-        plan["decoder"],
+        plan.choices.decoder,
         forward.geometries,
-        batch_size=plan["batch_size"],
-        num_threads=plan.options.decode_threads or threads,
-        device_id=0 if is_cuda else None,
+        batch_size=plan.choices.batch_size,
+        num_threads=execution.decode_threads,
+        device_id=execution.device_id,
     )
     words = sample_words(plan.options.augment_seed, ((shard, key) for key in keys))
     labels = np.full(len(images), -1, np.int32)
@@ -167,7 +166,7 @@ def example_pictures(plan: Plan, geometry: Geometry, *, count: int = 8) -> Itera
 
     images, keys, shard = first_images(plan, count)
     for image, key in zip(images, keys, strict=True):
-        decoder = make_decoder(plan["decoder"], [geometry], batch_size=1, num_threads=1)
+        decoder = make_decoder(plan.choices.decoder, [geometry], batch_size=1, num_threads=1)
         try:
             decoder.submit([image])
             decoded = decoder.collect()
@@ -175,7 +174,7 @@ def example_pictures(plan: Plan, geometry: Geometry, *, count: int = 8) -> Itera
             decoder.close()
         if decoded.faults:
             continue
-        stage = Stage(plan.conditions(), plan["decoder"], [geometry], batch_size=1, num_threads=1)
+        stage = Stage(plan.conditions(), plan.choices.decoder, [geometry], batch_size=1, num_threads=1)
         words = sample_words(plan.options.augment_seed, [(shard, key)])
         for condition, changed in stage.apply(decoded, words):
             file = io.BytesIO()
@@ -187,7 +186,7 @@ def example_pictures(plan: Plan, geometry: Geometry, *, count: int = 8) -> Itera
 
 def load_alone(plan: Plan) -> list[ImageModel]:
     """The plan's models, in a process that scores nothing."""
-    from vitscore.run.run import load_models
+    from vitscore.run.load import load_models
     from vitscore.system.libraries import prepare_math_library
 
     prepare_math_library()

@@ -151,8 +151,8 @@ def given(plan: Plan, *, cpus: int) -> dict[str, Any]:
     from vitscore.plan.choices import has_bf16_instructions
 
     return {
-        **{name: plan[name] for name in ("device", "precision", "batch_size", "decoder")},
-        "is_compiled": plan["compile"],
+        **{name: getattr(plan.choices, name) for name in ("device", "precision", "batch_size", "decoder")},
+        "is_compiled": plan.choices.compile,
         "has_bf16": has_bf16_instructions(),
         "is_batch_asked": plan.options.batch_size is not None,
         "threads": plan.options.decode_threads or cpus,

@@ -207,7 +207,7 @@ def make_record(plan: Plan, *, session: Mapping[str, Any], costs: Mapping[str, M
         "identity_hash": plan.identity_hash,
         "identity": plan.identity,
         "options": options,
-        "choices": {name: asdict(choice) for name, choice in plan.settings.items()},
+        "choices": plan.choices.to_record(),
         "classes": list(plan.classes),
         "classes_source": plan.classes_source,
         "groups": plan.groups.to_record() if plan.groups else None,

@@ -32,7 +32,7 @@ def show_plan(plan: Plan, disk_bytes: int | None, console: Console) -> None:
     for model in plan.models:
         matching = model.head.summary if model.head else f"zero-shot, {len(plan.templates)} templates"
         console.print(Text(f"model    {model.name} ({model.checkpoint.kind}): {matching}"), soft_wrap=True)
-    for name, choice in plan.settings.items():
+    for name, choice in plan.choices.all().items():
         console.print(Text(f"choice   {name} = {choice.value}: {choice.reason}"), soft_wrap=True)
     for text in plan.options.augment:
         console.print(Text(f"augment  {operators.parse(text)}, on the resized image"), soft_wrap=True)
