@@ -41,9 +41,9 @@ def test_the_wheel_holds_the_whole_package_below_one_name(wheel: zipfile.ZipFile
     assert {f"vitscore/demo/shards/demo-{number:03d}.tar" for number in range(4)} <= names
     for model in ("demo-vit", "demo-clip"):
         assert f"vitscore/demo/{model}/model.safetensors" in names
-    for path in (ROOT / "vitscore" / "report").iterdir():
+    for path in (ROOT / "vitscore" / "report").rglob("*"):
         if path.suffix in (".py", ".html", ".css", ".js"):
-            assert f"vitscore/report/{path.name}" in names
+            assert path.relative_to(ROOT).as_posix() in names
     assert "vitscore/py.typed" in names
     for path in (ROOT / "bench" / "results").rglob("*.json"):
         assert f"vitscore/{path.relative_to(ROOT).as_posix()}" in names

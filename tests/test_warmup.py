@@ -129,7 +129,7 @@ def test_another_error_of_a_warm_up_is_raised() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_on_a_cpu_and_without_models_the_plan_stays_as_it_is(device: str) -> None:
-    plan: Any = {"device": device, "batch_size": 16}
+    plan: Any = SimpleNamespace(choices=SimpleNamespace(device=device, batch_size=16))
     models: Any = [Sized(0)] if device == "cpu" else []
     assert warmed_up(plan, models, Ranks(0, 1, 0, 1, LocalStore()), may_lower=True) is plan
     assert all(model.tried == [] for model in models)

@@ -8,7 +8,6 @@ run.predictions().to_pandas()
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -102,20 +101,14 @@ class Run:
 
     def _repr_html_(self) -> str:
         """A small table of the models, for notebooks."""
-        heads = ("model", "accuracy", "macro F1", "weighted F1", "samples")
+        from vitscore.report.templating import fill
+
         rows = []
         for name in self.models:
             report = self[name]["report"] or {"macro avg": {}, "weighted avg": {}}
-            figures = (
-                name,
-                percent(self[name]["accuracy"]),
-                percent(report["macro avg"].get("f1-score")),
-                percent(report["weighted avg"].get("f1-score")),
-                f"{self[name]['samples']:,}",
-            )
-            rows.append("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in figures) + "</tr>")
-        header = "".join(f"<th>{text}</th>" for text in heads)
-        return f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+            f1_scores = [percent(report[kind].get("f1-score")) for kind in ("macro avg", "weighted avg")]
+            rows.append((name, percent(self[name]["accuracy"]), *f1_scores, f"{self[name]['samples']:,}"))
+        return fill("notebook.html", rows=rows)
 
 
 def percent(value: float | None) -> str:

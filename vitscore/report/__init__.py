@@ -1,11 +1,12 @@
-"""The report: one HTML file that shows what a run found, and opens anywhere without a network.
+"""The report: one HTML file with a run's results, which opens anywhere without a network.
 
     data.py        gathers the figures, the samples worth a look (samples.py) and their pictures (thumbnails.py)
-    figures.py     draws the diagrams that stand still, as SVG
-    page.py        writes the page: text and tables here; page.css, and *.js for what can be sorted, filtered, clicked
+    page.py        computes the page's sections (words, models_table, comparison, confidence, record) and its static
+                   figures (figures.py, from the elements of svg.py)
+    templates/     lay the page out (templating.py); page.css styles it; *.js sorts, filters and draws in the browser
 
-Last in the flow, behind the fold over the parts. It needs no torch and no model. The shards are asked for pictures
-only: where they are gone, the report says so and has everything else.
+Comes after the fold over the parts. Needs no torch and no model. The shards are read for pictures only; without them
+the report says so and has everything else.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ REPORT_FILE = "report.html"
 
 @dataclass(frozen=True)
 class Written:
-    """What was written."""
+    """The file that `write_report` wrote."""
 
     path: Path
     num_bytes: int
     num_thumbnails: int
     notes: list[str]
-    """What is not shown, and why."""
+    """Pictures that are missing, and why."""
 
 
 def write_report(
@@ -41,18 +42,18 @@ def write_report(
     shards: Sequence[str] = (),
     with_thumbnails: bool = True,
 ) -> Written:
-    """Write the report of the run in `folder`, whole or not at all.
+    """Write the report of the run in `folder`, atomically.
 
     Args:
-        folder: the run's.
-        folded: what its parts come to.
+        folder: the run's folder.
+        folded: the result of folding its parts.
         record: its run.json.
-        path: where to; by default `report.html` in the folder.
+        path: the file to write; by default `report.html` in the folder.
         shards: where the shards are now; by default where run.json says.
-        with_thumbnails: look into the shards for pictures.
+        with_thumbnails: read pictures from the shards.
 
     Raises:
-        SetupError: it cannot be written.
+        SetupError: the file cannot be written.
     """
     from vitscore.report.data import gather
     from vitscore.report.page import render

@@ -1,10 +1,10 @@
-"""Everything the report shows, gathered from a run's folder: the figures, the chosen samples, their thumbnails.
+"""Gather everything that the report shows from a run's folder: figures, chosen samples, their thumbnails.
 
     parts ─► fold ─► figures, confusions ─┐
       └────► samples ─► thumbnails ───────┴─► Findings ─► page
 
-The page is drawn from `Findings` and reads no file. `payload` is the part of it that the page's script draws (the table
-of classes, the heat map, the pictures), as plain JSON values.
+The page is made from `Findings` and reads no file. `payload` is the part that the page's script draws (the table of
+classes, the heat map, the pictures), as plain JSON values.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from vitscore.report.thumbnails import Thumbnails, find_shards, make_thumbnails
 
 Array: TypeAlias = npt.NDArray[Any]
 PAIRS_SHOWN = 12
-"""Most confused pairs of a model, each with pictures."""
+"""Most confused pairs shown for each model, with pictures."""
 MISTAKES_PICTURED = 60
 PAIRS_COMPARED = 3
-"""Pairs of models whose disagreements are pictured."""
+"""Maximum number of pairs of models whose disagreements have pictures."""
 MOST_CELLS = 40_000
-"""Cells off the diagonal that the heat map gets, the largest first."""
+"""Maximum number of cells off the diagonal in the heat map, the largest first."""
 DIGITS = 6
 
 
@@ -48,7 +48,7 @@ class ConfusedPair:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the report says."""
+    """Everything that the page is made from."""
 
     document: Mapping[str, Any]
     """metrics.json."""
@@ -59,7 +59,7 @@ class Findings:
     chosen: Chosen
     thumbnails: Thumbnails
     adjusted_p: list[float | None]
-    """McNemar's p-values of `comparisons` after Holm's correction, which leaves a single one; None without samples."""
+    """McNemar's p-values of `comparisons` after Holm's correction; None for a pair without samples."""
 
     @property
     def classes(self) -> list[str]:
@@ -89,15 +89,7 @@ def gather(
     shards: Sequence[str] = (),
     with_thumbnails: bool = True,
 ) -> Findings:
-    """Read the parts once more for the samples worth a look, and their shards for the pictures.
-
-    Args:
-        folder: the run's.
-        folded: what its parts come to.
-        record: its run.json.
-        shards: where the shards are now; by default where run.json says.
-        with_thumbnails: look into the shards at all.
-    """
+    """Read the parts for the samples worth a look, and the shards for their pictures; arguments as `write_report`'s."""
     document = folded.document
     confusions = {name: as_pairs(confusion) for name, confusion in folded.confusions.items()}
     cells = {name: most_confused(confusion, PAIRS_SHOWN) for name, confusion in confusions.items()}
@@ -119,7 +111,7 @@ def gather(
 
 
 def as_pairs(confusion: Confusion) -> SparseConfusion:
-    """The cells that occur, whatever the form."""
+    """The non-zero cells of a dense or sparse confusion matrix."""
     if isinstance(confusion, SparseConfusion):
         return confusion
     rows, cols = np.nonzero(confusion)
@@ -150,9 +142,9 @@ def confused_pairs(name: str, cells: Sequence[Cell], confusion: SparseConfusion,
 
 
 def compared_pairs(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The pairs of models that differ on most samples, as many as are pictured."""
-    apart = sorted(document["comparisons"], key=lambda entry: -(entry["only_a"] + entry["only_b"]))
-    return [(entry["a"], entry["b"]) for entry in apart[:PAIRS_COMPARED]]
+    """The pairs of models that differ on most samples."""
+    ordered = sorted(document["comparisons"], key=lambda entry: -(entry["only_a"] + entry["only_b"]))
+    return [(entry["a"], entry["b"]) for entry in ordered[:PAIRS_COMPARED]]
 
 
 def adjusted(comparisons: Sequence[Mapping[str, Any]]) -> list[float | None]:
@@ -162,7 +154,7 @@ def adjusted(comparisons: Sequence[Mapping[str, Any]]) -> list[float | None]:
 
 
 def pictured(chosen: Chosen, pairs: Mapping[str, Sequence[ConfusedPair]]) -> Iterator[Sample]:
-    """Samples whose pictures are wanted, the most important first."""
+    """Samples to show pictures of, the most important first."""
     for mistake in chosen.mistakes[:MISTAKES_PICTURED]:
         yield mistake.sample
     for first, second in chosen.disagreements.values():
@@ -174,7 +166,7 @@ def pictured(chosen: Chosen, pairs: Mapping[str, Sequence[ConfusedPair]]) -> Ite
 
 
 def payload(findings: Findings) -> dict[str, Any]:
-    """What the page's script needs, as JSON values; samples are named by their place in `samples`."""
+    """The script's data as JSON values; elsewhere a sample is its index in `samples`."""
     numbers: dict[tuple[int, int], int] = {}
     samples: list[list[Any]] = []
 

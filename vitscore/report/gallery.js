@@ -1,10 +1,10 @@
-// Pictures of samples: the most confused pairs, the disagreements of two models, the confident mistakes.
+// Pictures of samples: most confused pairs, disagreements of two models, confident mistakes.
 
 const TINY = 48;
 const LABEL = 2, THUMB = 3, ANSWERS = 4;
 const className = (id) => (id < 0 ? 'none' : classes[id]);
 
-// A picture, or a place that says there is none. Small images keep their pixels sharp.
+// A picture, or a box that says there is none. Small images keep sharp pixels.
 function picture(sample) {
   const frame = make('div', { class: 'frame' });
   if (!sample[THUMB]) {
@@ -36,18 +36,18 @@ function pairRow([truth, pred, count, support, numbers]) {
 
 function drawPairs() {
   const pairs = data.pairs[state.model];
-  const none = make('p', { class: 'muted' }, `${state.model} takes no image for another class.`);
+  const none = make('p', { class: 'muted' }, `${state.model} confuses no classes.`);
   $('pairs').replaceChildren(...(pairs.length ? pairs.map(pairRow) : [none]));
 }
 
 function drawDisagreements() {
   for (const { a, b, only_a: onlyA, only_b: onlyB } of data.disagreements) {
     const places = [order.indexOf(a), order.indexOf(b)];
-    const told = (wrong) => (sample) => make('span', {}, bold(className(sample[LABEL])), ` not ${className(sample[ANSWERS][wrong][0])} (${percent(sample[ANSWERS][wrong][1], 0)})`);
+    const answered = (wrong) => (sample) => make('span', {}, bold(className(sample[LABEL])), ` not ${className(sample[ANSWERS][wrong][0])} (${percent(sample[ANSWERS][wrong][1], 0)})`);
     for (const [name, numbers, wrong] of [[a, onlyA, places[1]], [b, onlyB, places[0]]]) {
       if (!numbers.length) continue;
       const title = order.length > 2 ? `Only ${name} is right, and not ${order[wrong]}` : `Only ${name} is right`;
-      $('disagreements').append(make('h3', {}, title), make('p', { class: 'muted' }, `Where both are surest: the label, and what ${order[wrong]} says instead.`), shots(numbers, told(wrong)));
+      $('disagreements').append(make('h3', {}, title), make('p', { class: 'muted' }, `The images on which both are most confident: the label, and the answer of ${order[wrong]}.`), shots(numbers, answered(wrong)));
     }
   }
 }
@@ -84,7 +84,7 @@ function mistakes() {
   function count() {
     const list = found();
     const ticks = ticked.size ? ` ${many(ticked.size, 'label')} ticked as wrong.` : '';
-    $('mistake-count').textContent = `${number(Math.min(shown, list.length))} of ${many(list.length, 'image')}, the surest first.${ticks}`;
+    $('mistake-count').textContent = `${number(Math.min(shown, list.length))} of ${many(list.length, 'image')}, the most confident first.${ticks}`;
     $('mistake-more').hidden = list.length <= shown;
   }
 

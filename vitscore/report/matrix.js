@@ -1,5 +1,5 @@
 // The confusion matrix as a heat map: all classes, the most confused ones, or a part that was zoomed into.
-// A cell's shade is its share of the row's images. Beyond LEGIBLE classes a dot stands for a block of cells.
+// A cell's shade is its share of the row's images. With more than LEGIBLE classes, a dot covers a block of cells.
 
 function matrix() {
   const figure = $('matrix');
@@ -10,7 +10,7 @@ function matrix() {
   const view = { kind: 'all', order: 'given', zoomed: null, row: 0, col: 0 };
   let drawn = null;
 
-  // Classes that are often confused come to stand beside each other: lists that share the largest cells are joined.
+  // Put classes that are often confused next to each other: lists that share the largest cells are joined.
   function byConfusion(cells, ids) {
     const lists = new Map(ids.map((id) => [id, [id]]));
     for (let i = 0; i < cells.length; i += 3) {
@@ -83,11 +83,11 @@ function matrix() {
   }
 
   function frame(width, height) {
-    const label = `Confusion matrix of ${state.model}. Rows are the label, columns the answer. Arrow keys move, Enter opens.`;
+    const label = `Confusion matrix of ${state.model}. Rows are labels, columns answers. Arrow keys move, Enter opens.`;
     return make('svg', { class: 'plot', viewBox: `0 0 ${width} ${height}`, role: 'application', tabindex: '0', 'aria-label': label, 'aria-describedby': 'matrix-readout' });
   }
 
-  // Few classes: a square a cell, with its count where there is room.
+  // Few classes: a square for each cell, with its count if there is room.
   function squares(model, list, width) {
     const longest = Math.max(...list.map((id) => classes[id].length));
     const gutter = Math.min(Math.max(24, 7 * longest + 10), width * 0.26);
@@ -124,7 +124,7 @@ function matrix() {
     return parts;
   }
 
-  // Many classes: a dot for a block of cells, on a canvas inside the figure.
+  // Many classes: a dot for each block of cells, on a canvas inside the figure.
   function dots(model, list, width) {
     const left = 40, top = 24, room = width - left - 2;
     const block = Math.ceil(list.length / Math.floor(room / DOT));
@@ -150,7 +150,7 @@ function matrix() {
       svg.append(make('text', { x: left + at, y: top + side + 15, class: 'tick', 'text-anchor': 'middle' }, number(tick)));
     }
     const hint = 'Click on a place to zoom into its classes.';
-    const note = `Every dot is a mistake; ${block > 1 ? `a dot stands for ${block} × ${block} cells, ` : ''}deeper for a larger share of the label’s images.`;
+    const note = `Every dot is a mistake; ${block > 1 ? `a dot covers ${block} × ${block} cells, ` : ''}deeper for a larger share of the label’s images.`;
     return { svg, list, size: side / num, left, top, block, num, images, hint, note };
   }
 
@@ -221,12 +221,12 @@ function matrix() {
     return most[0] && drawn.block > 1 ? [...parts, ` Most: ${classes[most[1]]} taken for ${classes[most[2]]} (${number(most[0])}).`] : parts;
   }
 
-  // A cell's pictures; or, from among many classes, the ones around the place.
+  // Show a cell's pictures; with many classes, zoom into those around it.
   function opened() {
     if (!drawn.num) {
       const [row, col] = [drawn.list[view.row], drawn.list[view.col]];
       const pair = data.pairs[state.model].find(([truth, pred]) => truth === row && pred === col);
-      const none = row === col || !count(prepared(), row, col) ? [] : [make('p', { class: 'muted' }, 'Pictures are kept of the most confused pairs only; they are below.')];
+      const none = row === col || !count(prepared(), row, col) ? [] : [make('p', { class: 'muted' }, 'Only the most confused pairs have pictures; see below.')];
       $('matrix-samples').replaceChildren(...(pair ? [pairRow(pair)] : none));
       return;
     }

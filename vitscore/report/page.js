@@ -1,4 +1,4 @@
-// What the other scripts share: the data, elements, numbers, the choice of a model, saving of figures and tables.
+// Shared by the other scripts: data, elements, numbers, the choice of a model, saving of figures and tables.
 
 const read = (id) => JSON.parse(document.getElementById(id).textContent);
 const data = read('data');
@@ -6,7 +6,7 @@ const { classes, order } = data;
 const state = { model: order[0], listeners: [] };
 const $ = (id) => document.getElementById(id);
 
-// Text only ever becomes text nodes and attributes: no name can become markup.
+// Text becomes text nodes and attributes only, so no name can become markup.
 function make(tag, attributes = {}, ...children) {
   const svg = ['svg', 'g', 'rect', 'line', 'text', 'image', 'title', 'tspan', 'path'].includes(tag);
   const element = svg ? document.createElementNS('http://www.w3.org/2000/svg', tag) : document.createElement(tag);
@@ -61,7 +61,7 @@ function saveCsv(name, rows) {
   download(name, new Blob([`${lines.join('\n')}\n`], { type: 'text/csv' }));
 }
 
-// A figure as it is shown now, with its colours written out, so that it looks the same in any program.
+// The figure as shown, with its colours written out, so that it looks the same in other programs.
 function svgText(svg) {
   const colours = getComputedStyle(document.documentElement);
   const value = (name) => colours.getPropertyValue(name).trim();

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vitscore.report.data import Findings
 from vitscore.report.figures import percent
 
-KNOWN = {
-    "schema",
-    "identity",
-    "identity_hash",
-    "options",
-    "choices",
-    "classes",
-    "classes_source",
-    "templates",
-    "models",
-    "corpus",
-    "versions",
-    "hardware",
-    "sessions",
-}
+KNOWN = {"schema", "identity", "identity_hash", "options", "choices", "classes", "classes_source", "templates"}
+KNOWN |= {"models", "corpus", "versions", "hardware", "sessions"}
+"""Entries of run.json that the page lays out; it lists the others name by name."""
 SHOWN_SHARDS = 50
-SESSION_COLUMNS = {
-    "started": "started",
-    "ended": "ended",
-    "launcher": "launcher",
-    "ranks": "ranks",
-    "images": "images",
+SESSION_COLUMNS = {name: name for name in ("started", "ended", "launcher", "ranks", "images")} | {
     "images_per_s": "images/s",
     "waiting_s": "seconds waiting",
     "rows_again_in_fp32": "again in fp32",
@@ -39,139 +22,123 @@ SESSION_COLUMNS = {
 }
 
 
-def ledger_section(findings: Findings) -> str:
-    ledger = findings.document["ledger"]
-    counts = [
-        ("in the shards", ledger["expected"]),
-        ("scored", ledger["scored"]),
-        ("bad", ledger["bad"]),
-        ("without a label", ledger["unlabelled"]),
-        ("counted twice", ledger["duplicates"]),
-    ]
-    shards = ledger["shards"]
-    items = "".join(f"<div><dt>{title}</dt><dd>{number:,}</dd></div>" for title, number in counts)
-    items += f"<div><dt>shards done</dt><dd>{shards['done']:,} of {shards['expected']:,}</dd></div>"
-    body = f'<dl class="counts">{items}</dl>'
-    if ledger["reasons"]:
-        rows = ([reason, f"{n:,}", f"{percent(n / ledger['expected'], 2)}%"] for reason, n in ledger["reasons"].items())
-        body += table("Why samples are bad.", ("reason", "samples", "of all"), rows)
-    else:
-        body += "<p>Every sample of the shards was scored.</p>" if ledger["expected"] else ""
-    if shards["bad"]:
-        listed = list(shards["bad"].items())[:SHOWN_SHARDS]
-        more = f" The first {SHOWN_SHARDS} of {len(shards['bad']):,}." if len(shards["bad"]) > SHOWN_SHARDS else ""
-        body += table(f"Bad shards: what could be read of them is scored.{more}", ("shard", "reason"), listed)
-    if findings.chosen.bad:
-        rows = ([sample.key, sample.shard, sample.reason] for sample in findings.chosen.bad)
-        examples = table(
-            "Bad samples, up to 20 of each reason; all of them are in the parts.", ("key", "shard", "reason"), rows
-        )
-        body += f"<details><summary>Bad samples by key</summary>{examples}</details>"
-    return body
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names its rows."""
+
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    kind: str = "plain"
+    """Its class in page.css; `facts` shows no heads."""
 
 
-def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[Any]], *, kind: str = "") -> str:
-    """A table whose first column names its rows; all is escaped here."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    body = ""
-    for first, *rest in rows:
-        cells = "".join(f"<td>{escape(str(cell))}</td>" for cell in rest)
-        body += f'<tr><th scope="row">{escape(str(first))}</th>{cells}</tr>'
-    label = escape(caption.split(".")[0])
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table class="{kind or "plain"}">'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+@dataclass(frozen=True)
+class Ledger:
+    """Samples and shards that are bad."""
+
+    reasons: Table
+    shards: Table
+    examples: Table
+
+
+@dataclass(frozen=True)
+class Record:
+    """How the figures were made; `details` are folded away under their titles."""
+
+    choices: list[Table]
+    machine: list[Table]
+    sessions: list[Table]
+    details: list[tuple[str, Table]]
+
+
+def ledger(findings: Findings) -> Ledger:
+    counted = findings.document["ledger"]
+    reasons = [(why, f"{n:,}", f"{percent(n / counted['expected'], 2)}%") for why, n in counted["reasons"].items()]
+    shards = list(counted["shards"]["bad"].items())
+    more = f" The first {SHOWN_SHARDS} of {len(shards):,}." if len(shards) > SHOWN_SHARDS else ""
+    title = f"Bad shards; their readable samples are scored.{more}"
+    examples = "Bad samples, up to 20 for each reason; the parts hold all of them."
+    return Ledger(
+        Table("Reasons for bad samples.", ("reason", "samples", "of all"), reasons),
+        Table(title, ("shard", "reason"), shards[:SHOWN_SHARDS]),
+        Table(examples, ("key", "shard", "reason"), findings.chosen.bad),
     )
 
 
-def record_section(findings: Findings) -> str:
-    """Models, choices with their reasons, options, versions, hardware, starts; and whatever else run.json has."""
-    record = findings.record
-    body = models_table(record) + choices_table(record)
-    hardware = [
-        (name.removesuffix("_bytes").replace("_", " "), value_text(name, value))
-        for name, value in record.get("hardware", {}).items()
-    ]
-    versions = [(name, value_text(name, value)) for name, value in record.get("versions", {}).items()]
-    body += (
-        '<div class="pair">'
-        + "".join(
-            table(caption, ("", ""), rows, kind="facts")
-            for caption, rows in (("Hardware", hardware), ("Versions", versions))
-            if rows
-        )
-        + "</div>"
+def record(findings: Findings) -> Record:
+    """Models, choices with their reasons, hardware, versions, sessions and options; then the rest of run.json."""
+    kept = findings.record
+    hardware = [(name.removesuffix("_bytes").replace("_", " "), text) for name, text in texts(kept.get("hardware", {}))]
+    details = [("All options", options_table(kept))]
+    for name in sorted(kept.keys() - KNOWN):
+        rest = Table(f"From run.json: {name}.", ("", ""), leaves(kept[name]))
+        details.append((name.replace("_", " "), rest))
+    return Record(
+        [models_table(kept), choices_table(kept)],
+        [facts("Hardware", hardware), facts("Versions", texts(kept.get("versions", {})))],
+        [sessions_table(kept), audit_table(kept)],
+        details,
     )
-    body += sessions_table(record) + audit_table(record)
-    options = [(name, value_text(name, value)) for name, value in record.get("options", {}).items()]
-    options += [(name, value_text(name, value)) for name, value in record.get("corpus", {}).items()]
-    options += [("templates", value) for value in record.get("templates") or ()]
-    options += [(name, record[name]) for name in ("classes_source", "identity_hash") if name in record]
-    body += folded(
-        "All options",
-        table(
-            "As they were given; none is a default or an automatic choice.", ("option", "value"), options, kind="facts"
-        ),
-    )
-    for name in sorted(record.keys() - KNOWN):
-        body += folded(name.replace("_", " "), table(f"As run.json has it: {name}.", ("", ""), leaves(record[name])))
-    return body
 
 
-def folded(title: str, content: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{content}</details>"
+def facts(caption: str, rows: Sequence[tuple[str, str]]) -> Table:
+    return Table(caption, ("", ""), rows, kind="facts")
 
 
-def models_table(record: Mapping[str, Any]) -> str:
-    rows = [
-        (
-            name,
-            entry.get("checkpoint", "–"),
-            entry.get("kind", "–"),
-            value_text("", entry.get("parameters")),
-            entry.get("matching", "–"),
-            str(entry.get("fingerprint") or "–")[:12],
-        )
-        for name, entry in record.get("models", {}).items()
-    ]
+def texts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, value_text(name, value)) for name, value in values.items()]
+
+
+def models_table(record: Mapping[str, Any]) -> Table:
+    rows = []
+    for name, entry in record.get("models", {}).items():
+        source, parameters = entry.get("checkpoint", "–"), value_text("", entry.get("parameters"))
+        digest = str(entry.get("fingerprint") or "–")[:12]
+        rows.append((name, source, entry.get("kind", "–"), parameters, entry.get("matching", "–"), digest))
     heads = ("model", "checkpoint", "kind", "parameters", "head to classes", "sha256")
-    return table("The models, and how their heads were matched to the classes.", heads, rows) if rows else ""
+    return Table("Models, and how their heads were matched to the classes.", heads, rows)
 
 
-def choices_table(record: Mapping[str, Any]) -> str:
+def choices_table(record: Mapping[str, Any]) -> Table:
     rows = [
         (name.replace("_", " "), value_text(name, choice.get("value")), choice.get("reason", ""))
         for name, choice in record.get("choices", {}).items()
     ]
-    return table("What was chosen, and why.", ("setting", "value", "reason"), rows) if rows else ""
+    return Table("Automatic choices and their reasons.", ("setting", "value", "reason"), rows)
 
 
-def sessions_table(record: Mapping[str, Any]) -> str:
+def sessions_table(record: Mapping[str, Any]) -> Table:
     sessions = record.get("sessions", [])
     keys = [key for key in SESSION_COLUMNS if any(session.get(key) is not None for session in sessions)]
-    rows = [[value_text(key, session.get(key)) for key in keys] for session in sessions]
-    heads = [SESSION_COLUMNS[key] for key in keys]
-    return table("Starts of the run; times are UTC.", heads, rows) if rows and keys else ""
+    rows = [[value_text(key, session.get(key)) for key in keys] for session in sessions if keys]
+    return Table("Sessions of the run; times are UTC.", [SESSION_COLUMNS[key] for key in keys], rows)
 
 
-def audit_table(record: Mapping[str, Any]) -> str:
-    """What the run's preprocessing and precision changed, by the last start that looked."""
+def audit_table(record: Mapping[str, Any]) -> Table:
+    """Differences that the run's preprocessing and precision made, as the last audited session measured them."""
     audits = [session["audit"] for session in record.get("sessions", []) if session.get("audit")]
-    if not audits:
-        return ""
     rows = []
-    for name, found in audits[-1].items():
-        for kind, what in (("against_processor", "transformers' own pixels"), ("against_fp32", "fp32")):
-            if (other := found.get(kind)) is not None:
-                levels = f"{other['mean_levels']:.2f}" if "mean_levels" in other else "–"
-                differs = f"{other['top1_differs']:,} of {found['images']:,}"
-                rows.append((name, what, levels, differs, f"{other['largest_prob_difference']:.2g}"))
+    for name, audit in (audits[-1] if audits else {}).items():
+        for kind, other in (("against_processor", "transformers' own pixels"), ("against_fp32", "fp32")):
+            if (figures := audit.get(kind)) is not None:
+                levels = f"{figures['mean_levels']:.2f}" if "mean_levels" in figures else "–"
+                differs = f"{figures['top1_differs']:,} of {audit['images']:,}"
+                rows.append((name, other, levels, differs, f"{figures['largest_prob_difference']:.2g}"))
     heads = ("model", "against", "mean difference, of 255 levels", "another answer", "largest change of a probability")
-    return table("What preprocessing and precision changed, on the first images of the run.", heads, rows)
+    return Table("Effect of preprocessing and precision on the first images of the run.", heads, rows)
+
+
+def options_table(record: Mapping[str, Any]) -> Table:
+    rows = texts(record.get("options", {})) + texts(record.get("corpus", {}))
+    rows += [("templates", value) for value in record.get("templates") or ()]
+    rows += [(name, record[name]) for name in ("classes_source", "identity_hash") if name in record]
+    caption = "Options as given; a dash is a default or an automatic choice."
+    return Table(caption, ("option", "value"), rows, kind="facts")
 
 
 def value_text(name: str, value: Any) -> str:
-    """A recorded value as people write it."""
+    """A recorded value in readable form."""
     if value is None or value == []:
         return "–"
     if isinstance(value, bool):

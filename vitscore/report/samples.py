@@ -1,9 +1,8 @@
-"""Which samples are worth a look: one pass over the parts, keeping the few that the report shows.
+"""Choose the samples worth a look, in one pass over the parts.
 
-Between the parts and the report. Three questions are asked of every row: is it one of the most confused pairs, are the
-models sure of another answer than the label, do two models disagree, both sure. What is kept is bounded, so memory
-does not grow with the run; ties go to the earlier row, so the same parts give the same choice. Opens no shard and
-decodes no image. Axes: B rows.
+A row is kept if it is in one of the most confused pairs, if the models confidently contradict its label, or if two
+models confidently disagree. The number of rows kept is bounded, so memory does not grow with the run; ties go to the
+earlier row, so the same parts give the same choice. Opens no shard and decodes no image. Axes: B rows.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ Cell: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model says of a sample; `pred` is -1 where it gave no answer."""
+    """One model's answer for a sample; `pred` is -1 if it gave none."""
 
     pred: int
     prob: float | None
@@ -58,18 +57,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A sample whose label the models contradict: their answer, and their mean confidence in it."""
+    """A sample whose label the models contradict, with their answer and their mean confidence in it."""
 
     sample: Sample
     answer: int
     confidence: float
-
-
-@dataclass(frozen=True)
-class BadSample:
-    shard: str
-    key: str
-    reason: str
 
 
 @dataclass
@@ -80,18 +72,23 @@ class Confidence:
     wrong: Array = field(default_factory=lambda: np.zeros(NUM_BINS, np.int64))
     unlabelled: Array = field(default_factory=lambda: np.zeros(NUM_BINS, np.int64))
 
+    @property
+    def total(self) -> int:
+        return int(self.right.sum() + self.wrong.sum() + self.unlabelled.sum())
+
 
 @dataclass(frozen=True)
 class Chosen:
-    """What one pass over the parts has kept."""
+    """The samples kept by one pass over the parts."""
 
     confused: dict[str, dict[Cell, list[Sample]]]
-    """By model and cell of its confusion matrix, the surest first."""
+    """By model and cell of its confusion matrix, the most confident first."""
     mistakes: list[Mistake]
     disagreements: dict[tuple[str, str], tuple[list[Sample], list[Sample]]]
-    """By pair of models: only the first is right, only the second is."""
+    """By pair of models: samples where only the first is right, and where only the second is."""
     confidence: dict[str, Confidence]
-    bad: list[BadSample]
+    bad: list[tuple[str, str, str]]
+    """Key, shard and reason."""
 
 
 class _Block:
@@ -121,7 +118,7 @@ def _read(figure_B: Array | None) -> Array:
 
 
 class _Best:
-    """The samples of the highest scores, the earlier first among equals."""
+    """The samples with the highest scores, the earlier first among equals."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -141,20 +138,16 @@ class _Best:
 
 
 class _Choosing:
+    """The samples kept so far."""
+
     def __init__(self, confused: Mapping[str, Sequence[Cell]], pairs: Sequence[tuple[str, str]]) -> None:
         self.models = list(confused)
         self.confused = {name: {cell: _Best(SAMPLES_A_PAIR) for cell in cells} for name, cells in confused.items()}
         self.pairs = {pair: (_Best(MOST_DISAGREEMENTS), _Best(MOST_DISAGREEMENTS)) for pair in pairs}
         self.mistakes = _Best(MOST_MISTAKES)
         self.confidence = {name: Confidence() for name in confused}
-        self.bad: list[BadSample] = []
+        self.bad: list[tuple[str, str, str]] = []
         self.reasons: Counter[str] = Counter()
-
-    def add_part(self, path: Path, footer: Footer) -> None:
-        start = 0
-        for rows in read_rows(path, self.models, figures=("pred", "prob", "label_logprob")):
-            self.add_rows(_Block(footer, start, rows))
-            start += len(rows)
 
     def add_rows(self, block: _Block) -> None:
         for name in self.models:
@@ -174,12 +167,12 @@ class _Choosing:
             best.offer(block, index, block.prob_B[name][index])
 
     def _add_confidence(self, name: str, block: _Block) -> None:
-        pred_B, label_B, found = block.pred_B[name], block.label_B, self.confidence[name]
+        pred_B, label_B, counts = block.pred_B[name], block.label_B, self.confidence[name]
         bin_B = np.clip((block.prob_B[name].astype(np.float64) * NUM_BINS).astype(int), 0, NUM_BINS - 1)
-        has_answer, has_label = pred_B >= 0, label_B >= 0
-        groups = ((found.right, pred_B == label_B), (found.wrong, has_label & (pred_B != label_B)))
-        for counts_M, is_in_B in (*groups, (found.unlabelled, ~has_label)):
-            counts_M += np.bincount(bin_B[has_answer & is_in_B], minlength=NUM_BINS)
+        is_right, has_label = pred_B == label_B, label_B >= 0
+        groups = ((counts.right, is_right), (counts.wrong, has_label & ~is_right), (counts.unlabelled, ~has_label))
+        for counts_M, is_in_B in groups:
+            counts_M += np.bincount(bin_B[(pred_B >= 0) & is_in_B], minlength=NUM_BINS)
 
     def _add_mistakes(self, block: _Block) -> None:
         answer_B, score_B = contradictions(block.label_B, block.pred_B, block.prob_B)
@@ -199,7 +192,7 @@ class _Choosing:
             reason = block.rows.reasons[row].as_py() or "unknown"
             self.reasons[reason_kind(reason)] += 1
             if self.reasons[reason_kind(reason)] <= BAD_A_REASON:
-                self.bad.append(BadSample(block.footer.shard, block.rows.keys[row].as_py(), reason))
+                self.bad.append((block.rows.keys[row].as_py(), block.footer.shard, reason))
 
     def result(self) -> Chosen:
         mistakes = []
@@ -218,18 +211,17 @@ class _Choosing:
 
 
 def contradictions(label_B: Array, pred_B: Mapping[str, Array], prob_B: Mapping[str, Array]) -> tuple[Array, Array]:
-    """The answer that speaks loudest against each label, and the models' mean confidence in it.
+    """The strongest answer against each label, and the models' mean confidence in it.
 
-    A model that gives another answer adds nothing, so an answer on which all models agree comes before one of a
-    single model that is as sure.
+    A model that gives another answer counts as zero, so all models' answer outranks one model's of equal confidence.
 
     Returns:
-        The answer's class, -1 where no model contradicts the label; and its score in [0, 1].
+        The answer's class, -1 if no model contradicts the label; and its score in [0, 1].
     """
     answer_B, score_B = np.full(len(label_B), -1), np.zeros(len(label_B))
     for candidate_B in pred_B.values():
-        voices = [np.where(pred_B[name] == candidate_B, prob_B[name], 0.0) for name in pred_B]
-        mean_B = np.sum(voices, axis=0) / len(voices)
+        votes_B = [np.where(pred_B[name] == candidate_B, prob_B[name], 0.0) for name in pred_B]
+        mean_B = np.sum(votes_B, axis=0) / len(votes_B)
         is_better_B = (label_B >= 0) & (candidate_B >= 0) & (candidate_B != label_B) & (mean_B > score_B)
         answer_B[is_better_B], score_B[is_better_B] = candidate_B[is_better_B], mean_B[is_better_B]
     return answer_B, score_B
@@ -241,14 +233,16 @@ def choose_samples(
     confused: Mapping[str, Sequence[Cell]],
     pairs: Sequence[tuple[str, str]],
 ) -> Chosen:
-    """Read the parts once and keep the samples that are worth a look.
+    """Read the parts (path and footer by ordinal) once and keep the samples worth a look.
 
     Args:
-        parts: path and footer by ordinal.
-        confused: for each model, the cells of its confusion matrix (truth, prediction) to find samples of.
-        pairs: the models whose disagreements are wanted.
+        confused: for each model, cells of its confusion matrix (truth, prediction).
+        pairs: models to find disagreements between.
     """
     choosing = _Choosing(confused, pairs)
     for path, footer in parts.values():
-        choosing.add_part(path, footer)
+        start = 0
+        for rows in read_rows(path, choosing.models, figures=("pred", "prob", "label_logprob")):
+            choosing.add_rows(_Block(footer, start, rows))
+            start += len(rows)
     return choosing.result()

@@ -1,4 +1,4 @@
-// The table of classes: sorted by a heading, filtered by name, some rows at a time.
+// The table of classes: sorted by heading, filtered by name, a number of rows at a time.
 
 function classTable() {
   const table = $('class-table');
@@ -8,7 +8,7 @@ function classTable() {
   const sorting = { column: null, isDown: false };
   let shown = STEP;
 
-  // For each class, the answer that most of its mistakes are.
+  // Each class's most frequent wrong answer.
   function worst(model) {
     if (!model.worst) {
       model.worst = new Map();

@@ -1,8 +1,8 @@
-"""Small pictures of chosen samples, out of their shards, as data URIs.
+"""Small pictures of chosen samples, read from their shards, as data URIs.
 
-The report's only look at images. Nothing here can fail a report: a shard that is gone, has changed or cannot be read
-costs the pictures of its samples and is named. Pictures are bounded in number and bytes by whoever asks. Pillow alone
-decodes; neither torch nor DALI is needed.
+The only part of the report that reads images. Problems never fail a report: a shard that is missing, has changed or
+cannot be read is named, and its samples have no pictures. The caller bounds their number and bytes. Pillow decodes;
+neither torch nor DALI is needed.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from vitscore.shards.shard import Shard, find_again
 from vitscore.system.machine import num_usable_cpus
 
 SIDE = 144
-"""Longest side in pixels: sharp at 72 CSS pixels on a dense screen, about 4 kB."""
+"""Longest side in pixels: sharp at 72 CSS pixels on a high-density screen, about 4 kB."""
 SMALL = 48
-"""Up to here an image is kept as it is, without loss."""
+"""Images up to this side are encoded without loss."""
 MOST_BYTES = 2_600_000
-"""All data URIs together."""
+"""Maximum size of all data URIs together."""
 
 
 @dataclass
 class Thumbnails:
-    """Data URIs by the place of their sample, and what could not be had."""
+    """Data URIs by (shard ordinal, row), and the reasons for missing ones."""
 
     images: dict[tuple[int, int], str] = field(default_factory=dict)
     wanted: int = 0
     lost_shards: dict[str, str] = field(default_factory=dict)
     """Shards that could not be read, each with its reason."""
     num_unreadable: int = 0
-    """Samples whose image is not there or cannot be decoded, in shards that can be read."""
+    """Samples in readable shards whose image is missing or cannot be decoded."""
     is_full: bool = False
-    """Whether some were left out to keep the report small."""
+    """Whether pictures were left out to keep the report small."""
 
     @property
     def notes(self) -> list[str]:
-        """In words: what is missing and why."""
+        """Sentences that say which pictures are missing, and why."""
         notes = []
         if self.lost_shards:
             name, reason = next(iter(self.lost_shards.items()))
@@ -65,19 +65,19 @@ class Thumbnails:
 
 
 def find_shards(listed: Sequence[Mapping[str, Any]], specs: Sequence[str], *, split: str) -> dict[int, Shard]:
-    """The run's shards where they are now, by ordinal: by name, else by base name where that is unique.
+    """The run's shards at their present place, by ordinal; matched by name, or by base name if that is unique.
 
     Args:
         listed: rows of shards.parquet: `ordinal`, `name`.
-        specs: where the shards are, as for a run.
-        split: the part of a data set in CLIP_benchmark's layout.
+        specs: shards as the command line takes them.
+        split: the split of a data set in CLIP_benchmark's layout.
     """
     try:
-        found = locate(specs, split=split, has_remote_sizes=False).shards
+        present = locate(specs, split=split, has_remote_sizes=False).shards
     except VitscoreError:
         return {}
-    candidates = find_again([row["name"] for row in listed], found)
-    return {int(row["ordinal"]): one[0] for row, one in zip(listed, candidates, strict=True) if len(one) == 1}
+    candidates = find_again([row["name"] for row in listed], present)
+    return {int(row["ordinal"]): match[0] for row, match in zip(listed, candidates, strict=True) if len(match) == 1}
 
 
 def make_thumbnails(
@@ -89,23 +89,20 @@ def make_thumbnails(
     max_bytes: int = MOST_BYTES,
     may_fetch: bool = False,
 ) -> Thumbnails:
-    """Make a picture of each sample, the first ones first where not all fit.
+    """Make a picture of each sample; if not all fit, the first ones are kept.
 
     Args:
-        samples: in order of importance; repeated ones count once.
+        samples: in order of importance; duplicates count once.
         places: the shards by ordinal.
-        image_key: the extension that is the image, as the run had it.
+        image_key: the extension of the image, as in the run.
         max_pixels: images that declare more are not decoded.
-        max_bytes: of all data URIs together.
-        may_fetch: look into shards that lie elsewhere, too.
+        max_bytes: maximum size of all data URIs together.
+        may_fetch: read remote shards too.
     """
-    wanted: dict[tuple[int, int], Sample] = {}
-    for sample in samples:
-        wanted.setdefault(sample.place, sample)
-    ordered = list(wanted.values())
+    ordered = list({sample.place: sample for sample in samples}.values())
     made = Thumbnails(wanted=len(ordered))
     drawn: dict[tuple[int, int], str] = {}
-    # Warnings are muted here, since that is not for threads.
+    # Warning filters are not thread-safe, so they are set before the threads start.
     with ThreadPoolExecutor(num_usable_cpus()) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for ordinal in sorted({sample.ordinal for sample in ordered}):
@@ -131,7 +128,7 @@ def make_thumbnails(
 def _of_one_shard(
     samples: Sequence[Sample], place: Shard | None, made: Thumbnails, *, image_key: str | None
 ) -> dict[tuple[int, int], bytes]:
-    """The encoded images of samples, by their place."""
+    """The encoded images of samples of one shard, by place; problems are noted in `made`."""
     name = samples[0].shard
     if place is None:
         made.lost_shards[name] = "not found"
@@ -157,7 +154,7 @@ def _of_one_shard(
 
 
 def draw(encoded: bytes, *, max_pixels: int, side: int = SIDE) -> str | None:
-    """A small WebP of an encoded image as a data URI; None where it cannot be decoded or is too large to try."""
+    """A small WebP of an encoded image as a data URI; None if it cannot be decoded or declares too many pixels."""
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             if image.width * image.height > max_pixels:
@@ -169,7 +166,7 @@ def draw(encoded: bytes, *, max_pixels: int, side: int = SIDE) -> str | None:
             small.thumbnail((side, side), reducing_gap=2.0)
             buffer = io.BytesIO()
             small.save(buffer, "WEBP", quality=62, lossless=max(small.size) <= SMALL, method=4)
-    # Pillow's decoders raise whatever they like on damaged images.
+    # Pillow's decoders raise exceptions of any kind on damaged images.
     except Exception:
         return None
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

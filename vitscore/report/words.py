@@ -1,7 +1,7 @@
-"""The report's sentences: the headline, what stands below it, and what a reader should know first.
+"""The report's sentences: headline, summary and warnings, as plain text.
 
-Findings in, plain text out; escaping is the page's. The headline is compare's one sentence on the two most accurate
-models, or what the run allows to be said where there is only one, or nothing to measure by.
+The headline is the conclusion of comparing the two most accurate models. With one model it is its accuracy; without
+labels it says that nothing could be measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def kicker(findings: Findings) -> str:
-    """What this is, of which data, from when."""
+    """The line above the headline: program, data, date."""
     shards = findings.record.get("options", {}).get("shards") or []
     sessions = findings.record.get("sessions") or [{}]
     date = str(sessions[-1].get("ended") or sessions[-1].get("started") or "").partition("T")[0]
@@ -31,7 +31,7 @@ def kicker(findings: Findings) -> str:
 
 
 def headline(findings: Findings) -> tuple[str, str]:
-    """The one-sentence conclusion, and an aside in brackets, maybe empty."""
+    """The one-sentence conclusion, and its figures in brackets, which may be empty."""
     ledger = findings.document["ledger"]
     if not ledger["shards"]["done"]:
         return "No shard is done yet: there is nothing to report", ""
@@ -44,7 +44,7 @@ def headline(findings: Findings) -> tuple[str, str]:
     if (entry := leading_pair(findings)) is None:
         return one_model(findings)
     sentence = spoken(entry, findings)
-    # A model's name has no brackets, so the first one opens the figures.
+    # Model names have no brackets, so the first bracket opens the figures.
     before, bracket, after = sentence.partition(" (")
     begins = before.startswith("no difference between")
     return (before[0].upper() + before[1:] if begins else before), (bracket + after).strip()
@@ -53,15 +53,14 @@ def headline(findings: Findings) -> tuple[str, str]:
 def leading_pair(findings: Findings) -> Mapping[str, Any] | None:
     """The comparison of the two most accurate models; None with one model."""
     best = set(findings.ranking[:2])
-    found = [entry for entry in findings.document["comparisons"] if {entry["a"], entry["b"]} == best]
-    return found[0] if found else None
+    return next((pair for pair in findings.document["comparisons"] if {pair["a"], pair["b"]} == best), None)
 
 
 def spoken(entry: Mapping[str, Any], findings: Findings) -> str:
-    """Compare's sentence on a pair; where several pairs are tested, with the corrected p-value."""
+    """The conclusion for a pair; the p-value is corrected if several pairs are tested."""
     adjusted_p = findings.adjusted_p[list(findings.document["comparisons"]).index(entry)]
     said = conclusion({**entry, "mcnemar_p": adjusted_p})
-    # A true minus sign before figures; hyphens in names stay.
+    # Figures get a true minus sign; hyphens in names stay.
     return re.sub(r"(?<![\w.])-(?=\d)", "−", said)
 
 
@@ -74,7 +73,7 @@ def one_model(findings: Findings) -> tuple[str, str]:
 
 
 def deck(findings: Findings) -> str:
-    """A sentence or two below the headline: what was scored, and how the two best models differ."""
+    """The sentences below the headline: images, classes and models, and how the two best models differ."""
     ledger, entry = findings.document["ledger"], leading_pair(findings)
     classes = counted(len(findings.classes), "class")
     text = f"{counted(ledger['scored'], 'image')}, {classes}, {counted(len(findings.models), 'model')}."
@@ -87,31 +86,32 @@ def deck(findings: Findings) -> str:
 
 
 def warnings(findings: Findings) -> list[str]:
-    """What a reader must know before any figure."""
+    """Notes that affect how every figure is read."""
     ledger, shards = findings.document["ledger"], findings.document["ledger"]["shards"]
     said = []
     if shards["done"] < shards["expected"]:
         said.append(f"The run is not finished: {shards['done']:,} of {counted(shards['expected'], 'shard')} are done.")
     if shards["bad"]:
         bad = len(shards["bad"])
-        said.append(f"{counted(bad, 'shard')} {'is' if bad == 1 else 'are'} bad; what could be read of them is scored.")
+        be, their = ("is", "its") if bad == 1 else ("are", "their")
+        said.append(f"{counted(bad, 'shard')} {be} bad; {their} readable samples are scored.")
     if ledger["bad"]:
         said.append(f"{counted(ledger['bad'], 'sample')} could not be scored; the reasons are in the ledger below.")
     if ledger["unlabelled"] and findings.has_metrics:
-        said.append(f"{counted(ledger['unlabelled'], 'image')} without a label are predicted, and not measured.")
+        said.append(f"{counted(ledger['unlabelled'], 'image')} without a label: predicted, but not measured.")
     if absent := absent_classes(findings):
         said.append(absent)
     return said + findings.thumbnails.notes
 
 
 def absent_classes(findings: Findings) -> str:
-    """How many classes the truth lacks, which pull the macro averages down."""
+    """A note on classes without images, which lower the macro averages; empty if there are none."""
     measured = [model for model in findings.document["models"].values() if model["samples"]]
     present = min((model["num_classes_in_truth"] for model in measured), default=0)
     total = len(findings.classes)
     if not measured or present == total:
         return ""
     return (
-        f"Only {present:,} of {counted(total, 'class')} occur among the labels. Macro averages are over all {total:,}, "
-        "as scikit-learn's are; those over the classes that occur stand beside them."
+        f"Only {present:,} of {counted(total, 'class')} occur among the labels. Macro averages cover all {total:,}, as "
+        "in scikit-learn; the table also has the macro F1 of the classes that occur."
     )

@@ -25,7 +25,6 @@ from vitscore.shards.remote.cache import Cache
 from vitscore.shards.samples import OpenShard
 
 if TYPE_CHECKING:
-    from vitscore.models.image_model import ImageModel
     from vitscore.plan.plan import Plan
 
 if TYPE_CHECKING:

@@ -1,8 +1,4 @@
-"""A grid's figures in words and lines: the sentences that the numbers support, and a table for 80 columns.
-
-Beside `robustness`, which calls it for the sentences in robustness.json. Plain text only; who prints it is the command
-line.
-"""
+"""A grid's results as plain text: sentences for robustness.json, and a table for the terminal."""
 
 from __future__ import annotations
 
@@ -16,15 +12,15 @@ LEVEL_ROOM, MEAN_ROOM = 5, 6
 
 
 def conclusions(document: Mapping[str, Any]) -> list[str]:
-    """Who is the more robust, by how much, and where; one or two sentences a pair, one on each model's weakest spot."""
-    found: list[str] = []
+    """Which model is more robust, by how much, and under which operators; and each model's weakest operator."""
+    sentences: list[str] = []
     if not document["samples"]:
         return ["no sample has a label: nothing can be said of the models' robustness"]
     for comparison in document["comparisons"]:
-        found.append(_overall(document, comparison))
-        found.append(_by_operator(comparison))
-    found.extend(_weakest(name, model) for name, model in document["models"].items())
-    return found
+        sentences.append(_overall(document, comparison))
+        sentences.append(_by_operator(comparison))
+    sentences.extend(_weakest(name, model) for name, model in document["models"].items())
+    return sentences
 
 
 def _overall(document: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
@@ -47,7 +43,7 @@ def _overall(document: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
 
 
 def _by_operator(comparison: Mapping[str, Any]) -> str:
-    """Which operators tell the two apart, after Holm's correction."""
+    """Operators under which the two models differ, after Holm's correction."""
     ahead: dict[str, list[str]] = {comparison["a"]: [], comparison["b"]: []}
     for name, figures in comparison["operators"].items():
         low, high = figures["error_difference_ci"]
@@ -86,7 +82,7 @@ def points(fraction: float | None) -> str:
 
 
 def table(document: Mapping[str, Any], *, width: int = 80) -> list[str]:
-    """Accuracy in percent: an operator a line, severities and their mean side by side, as many models as fit."""
+    """Accuracy in percent: a line per operator, a column per severity and one for the mean, as many models as fit."""
     models, levels = list(document["models"]), _levels(document)
     room = LEVEL_ROOM * len(levels) + MEAN_ROOM
     per_block = max(1, (width - NAME_ROOM) // room)
@@ -122,7 +118,7 @@ def _block(document: Mapping[str, Any], models: Sequence[str], levels: Sequence[
         yield row(name, cells)
     yield means("mean error", [points(model["mean_corruption_error"]) for model in figures])
     intervals = [model["mean_corruption_error_ci"] for model in figures]
-    yield means("95% interval", ["-" if each is None else "-".join(map(points, each)) for each in intervals])
+    yield means("95% interval", ["-" if ends is None else "-".join(map(points, ends)) for ends in intervals])
     if len(document["models"]) > 1:
         own = [model["to_baseline"]["mean_corruption_error"] for model in figures]
         yield means("mCE to baseline", ["-" if value is None else f"{100 * value:.1f}" for value in own])
