@@ -308,3 +308,18 @@ def test_a_chain_is_carried_out_in_its_order() -> None:
     hidden = plain.augment(PHOTO, chain[0], WORDS[0], position=0)
     expected = plain.augment(hidden, chain[1], WORDS[0], position=1)
     assert np.abs(found.pixels[0][0].numpy().astype(int) - expected).max() <= 1
+
+
+def test_on_a_gpu_all_that_the_pixels_are_made_from_is_held_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Studio:
+        def apply(self, pixels_BHWC: torch.Tensor, words: Any) -> list[torch.Tensor]:
+            return [pixels_BHWC + 1]
+
+    monkeypatch.setattr(Stage, "_make", lambda stage, recipes, size: Studio())
+    condition = Condition("", (OPERATORS["brightness"].at(1),))
+    decoded = Decoded((torch.zeros(1, *SIZE, 3, dtype=torch.uint8),), held=(torch.zeros(1),))
+    for device_id, held in ((0, (decoded,)), (None, ())):
+        geometry = Geometry("exact", SIZE, "bilinear")
+        stage = Stage([condition], "dali", [geometry], batch_size=1, num_threads=1, device_id=device_id)
+        ((_, under),) = stage.apply(decoded, np.zeros((1, 2), np.uint32))
+        assert under.held == held

@@ -171,7 +171,7 @@ def test_images_of_one_size_get_the_same_bits_together(interpolation, size, crop
 
 @needs_dali
 def test_rows_go_together_only_with_rows_of_their_size_and_few_pixels():
-    from vitscore.decode.dali import alike
+    from vitscore.decode.resize import alike
 
     sizes = [(8, 8)] * 9 + [(500, 400), (8, 9), (500, 400)]
     groups = list(alike([torch.zeros(*size, 3) for size in sizes], at_least=2))
@@ -215,7 +215,7 @@ def test_a_bad_image_costs_its_batch_one_further_decode_and_other_batches_none()
         for batch in (good[:6], [*good[:6], bad[0], bad[1]], good[:6]):
             made.submit([pictures.as_array(content) for content in batch])
             made.collect()
-        assert made.num_decoded_again == 8
+        assert made.again.images == 8
     finally:
         made.close()
 
@@ -230,7 +230,7 @@ def test_after_a_failure_a_bad_image_takes_few_others_with_it():
         for row, again in ((0, 48), (20, 48 + 16), (47, 48 + 16 + 16)):
             made.submit([pictures.as_array(bad if index == row else photo) for index in range(48)])
             decoded = made.collect()
-            assert made.num_decoded_again == again
+            assert made.again.images == again
             assert list(decoded.faults) == [row]
             assert all(torch.equal(pixels, alone) for index, pixels in enumerate(decoded.pixels[0]) if index != row)
     finally:

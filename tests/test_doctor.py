@@ -1,6 +1,7 @@
 """`vitscore doctor`: this machine is examined for real; other machines are told to the checks."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from vitscore.cli import doctor
+from vitscore.decode.backends import BACKENDS, NVCUVID, failure_to_load, jpeg_backends
 
 Call = Callable[..., Any]
 GPU = {"has_hardware": True, "driver": "580.65.06", "driver_cuda": (13, 0), "torch_cuda": (13, 0)}
@@ -18,10 +20,10 @@ def test_this_machine_is_ready_and_the_report_says_so(vitscore: Call) -> None:
     done = vitscore("doctor")
     assert done.code == 0, done.err
     names = [line[3:].split()[0] for line in done.out.splitlines() if line[:3].strip()]
-    for name in ("python", "torch", "cpu", "gpu", "dali", "nvjpeg", "numba-cuda", "compile", "precisions"):
+    for name in ("python", "torch", "cpu", "gpu", "dali", "jpeg", "libnvcuvid", "numba-cuda", "compile", "precisions"):
         assert name in names
     document = json.loads(vitscore("doctor", "--json").out)
-    assert document["ready"] and [finding["name"] for finding in document["findings"]] == names
+    assert document["ready"] and [finding["name"].split()[0] for finding in document["findings"]] == names
 
 
 def test_what_doctor_says_of_the_gpu_is_what_torch_sees() -> None:
@@ -84,8 +86,6 @@ def test_what_is_missing_is_exit_4_and_the_report_is_still_there(
     [
         (doctor.check_dali(is_there=False, load=lambda: None), "optional", "pip install nvidia-dali-cuda130"),
         (doctor.check_dali(is_there=True, load=lambda: 1 / 0), "problem", "--force-reinstall"),
-        (doctor.check_nvjpeg(has_gpu=True, is_there=False), "optional", "pip install nvidia-nvjpeg"),
-        (doctor.check_nvjpeg(has_gpu=True, is_there=True), "ok", ""),
         (doctor.check_numba_cuda(has_gpu=True, is_there=False), "problem", "numba-cuda[cu13]"),
         (doctor.check_compile(compiler=None, has_gpu=False, has_triton=False), "optional", "apt install g++"),
         (doctor.check_compile(compiler="g++", has_gpu=True, has_triton=False), "optional", "pip install triton"),
@@ -94,6 +94,75 @@ def test_what_is_missing_is_exit_4_and_the_report_is_still_there(
 )
 def test_what_is_missing_comes_with_the_command_that_installs_it(found: doctor.Finding, state: str, said: str) -> None:
     assert found.state == state and said in found.fix
+
+
+ALL: dict[str, str | None] = dict.fromkeys(BACKENDS)
+NO_HARDWARE = {**ALL, "HW_GPU_ONLY": "Could not create decoder. Code: 7"}
+ON_THE_CPU = {**NO_HARDWARE, "HYBRID_CPU_GPU": "it does not decode JPEGs here"}
+
+
+@pytest.mark.parametrize(
+    "backends, has_gpu, state, said, fix",
+    [
+        (ALL, True, "ok", "HW_GPU_ONLY, HYBRID_CPU_GPU, GPU_ONLY, CPU_ONLY decode a JPEG", ""),
+        (NO_HARDWARE, True, "optional", "not HW_GPU_ONLY: Could not create decoder. Code: 7", NVCUVID),
+        (ON_THE_CPU, True, "optional", "not HYBRID_CPU_GPU: it does not decode", "pip install nvidia-nvjpeg"),
+        ({**ALL, "CPU_ONLY": "No module"}, True, "optional", "not CPU_ONLY: No module", "nvidia-nvimgcodec"),
+        (
+            {name: None if name == "CPU_ONLY" else "Failed to load libcuda.so" for name in BACKENDS},
+            False,
+            "optional",
+            "CPU_ONLY decodes a JPEG; not HW_GPU_ONLY, HYBRID_CPU_GPU, GPU_ONLY: Failed to load libcuda.so",
+            "",
+        ),
+    ],
+)
+def test_which_backends_decode_a_jpeg_is_said(
+    backends: dict[str, str | None], has_gpu: bool, state: str, said: str, fix: str
+) -> None:
+    found = doctor.check_jpeg(backends, has_gpu=has_gpu)
+    assert found.state == state and said in found.found and fix in found.fix and bool(found.fix) == bool(fix)
+
+
+@pytest.mark.parametrize(
+    "has_gpu, failure, state, said, fix",
+    [
+        (True, None, "ok", "can be loaded", ""),
+        (True, "libnvcuvid.so.1: cannot open", "optional", "cannot open", "NVIDIA_DRIVER_CAPABILITIES must includ"),
+        (False, "libnvcuvid.so.1: cannot open", "optional", "needs a GPU", ""),
+    ],
+)
+def test_the_hardware_decoders_library_is_looked_for(
+    has_gpu: bool, failure: str | None, state: str, said: str, fix: str
+) -> None:
+    found = doctor.check_nvcuvid(has_gpu=has_gpu, failure=failure)
+    assert found.state == state and said in found.found and fix in found.fix and bool(found.fix) == bool(fix)
+
+
+def test_every_backend_is_given_a_jpeg_on_this_machine(capfd: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    found = jpeg_backends()
+    assert tuple(found) == BACKENDS and found["CPU_ONLY"] is None
+    for failure in filter(None, found.values()):
+        assert "\n" not in failure and "\x1b" not in failure and len(failure) < 400
+    if not torch.cuda.is_available():
+        assert all(found[name] and "libcuda" in found[name] for name in BACKENDS if name != "CPU_ONLY")
+        assert failure_to_load(NVCUVID)
+    assert failure_to_load("libc.so.6") is None
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""  # what the libraries print is not for the terminal
+
+
+def test_without_nvimagecodec_every_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
+    assert all("nvimgcodec" in (failure or "") for failure in jpeg_backends().values())
+
+
+def test_the_probe_needs_no_torch() -> None:
+    code = "import sys, vitscore.decode.backends as d; d.jpeg_backends(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n" and done.stderr == ""
 
 
 def test_the_bus_is_asked_for_nvidias_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

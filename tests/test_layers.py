@@ -33,7 +33,7 @@ ROOMS: dict[str, str] = {
     "ranks": "shards system",
     "metrics": "classes kernels rundir shards system",
     "models": "classes kernels preprocess system",
-    "rundir": "kernels shards system",
+    "rundir": "decode kernels shards system",
     "classes": "",
     "preprocess": "",
     "kernels": "system",

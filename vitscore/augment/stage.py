@@ -79,7 +79,7 @@ class Stage:
                 yield from ((each, decoded) for each in conditions)
                 continue
             recipes = tuple(each.recipe for each in conditions)
-            held = decoded.pixels if self._device_id is not None else ()
+            held = (decoded,) if self._device_id is not None else ()
             sets = [
                 self._studio(recipes, geometry).apply(pixels, words)
                 for geometry, pixels in zip(self._geometries, decoded.pixels, strict=True)

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vitscore.decode.backends import CPU, HARDWARE, NVCUVID, NVJPEG, failure_to_load, jpeg_backends
 from vitscore.decode.make import is_dali_available
 from vitscore.plan.choices import has_bf16_instructions
 from vitscore.system.machine import cpu_name, num_usable_cpus
@@ -72,7 +73,8 @@ def examine() -> list[Finding]:
         )
     )
     findings.append(check_dali(is_there=is_dali_available(), load=lambda: importlib.import_module("nvidia.dali")))
-    findings.append(check_nvjpeg(has_gpu=bool(gpus), is_there=version_of("nvidia-nvjpeg") is not None))
+    findings.append(check_jpeg(jpeg_backends(), has_gpu=bool(gpus)))
+    findings.append(check_nvcuvid(has_gpu=bool(gpus), failure=failure_to_load(NVCUVID)))
     findings.append(check_numba_cuda(has_gpu=bool(gpus), is_there=version_of("numba-cuda") is not None))
     findings.append(
         check_compile(compiler=find_compiler(), has_gpu=bool(gpus), has_triton=version_of("triton") is not None)
@@ -196,13 +198,41 @@ def check_dali(*, is_there: bool, load: Callable[[], Any]) -> Finding:
     return Finding("dali", OK, version_of("nvidia-dali-cuda130") or "there")
 
 
-def check_nvjpeg(*, has_gpu: bool, is_there: bool) -> Finding:
-    if has_gpu and is_there:
-        return Finding("nvjpeg", OK, "JPEGs are decoded on the GPU")
-    if has_gpu:
-        fix = f"{sys.executable} -m pip install nvidia-nvjpeg"
-        return Finding("nvjpeg", OPTIONAL, "not installed: JPEGs are decoded on the CPU", fix)
-    return Finding("nvjpeg", OPTIONAL, "needs a GPU: JPEGs are decoded on the CPU")
+def check_jpeg(backends: Mapping[str, str | None], *, has_gpu: bool) -> Finding:
+    """Which of nvImageCodec's backends decode a JPEG; on a GPU the hardware and nvJPEG should.
+
+    Args:
+        backends: by backend None, or why it does not.
+        has_gpu: whether torch can use one.
+    """
+    name = "jpeg decoders"
+    works = [backend for backend, failure in backends.items() if failure is None]
+    reasons: dict[str, list[str]] = {}
+    for backend, failure in backends.items():
+        if failure is not None:
+            reasons.setdefault(failure, []).append(backend)
+    found = "; ".join(
+        [f"{', '.join(works) or 'none'} decode{'s' * (len(works) == 1)} a JPEG"]
+        + [f"not {', '.join(failing)}: {reason}" for reason, failing in reasons.items()]
+    )
+    if CPU not in works:
+        fix = f"{sys.executable} -m pip install --force-reinstall nvidia-nvimgcodec-cu13"
+        return Finding(name, OPTIONAL, found, fix)
+    if not has_gpu or HARDWARE in works:
+        return Finding(name, OK if has_gpu else OPTIONAL, found)
+    if NVJPEG in works:
+        return Finding(name, OPTIONAL, found, f"a GPU with a JPEG decoder (A100, H100 and later) needs {NVCUVID}")
+    return Finding(name, OPTIONAL, found, f"{sys.executable} -m pip install nvidia-nvjpeg")
+
+
+def check_nvcuvid(*, has_gpu: bool, failure: str | None) -> Finding:
+    """The driver's library without which the hardware JPEG decoder is not used, and nothing says so."""
+    if not has_gpu:
+        return Finding("libnvcuvid", OPTIONAL, "needs a GPU: the hardware JPEG decoder's library")
+    if failure is None:
+        return Finding("libnvcuvid", OK, f"{NVCUVID} can be loaded: the hardware JPEG decoder has its library")
+    fix = "in a container NVIDIA_DRIVER_CAPABILITIES must include video; else sudo apt install libnvcuvid1 (Debian)"
+    return Finding("libnvcuvid", OPTIONAL, f"no hardware JPEG decoder without it: {failure}", fix)
 
 
 def check_numba_cuda(*, has_gpu: bool, is_there: bool) -> Finding:

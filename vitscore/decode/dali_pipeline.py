@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
@@ -29,6 +30,7 @@ import nvidia.dali.types as types
 from nvidia.dali import pipeline_def
 from nvidia.dali.tensors import TensorCPU
 
+from vitscore.decode.failures import end_of_run, failure_of
 from vitscore.decode.make import EncodedImage
 from vitscore.preprocess import Geometry
 
@@ -47,8 +49,17 @@ _REACH = {"nearest": 1, "bilinear": 1, "bicubic": 2, "lanczos": 3}
 _MIN_SIDE = {"nearest": 1, "bilinear": 1, "bicubic": 16, "lanczos": 32}
 
 
-class Failed(RuntimeError):
-    """DALI could not decode some image of the batch; its text is DALI's."""
+GOOD_SIZE = (16, 16)
+
+
+def _good_image() -> EncodedImage:
+    file = BytesIO()
+    Image.new("RGB", GOOD_SIZE, (120, 130, 140)).save(file, "JPEG")
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+GOOD_IMAGE = _good_image()
+"""A small JPEG that every decoder can decode."""
 
 
 class Misplaced(Exception):
@@ -75,6 +86,8 @@ class DaliPipeline:
     ) -> None:
         self._geometries = geometries
         self._device = None if device_id is None else torch.device("cuda", device_id)
+        self._fed: deque[Sequence[EncodedImage]] = deque()
+        """The bytes that DALI reads where they are: kept until their batch is there, or has failed."""
         graph = pipeline_def(
             _graph,
             batch_size=batch_size,
@@ -89,22 +102,30 @@ class DaliPipeline:
         # The first `schedule_run` starts `depth` batches at once, and fails where they are not there; later ones start
         # one. So it is spent on small images, which also lets DALI make its decoders before the first real batch.
         for _ in range(depth):
-            self._feed_inputs([_small_jpeg()], [(16, 16)], serial=0)
+            self._feed_inputs([GOOD_IMAGE], [GOOD_SIZE], serial=0)
         self._pipe.schedule_run()
         for _ in range(depth):
             self.outputs(0)
 
     def feed(self, images: Sequence[EncodedImage], sizes: Sizes, *, serial: int) -> None:
-        """Start a batch of images whose upright sizes are known; their bytes are copied."""
-        self._feed_inputs(images, sizes, serial=serial)
-        self._pipe.schedule_run()
+        """Start a batch of images whose upright sizes are known; their bytes must stay as they are until its outputs.
+
+        Raises:
+            SetupError: there is no memory for it, or the device does not work.
+        """
+        try:
+            self._feed_inputs(images, sizes, serial=serial)
+            self._pipe.schedule_run()
+        except (RuntimeError, MemoryError) as error:
+            raise end_of_run(error, batch_size=len(images), device=self._device) from error
 
     def outputs(self, serial: int) -> tuple[Sizes, list[torch.Tensor]]:
         """Wait for the oldest batch: upright sizes, and a tensor for each geometry, or without any for each image.
 
         Raises:
-            Failed: an image of it cannot be decoded.
+            Failed: an image of it cannot be decoded, or there is no memory for it.
             Misplaced: it is not the batch with this serial.
+            SetupError: the device does not work.
         """
         # On a GPU the outputs are bound to torch's stream: what DALI still has to do for them, that stream waits for
         # and the host does not (`share_outputs(cuda_stream)`, default executor). `from_dlpack` names torch's current
@@ -115,8 +136,10 @@ class DaliPipeline:
         stream = None if self._device is None else torch.cuda.current_stream(self._device)
         try:
             serials, sizes, *lists = self._pipe.share_outputs(stream)
-        except Exception as failure:
-            raise Failed(str(failure)) from failure
+        except Exception as error:
+            raise failure_of(error, device=self._device) from error
+        finally:
+            self._fed.popleft()
         found = int(serials.at(0))
         shapes = [(height, width) for height, width, _ in np.asarray(sizes.as_tensor()).tolist()]
         if self._geometries:
@@ -139,6 +162,7 @@ class DaliPipeline:
         return [from_dlpack(image.__dlpack__()) for image in decoded]
 
     def _feed_inputs(self, images: Sequence[EncodedImage], sizes: Sizes, *, serial: int) -> None:
+        self._fed.append(images)
         # DALI's own tensors pass as they are; arrays are looked at one by one, which takes twice as long.
         self._pipe.feed_input("encoded", [TensorCPU(image) for image in images])
         self._pipe.feed_input("serial", np.full(len(images), serial, np.int64))
@@ -155,7 +179,8 @@ def is_beyond_dali(geometry: Geometry, size: tuple[int, int]) -> bool:
 
 
 def _graph(geometries: Sequence[Geometry], *, is_gpu: bool, hw_decoder_load: float) -> tuple[Any, ...]:
-    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+    # Without a copy: of 256 JPEGs of 110 KB it took two thirds of the time that feeding them takes.
+    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
     serial = fn.external_source(name="serial", dtype=types.INT64, ndim=0)
     images = fn.decoders.image(
         encoded,
@@ -224,9 +249,3 @@ def _windows(geometry: Geometry, sizes: Sizes) -> dict[str, NDArray[Any]]:
     if geometry.can_pad:
         result["start"] = np.minimum(offset, 0).astype(np.int32)
     return result
-
-
-def _small_jpeg() -> EncodedImage:
-    file = BytesIO()
-    Image.new("RGB", (16, 16), (120, 130, 140)).save(file, "JPEG")
-    return np.frombuffer(file.getvalue(), np.uint8)

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vitscore.decode.counts import DecodedAgain
+from vitscore.decode.failures import cause_of, out_of_memory
 from vitscore.errors import SetupError
 from vitscore.preprocess import Geometry, ProcessorGeometry
 from vitscore.shards.reasons import IMAGE_TOO_LARGE
@@ -50,12 +52,13 @@ class Decoded:
     Args:
         pixels: for each geometry uint8 (B, H, W, 3), contiguous; for a `ProcessorGeometry` float32 (B, 3, H, W).
         faults: row to reason; such a row's pixels are zeros.
-        held: on a GPU what the pixels are made from, which it may still be reading: kept as long as the pixels are.
+        held: on a GPU what the pixels are made from, which it may still be reading (the encoded images, and pixels that
+            these are copied from): kept as long as the pixels are.
     """
 
     pixels: tuple[torch.Tensor, ...]
     faults: dict[int, str] = field(default_factory=dict)
-    held: tuple[torch.Tensor, ...] = ()
+    held: tuple[object, ...] = ()
 
 
 class Decoder(Protocol):
@@ -63,12 +66,18 @@ class Decoder(Protocol):
 
     depth: int
     """How many batches may be submitted and not yet collected."""
+    again: DecodedAgain
+    """How often something was decoded more than once, so far."""
 
     def submit(self, images: Sequence[EncodedImage]) -> None:
         """Begin to decode a batch of 1 to `batch_size` images; their bytes must stay as they are until collected."""
 
     def collect(self) -> Decoded:
-        """Wait for the oldest batch that was submitted."""
+        """Wait for the oldest batch that was submitted.
+
+        Raises:
+            SetupError: there is no memory to decode it, or the decoder does not work.
+        """
 
     def close(self) -> None:
         """Stop, and drop what was not collected."""
@@ -104,7 +113,7 @@ def make_decoder(
         hw_decoder_load: the share of JPEGs that a GPU's own decoder takes, where it has one.
 
     Raises:
-        SetupError: DALI is asked for and cannot be imported, or cannot use the GPU.
+        SetupError: DALI is asked for and cannot be imported, or cannot use the GPU, or there is no memory for it.
     """
     if kind == "torchvision":
         from vitscore.decode.torchvision import TorchvisionDecoder
@@ -130,6 +139,9 @@ def make_decoder(
             hw_decoder_load=hw_decoder_load,
         )
     except RuntimeError as failure:
+        if cause_of(str(failure)) == "memory":
+            device = None if device_id is None else torch.device("cuda", device_id)
+            raise out_of_memory(str(failure), batch_size=batch_size, device=device) from failure
         if device_id is None:
             raise
         raise SetupError(

@@ -2,7 +2,8 @@
 
 DALI's decoders (nvImageCodec, libjpeg, libpng, libtiff, OpenCV), and one of Pillow's, write a line on file descriptor 2
 for each image that they cannot decode, from threads of their own, long before the batch is collected; no setting turns
-the errors off. The ledger names such images, so the lines only tear the progress bar.
+the errors off. The ledger names such images, so the lines only tear the progress bar. What nvImageCodec says of memory
+and of the device, and says nowhere else, is kept for the decoder (`complaints`).
 
 While a `NativeStderr` is open, descriptor 2 is a pipe; a thread drops the known lines and passes all others on to where
 descriptor 2 led before, so that no message of CUDA or of the C library is lost. Python's own `sys.stderr` is taken off
@@ -11,12 +12,16 @@ descriptor 2, if it was on it: progress bars and tracebacks reach the terminal d
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import os
 import re
 import sys
 import threading
 from typing import ClassVar, TextIO
+
+from vitscore.decode.failures import complaint_in
 
 # nvImageCodec writes a line in several pieces, so that its threads' lines may be mixed: it is known by any piece.
 _NOISE = re.compile(
@@ -31,6 +36,8 @@ _NOISE = re.compile(
     """,
     re.VERBOSE,
 )
+_MOST_COMPLAINTS = 1000
+_SETTLED_S = 1.0
 
 
 class NativeStderr:
@@ -46,6 +53,22 @@ class NativeStderr:
             if NativeStderr._num_open == 0:
                 NativeStderr._filter = _start_filter()
             NativeStderr._num_open += 1
+            self._num_heard = len(NativeStderr._filter.complaints) if NativeStderr._filter else 0
+
+    def complaints(self, *, is_settled: bool = False) -> list[str]:
+        """Lines about memory and the device since the last call.
+
+        Args:
+            is_settled: also those that were written a moment ago: waits until the filter has seen them.
+        """
+        running = NativeStderr._filter
+        if running is None:
+            return []
+        if is_settled:
+            running.settle()
+        new = running.complaints[self._num_heard :]
+        self._num_heard += len(new)
+        return new
 
     def close(self) -> None:
         if not self._is_open:
@@ -68,13 +91,17 @@ class _Filter:
         if self._direct is not None:
             sys.stderr = self._direct
         os.dup2(write_end, 2)
-        os.close(write_end)
+        self._write_end = write_end
+        self.complaints: list[str] = []
+        self._marks: dict[bytes, threading.Event] = {}
+        self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._pump, args=(read_end,), name="native-stderr", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         _flush(sys.stderr)
-        os.dup2(self._terminal, 2)  # closes the pipe's last writing end, so that the thread sees the end
+        os.dup2(self._terminal, 2)
+        os.close(self._write_end)  # the pipe's last, so that the thread sees the end
         self._thread.join(timeout=2.0)
         if self._direct is not None and sys.stderr is self._direct:
             sys.stderr = self._python_stderr
@@ -82,14 +109,34 @@ class _Filter:
         if self._direct is None:
             os.close(self._terminal)
 
+    def settle(self) -> None:
+        """Wait until what was written so far has been read: a mark goes the same way, behind it."""
+        mark, seen = b"vitscore: mark %d" % next(self._numbers), threading.Event()
+        self._marks[mark] = seen
+        with contextlib.suppress(OSError):
+            os.write(self._write_end, b"\n%b\n" % mark)
+            seen.wait(_SETTLED_S)
+
     def _pump(self, read_end: int) -> None:
         rest = b""
         with open(read_end, "rb", buffering=0) as pipe:
             while chunk := pipe.read(65536):
                 *lines, rest = (rest + chunk).split(b"\n")
-                self._pass_on(b"".join(line + b"\n" for line in lines if not _NOISE.search(line)))
-            if rest and not _NOISE.search(rest):
+                self._pass_on(b"".join(line + b"\n" for line in lines if self._is_for_people(line)))
+            if rest and self._is_for_people(rest):
                 self._pass_on(rest)
+
+    def _is_for_people(self, line: bytes) -> bool:
+        """Whether a line is passed on; a mark sets its event, a complaint is kept."""
+        if (seen := self._marks.pop(line, None)) is not None:
+            seen.set()
+            return False
+        text = line.decode(errors="replace")
+        if complaint_in(text):
+            if len(self.complaints) < _MOST_COMPLAINTS:
+                self.complaints.append(text)
+            return False
+        return not _NOISE.search(line)
 
     def _pass_on(self, text: bytes) -> None:
         while text:

@@ -25,6 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvF
 
+from vitscore.decode.counts import DecodedAgain
 from vitscore.decode.image_header import ImageHeader, read_header
 from vitscore.decode.make import MAX_PIXELS, AnyGeometry, BadImage, Decoded, EncodedImage, too_large
 from vitscore.decode.native_stderr import NativeStderr
@@ -157,6 +158,7 @@ class TorchvisionDecoder:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         self._stderr = NativeStderr()  # the libtiff in Pillow complains there
         self._batches: deque[list[Future[list[torch.Tensor]]]] = deque()
+        self.again = DecodedAgain()
 
     def submit(self, images: Sequence[EncodedImage]) -> None:
         if not 0 < len(images) <= self._batch_size:

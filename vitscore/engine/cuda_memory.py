@@ -16,10 +16,12 @@ from vitscore.plan.choices import Choice
 
 USABLE = 0.8
 """The share of free memory that is counted on: what is allocated lies in pieces, and tuning needs room of its own."""
-DECODER_BYTES = 2 << 30
-"""The decoder's own: nvJPEG's workspaces and the host's and the device's buffers of each of its threads."""
-DECODER_BYTES_PER_IMAGE = 3 * (3 << 20)
-"""Decoded images of a million pixels, of the three batches that the decoder may hold."""
+DECODER_BYTES = 3 << 30
+"""The decoder's own: nvJPEG's workspaces and the buffers of each of its threads. 2 GiB for the pipeline that decodes
+batches; 1 GiB for the one beside it, made with it, that decodes the halves of a batch with an undecodable image: as
+many threads, but no queue. (Reckoned, not measured.)"""
+DECODER_BYTES_PER_IMAGE = 7 * (3 << 20) // 2
+"""Decoded images of a million pixels: of the three batches that the decoder may hold, and of half a batch once more."""
 _REFUSALS = ("out of memory", "alloc_failed")
 
 

@@ -250,6 +250,7 @@ class Engine:
         tally.shards = self._parts.num_written
         tally.seconds = time.monotonic() - started
         tally.waiting_s = {stage: round(seconds, 3) for stage, seconds in self._waits.seconds.items()}
+        tally.decoded_again = self._intake.decoded_again
         tally.audit = self._audit.findings(
             self._models,
             self._forward.source,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitscore import kernels
+from vitscore.decode.counts import DecodedAgain
 from vitscore.decode.make import AnyGeometry, Decoded, make_decoder
 from vitscore.engine.reader import Batch, Reader
 from vitscore.engine.stage_times import Waits
@@ -89,6 +90,11 @@ class Intake:
             return batch, None
         with waits.on("decode"):
             return batch, self._decoder.collect()
+
+    @property
+    def decoded_again(self) -> DecodedAgain:
+        """How often the decoder had to decode something again."""
+        return self._decoder.again
 
     def stop_reading(self) -> None:
         """No batch comes any more, and nobody waits for one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from vitscore.decode.counts import DecodedAgain
 from vitscore.errors import LabelError
 from vitscore.plan.options import BadLimit, judge_bad
 from vitscore.ranks.ranks import Ranks
@@ -39,6 +40,7 @@ class Tally:
     """From the process' start to the end of the first batch; None without a batch, or if the system cannot say."""
     waiting_s: dict[str, float] = field(default_factory=dict)
     """Seconds that the loop waited, by stage (see `stage_times`)."""
+    decoded_again: DecodedAgain = field(default_factory=DecodedAgain)
     audit: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By model: how preprocessing and precision change predictions (see `audit`)."""
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitscore.decode.counts import DecodedAgain
 from vitscore.errors import DataError, LabelError, LedgerError, SetupError, TooManyBadError
 from vitscore.plan.options import BadLimit, RunOptions
 from vitscore.plan.plan import Plan
@@ -65,6 +66,7 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
         raise LedgerError("shard has no part", where=absent[0] + more, next_step="Start the same command again.")
     folded = refold(folder.path, parts=parts)
     rate = bound = None
+    again = DecodedAgain()
     with writing(folder.path):
         write_metrics(folder.path, folded)
         if tally is not None:
@@ -77,6 +79,7 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
             bound = find_bottleneck(
                 tally.waiting_s, seconds, plan=plan, ranks=ranks.world_size, cpus=cpus, images_per_s=rate
             )
+            again = DecodedAgain(**{name: ranks.count(f"decoded again: {name}", 0) for name in asdict(DecodedAgain())})
             sessions.end_session(
                 folder,
                 session_id,
@@ -90,11 +93,14 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
                     "waiting_s": tally.waiting_s,
                     "bottleneck": asdict(bound) if bound else None,
                     "rows_again_in_fp32": ranks.count("again in fp32", 0),
+                    "decoded_again": asdict(again),
                     "peak_rss_bytes": peak_rss_bytes(),
                     "audit": tally.audit,
                 },
             )
     notes = tuple(f"{footer.shard}: {note}" for _, footer in parts.values() for note in footer.notes)
+    if said := again.sentence():
+        notes += (said,)
     notes += report_run(folder, folded)
     problem = find_problem(plan.options, folded.document)
     return Outcome(plan, folder.path, folded.document, problem, rate, notes, folded.confusions, bound)

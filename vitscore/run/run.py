@@ -141,6 +141,8 @@ def take_part(
             tally = score(ranks, plan, models, folder, intake, num_done=len(done), observer=observer)
         ranks.count(f"scored by {ranks.rank}", tally.images)
         ranks.count("again in fp32", tally.nonfinite)
+        for name, amount in dataclasses.asdict(tally.decoded_again).items():
+            ranks.count(f"decoded again: {name}", amount)
         ranks.publish(f"loop/{ranks.rank}", [tally.began, tally.began + tally.seconds])
     ranks.finish()
     return tally

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from calendar import timegm
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitscore.decode.counts import DecodedAgain, total
 from vitscore.rundir.folder import require_record
 from vitscore.rundir.parts import finished_parts
 from vitscore.system.durable import host_name, is_alive
@@ -36,6 +37,8 @@ class Status:
     images_per_s: float | None
     """Of the last start: as it measured itself, or while it runs (or where it was killed) by the times of its parts."""
     seconds_left: float | None
+    decoded_again: DecodedAgain = field(default_factory=DecodedAgain)
+    """By the starts that have ended."""
 
 
 def read_status(folder: Path) -> Status:
@@ -66,6 +69,7 @@ def read_status(folder: Path) -> Status:
         last_part_s=max(0.0, time.time() - finished_at[-1][0]) if finished_at else None,
         images_per_s=rate,
         seconds_left=shards_left * samples / len(parts) / rate if is_timed and rate else None,
+        decoded_again=total(session.get("decoded_again", {}) for session in record["sessions"]),
     )
 
 
@@ -108,6 +112,8 @@ def status_lines(status: Status) -> list[str]:
         lines.append(f"rate     {status.images_per_s:,.0f} images/s in the last start{left_text}")
     if status.last_part_s is not None and status.state == "running":
         lines.append(f"last     part finished {duration(status.last_part_s)} ago")
+    if said := status.decoded_again.sentence():
+        lines.append(f"decoder  {said}")
     lines.extend(f"bad      {shard}: {reason}" for shard, reason in status.bad_shards.items())
     if status.state == "stopped":
         lines.append("The command that started it goes on from the parts that are done.")

@@ -1,0 +1,29 @@
+"""The decoder's threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+class Threads:
+    """A pool of `count` threads."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
+
+    def submit(self, work: Callable[..., Result], *args: Any) -> Future[Result]:
+        """Begin `work(*args)` on one of them."""
+        return self._pool.submit(work, *args)
+
+    def share(self, work: Callable[[int], None]) -> None:
+        """Call `work(0)` to `work(count - 1)` side by side, and wait for all; raises the first error."""
+        for done in [self._pool.submit(work, worker) for worker in range(self.count)]:
+            done.result()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
