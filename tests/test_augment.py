@@ -16,7 +16,7 @@ from vitscore.augment import operators, plain, seeds, tables
 from vitscore.augment.conditions import Condition
 from vitscore.augment.operators import OPERATORS, SEVERITIES, Augmentation
 from vitscore.augment.stage import Stage
-from vitscore.decode.make import Decoded, is_dali_available
+from vitscore.decode.pixels import Decoded, is_dali_available
 from vitscore.errors import UsageError
 from vitscore.preprocess import Geometry
 

@@ -15,7 +15,8 @@ from transformers import CLIPImageProcessor, EfficientNetImageProcessor, ViTImag
 from transformers.image_utils import load_image
 
 from support import pictures
-from vitscore.decode.make import is_dali_available, make_decoder
+from vitscore.decode.make import make_decoder
+from vitscore.decode.pixels import is_dali_available
 from vitscore.decode.torchvision import render, render_alike
 from vitscore.errors import SetupError
 from vitscore.preprocess import Geometry, processor_geometry, spec_from_processor

@@ -9,7 +9,7 @@ import torch
 
 from support import pictures
 from vitscore.decode.counts import DecodedAgain
-from vitscore.decode.make import is_dali_available
+from vitscore.decode.pixels import is_dali_available
 from vitscore.preprocess import Geometry
 
 pytestmark = pytest.mark.skipif(not is_dali_available(), reason="DALI is not installed here")

@@ -13,7 +13,7 @@ import torch
 from support import pictures
 from vitscore.decode.counts import DecodedAgain
 from vitscore.decode.failures import cause_of, complaint_in, decoder_failed, gist, out_of_memory
-from vitscore.decode.make import is_dali_available
+from vitscore.decode.pixels import is_dali_available
 from vitscore.errors import SetupError
 from vitscore.preprocess import Geometry
 

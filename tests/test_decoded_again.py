@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from support import pictures
-from vitscore.decode.make import is_dali_available
+from vitscore.decode.pixels import is_dali_available
 
 Call = Callable[..., Any]
 

@@ -14,7 +14,7 @@ import pytest
 
 from support import pictures
 from support.tars import DIGIT_NAMES
-from vitscore.decode.make import is_dali_available
+from vitscore.decode.pixels import is_dali_available
 from vitscore.shards.reasons import reason_kind
 
 Call = Callable[..., Any]

@@ -19,9 +19,10 @@ import torch
 from support import smallmodels as small
 from support import streams
 from vitscore.classes import matching as classes
-from vitscore.decode.make import Decoded, is_dali_available
-from vitscore.engine.forward import Forward, Ranked
+from vitscore.decode.pixels import Decoded, is_dali_available
+from vitscore.engine.forward_cpu import Forward
 from vitscore.engine.forward_cuda import CudaForward
+from vitscore.engine.ranked import Ranked
 from vitscore.errors import SetupError
 from vitscore.models import checkpoint as checkpoints
 from vitscore.models import zeroshot

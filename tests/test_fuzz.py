@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from support import pictures
 from support.mutate import mutate
 from support.tars import DIGIT_NAMES, write_tar
-from vitscore.decode.make import is_dali_available, make_decoder
+from vitscore.decode.make import make_decoder
+from vitscore.decode.pixels import is_dali_available
 from vitscore.preprocess import spec_from_processor
 from vitscore.shards.reasons import SAMPLE_REASONS, SHARD_REASONS, reason_kind
 

@@ -273,7 +273,7 @@ def test_the_run_says_what_it_waited_for(
     import time
 
     from vitscore.decode.dali import DaliDecoder
-    from vitscore.engine.forward import Forward
+    from vitscore.engine.forward_cpu import Forward
     from vitscore.engine.loop import Engine
     from vitscore.rundir.parts import ShardRows
     from vitscore.shards.samples import OpenShard

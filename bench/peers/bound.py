@@ -22,7 +22,7 @@ from vitscore.bench.harness.timing import run_process, stage_rate
 if TYPE_CHECKING:
     import torch
 
-    from vitscore.decode.make import Decoded
+    from vitscore.decode.pixels import Decoded
     from vitscore.models.image_model import ImageModel
     from vitscore.plan.plan import Plan
 
@@ -118,7 +118,7 @@ def decode_rate(
 ) -> tuple[float, Decoded]:
     """Images/s through the run's decoder with as many batches under way as in a run; and one decoded batch."""
     from vitscore.decode.make import make_decoder
-    from vitscore.engine.forward import share_geometries
+    from vitscore.engine.ranked import share_geometries
 
     size, device_id = plan.choices.batch_size, 0 if plan.choices.device == "cuda" else None
     geometries, _ = share_geometries(models)
@@ -137,7 +137,7 @@ def decode_rate(
 
 
 def pixels_by_model(models: Sequence[ImageModel], decoded: Decoded) -> list[torch.Tensor]:
-    from vitscore.engine.forward import share_geometries
+    from vitscore.engine.ranked import share_geometries
 
     _, source = share_geometries(models)
     return [decoded.pixels[source[model.name]] for model in models]
@@ -147,7 +147,7 @@ def forward_rate(plan: Plan, model: ImageModel, pixels: torch.Tensor, *, threads
     """Images/s of one model's forward and ranking on decoded pixels, batches side by side as in a run."""
     import numpy as np
 
-    from vitscore.decode.make import Decoded
+    from vitscore.decode.pixels import Decoded
     from vitscore.engine.forward import make_forward
 
     forward = make_forward(

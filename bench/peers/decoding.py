@@ -17,7 +17,8 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from vitscore.decode.make import DecoderKind, EncodedImage, make_decoder
+from vitscore.decode.make import make_decoder
+from vitscore.decode.pixels import DecoderKind, EncodedImage
 from vitscore.preprocess import Geometry
 from vitscore.shards.labels import LabelRule
 from vitscore.shards.samples import OpenShard

@@ -30,8 +30,9 @@ from vitscore.bench.harness.catalogue import time_limit_s
 from vitscore.bench.harness.checkpoints import CLASSES, make_checkpoint
 from vitscore.bench.harness.timing import Figure, figure, rounds_in_turn, show, stage_rate
 from vitscore.classes.matching import BY_POSITION, match_head
-from vitscore.decode.make import Decoded
-from vitscore.engine.forward import Awaited, make_forward
+from vitscore.decode.pixels import Decoded
+from vitscore.engine.forward import make_forward
+from vitscore.engine.ranked import Awaited
 from vitscore.models.checkpoint import find
 from vitscore.models.image_model import ImageModel, Precision
 from vitscore.models.load import load_model

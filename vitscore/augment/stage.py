@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from vitscore.augment.conditions import Condition, Recipe
-from vitscore.decode.make import AnyGeometry, Decoded, DecoderKind
+from vitscore.decode.pixels import AnyGeometry, Decoded, DecoderKind
 from vitscore.errors import UsageError
 from vitscore.preprocess import Geometry
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscore.decode.backends import CPU, HARDWARE, NVCUVID, NVJPEG, failure_to_load, jpeg_backends
-from vitscore.decode.make import is_dali_available
+from vitscore.decode.pixels import is_dali_available
 from vitscore.plan.choices import has_bf16_instructions
 from vitscore.system.machine import cpu_name, num_usable_cpus
 

@@ -20,7 +20,7 @@ import torch
 
 from vitscore.decode.dali_pipeline import GOOD_IMAGE, GOOD_SIZE, DaliPipeline, Misplaced, Sizes
 from vitscore.decode.failures import Failed, out_of_memory
-from vitscore.decode.make import EncodedImage
+from vitscore.decode.pixels import EncodedImage
 from vitscore.decode.threads import Threads
 
 _BYTES_A_PIXEL = 12

@@ -29,7 +29,8 @@ from vitscore.decode.counts import DecodedAgain
 from vitscore.decode.dali_pipeline import DaliPipeline, Misplaced
 from vitscore.decode.failures import Failed, complaint_in, decoder_failed, end_of_run, out_of_memory
 from vitscore.decode.image_header import ImageHeader, read_header
-from vitscore.decode.make import (
+from vitscore.decode.native_stderr import NativeStderr
+from vitscore.decode.pixels import (
     HW_DECODER_LOAD,
     MAX_PIXELS,
     AnyGeometry,
@@ -38,7 +39,6 @@ from vitscore.decode.make import (
     EncodedImage,
     too_large,
 )
-from vitscore.decode.native_stderr import NativeStderr
 from vitscore.decode.resize import resize_all
 from vitscore.decode.routing import Routing
 from vitscore.decode.threads import Threads

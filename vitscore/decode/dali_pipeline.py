@@ -31,7 +31,7 @@ from nvidia.dali import pipeline_def
 from nvidia.dali.tensors import TensorCPU
 
 from vitscore.decode.failures import end_of_run, failure_of
-from vitscore.decode.make import EncodedImage
+from vitscore.decode.pixels import EncodedImage
 from vitscore.preprocess import Geometry
 
 Sizes = Sequence[tuple[int, int]]

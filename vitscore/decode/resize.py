@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from vitscore.decode.make import AnyGeometry
+from vitscore.decode.pixels import AnyGeometry
 from vitscore.decode.threads import Threads
 from vitscore.decode.torchvision import blank_pixels, render_alike
 

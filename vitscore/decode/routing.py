@@ -9,7 +9,7 @@ import torch
 
 from vitscore.decode.dali_pipeline import is_beyond_dali
 from vitscore.decode.image_header import ImageHeader
-from vitscore.decode.make import AnyGeometry, EncodedImage
+from vitscore.decode.pixels import AnyGeometry, EncodedImage
 from vitscore.decode.torchvision import open_image
 from vitscore.preprocess import Geometry
 

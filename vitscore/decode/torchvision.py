@@ -27,8 +27,8 @@ from torchvision.transforms.v2 import functional as tvF
 
 from vitscore.decode.counts import DecodedAgain
 from vitscore.decode.image_header import ImageHeader, read_header
-from vitscore.decode.make import MAX_PIXELS, AnyGeometry, BadImage, Decoded, EncodedImage, too_large
 from vitscore.decode.native_stderr import NativeStderr
+from vitscore.decode.pixels import MAX_PIXELS, AnyGeometry, BadImage, Decoded, EncodedImage, too_large
 from vitscore.preprocess import Geometry, run_processor
 from vitscore.shards.reasons import EMPTY_IMAGE, IMAGE_TOO_LARGE, TRUNCATED_IMAGE, UNDECODABLE_IMAGE
 

@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitscore.decode.make import MAX_PIXELS, Decoder, is_dali_available, make_decoder
+from vitscore.decode.make import make_decoder
+from vitscore.decode.pixels import MAX_PIXELS, Decoder, is_dali_available
 from vitscore.preprocess import Geometry
 from vitscore.shards.labels import LabelRule
 from vitscore.shards.remote.cache import Cache, fetch_ahead

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from vitscore.decode.make import Decoded
+from vitscore.decode.pixels import Decoded
 from vitscore.engine.cuda_memory import is_out_of_memory
-from vitscore.engine.forward import Forward, Ranked
+from vitscore.engine.forward_cpu import Forward
+from vitscore.engine.ranked import Ranked
 
 if TYPE_CHECKING:
     from vitscore.models.image_model import ImageModel

@@ -1,174 +1,18 @@
 """Pixels to predictions: every model of the run over one decoded batch, then the row kernel.
 
-Between decoder and engine. On a CPU several batches are computed side by side, one a thread, each with one thread
-inside torch: small batches stay in a core's cache, no thread waits for another at the end of every layer (with DALI's
-threads on the same cores such waits cost more than the work), and a row's bits cannot depend on the number of threads.
-On a GPU the batches are computed in order, on the caller's thread and stream (`forward_cuda`).
+Between decoder and loop. Chooses between `forward_cpu` and `forward_cuda`, which give the same answers.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from vitscore import kernels
-from vitscore.decode.make import Decoded
-from vitscore.models.test_time_views import over_views
-from vitscore.plan.choices import Measured
-from vitscore.preprocess import Geometry, ProcessorGeometry
-from vitscore.rundir.parts import Predictions
+from vitscore.engine.forward_cpu import Forward
+from vitscore.engine.ranked import AnyForward
 
 if TYPE_CHECKING:
     from vitscore.models.image_model import ImageModel
-
-Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One model's predictions for a batch's B rows."""
-
-    predictions: Predictions
-    is_finite: Array
-    """bool (B,): whether the row's logits are numbers, at the latest in fp32."""
-    num_redone: int
-    """Rows that were computed again in fp32."""
-
-
-class Forward:
-    """Runs all models on batches.
-
-    Args:
-        models: loaded, on their device.
-        batch_size: rows of every forward; shorter batches are padded and the padding's rows dropped.
-        top_k: how many best classes to keep.
-        save: which long outputs to keep: logits, embeddings.
-        num_workers: batches side by side; 0 computes on the caller's thread.
-        has_fp32_rerun: whether rows with non-finite logits are computed again in fp32 (pointless where all are).
-        tta: the views that logits are averaged over.
-    """
-
-    def __init__(
-        self,
-        models: Sequence[ImageModel],
-        *,
-        batch_size: int,
-        top_k: int,
-        save: Sequence[str],
-        num_workers: int,
-        has_fp32_rerun: bool,
-        tta: str = "none",
-    ) -> None:
-        self.geometries, self.source = share_geometries(models)
-        self._batch_size = batch_size
-        self._top_k = top_k
-        self._save = save
-        self._has_fp32_rerun = has_fp32_rerun
-        self._tta = tta
-        self._first = {model.name: model for model in models}
-        self._redo_lock = threading.Lock()
-        self.depth = max(num_workers, 1)
-        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="forward") if num_workers else None
-        # Modules keep state while they compute, so each thread has its own; the weights are shared.
-        self._idle: queue.SimpleQueue[Sequence[ImageModel]] = queue.SimpleQueue()
-        for worker in range(self.depth):
-            self._idle.put(models if worker == 0 else [model.replica() for model in models])
-
-    def submit(self, decoded: Decoded, labels: Array) -> Future[Mapping[str, Ranked]]:
-        """Compute a batch's predictions by model; `labels` int32 (B,), -1 where there is none."""
-        if self._pool is not None:
-            return self._pool.submit(self._compute, decoded, labels)
-        done: Future[Mapping[str, Ranked]] = Future()
-        done.set_result(self._compute(decoded, labels))
-        return done
-
-    @property
-    def measured(self) -> Mapping[str, Measured]:
-        return {}
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _compute(self, decoded: Decoded, labels: Array) -> Mapping[str, Ranked]:
-        models = self._idle.get()
-        try:
-            with torch.inference_mode():
-                return {model.name: self._rank(model, decoded, labels) for model in models}
-        finally:
-            self._idle.put(models)
-
-    def _rank(self, model: ImageModel, decoded: Decoded, labels: Array) -> Ranked:
-        num_rows = len(labels)
-        pixels = pad(decoded.pixels[self.source[model.name]], self._batch_size)
-        output = over_views(model, pixels, self._tta)
-        logits_BK = output.logits[:num_rows].cpu().numpy()
-        scores = kernels.score_rows(logits_BK, labels, self._top_k)
-        embedding_BD = None if output.embedding is None else output.embedding[:num_rows].cpu().numpy()
-        redo = ~scores.is_finite & self._has_fp32_rerun
-        redo[list(decoded.faults)] = False
-        if redo.any():
-            with self._redo_lock:
-                again = over_views(self._first[model.name].rerun_fp32, pixels, self._tta)
-            logits_BK = np.where(redo[:, None], again.logits[:num_rows].cpu().numpy(), logits_BK)
-            scores = kernels.score_rows(logits_BK, labels, self._top_k)
-            if embedding_BD is not None and again.embedding is not None:
-                embedding_BD = np.where(redo[:, None], again.embedding[:num_rows].cpu().numpy(), embedding_BD)
-        predictions = Predictions.of(
-            scores,
-            logits=logits_BK if "logits" in self._save else None,
-            embedding=embedding_BD if "embeddings" in self._save else None,
-        )
-        return Ranked(predictions, scores.is_finite, int(redo.sum()))
-
-
-def share_geometries(
-    models: Sequence[ImageModel],
-) -> tuple[list[Geometry | ProcessorGeometry], dict[str, int]]:
-    """The distinct geometries of all models, and for each model which one is its own."""
-    geometries = list(dict.fromkeys(model.geometry for model in models))
-    return geometries, {model.name: geometries.index(model.geometry) for model in models}
-
-
-def pad(pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Zero rows up to `batch_size`, so that every forward has one shape."""
-    missing = batch_size - len(pixels)
-    if missing == 0:
-        return pixels
-    return torch.cat([pixels, pixels.new_zeros((missing, *pixels.shape[1:]))])
-
-
-class Awaited(Protocol):
-    """A batch under way."""
-
-    def result(self) -> Mapping[str, Ranked]:
-        """Wait for its predictions, by model."""
-
-
-class AnyForward(Protocol):
-    """`Forward`, or its twin on a GPU."""
-
-    geometries: list[Geometry | ProcessorGeometry]
-    source: dict[str, int]
-    depth: int
-    """How many batches may be under way after one is submitted."""
-
-    @property
-    def measured(self) -> Mapping[str, Measured]:
-        """By model, whether its forward is launched as a graph, where that is a choice."""
-
-    def submit(self, decoded: Decoded, labels: Array) -> Awaited:
-        """Begin to compute a batch's predictions."""
-
-    def close(self) -> None:
-        """Stop."""
 
 
 def make_forward(

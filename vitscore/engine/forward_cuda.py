@@ -26,11 +26,11 @@ import numpy as np
 import torch
 
 from vitscore import kernels
-from vitscore.decode.make import Decoded
+from vitscore.decode.pixels import Decoded
 from vitscore.engine.cuda_choices import captured, choose_launch
 from vitscore.engine.cuda_device import Device, Mark
 from vitscore.engine.cuda_memory import is_out_of_memory, out_of_memory
-from vitscore.engine.forward import Ranked, pad, share_geometries
+from vitscore.engine.ranked import Ranked, pad, share_geometries
 from vitscore.engine.score_buffer import ScoreBuffer, copied
 from vitscore.models.test_time_views import over_views
 from vitscore.plan.choices import Measured

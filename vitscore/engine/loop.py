@@ -19,10 +19,11 @@ import numpy as np
 
 from vitscore.augment.seeds import sample_words
 from vitscore.augment.stage import Stage
-from vitscore.decode.make import Decoded
+from vitscore.decode.pixels import Decoded
 from vitscore.engine.audit import AUDITED_IMAGES, Audit
-from vitscore.engine.forward import Awaited, Ranked, make_forward
+from vitscore.engine.forward import make_forward
 from vitscore.engine.prefetch import Intake
+from vitscore.engine.ranked import Awaited, Ranked
 from vitscore.engine.reader import Batch, ShardSamples
 from vitscore.engine.stage_times import Waits
 from vitscore.engine.tally import Judge, Tally

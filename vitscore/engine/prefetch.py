@@ -16,7 +16,8 @@ import numpy as np
 
 from vitscore import kernels
 from vitscore.decode.counts import DecodedAgain
-from vitscore.decode.make import AnyGeometry, Decoded, make_decoder
+from vitscore.decode.make import make_decoder
+from vitscore.decode.pixels import AnyGeometry, Decoded
 from vitscore.engine.reader import Batch, Reader
 from vitscore.engine.stage_times import Waits
 

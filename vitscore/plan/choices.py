@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vitscore.decode.make import DecoderKind, is_dali_available
+from vitscore.decode.pixels import DecoderKind, is_dali_available
 from vitscore.errors import SetupError, UsageError
 from vitscore.plan.options import RunOptions
 from vitscore.shards.preview import FirstLook

@@ -12,7 +12,7 @@ from vitscore.ranks.ranks import Ranks
 from vitscore.ranks.shard_queue import HandOut
 
 if TYPE_CHECKING:
-    from vitscore.decode.make import AnyGeometry
+    from vitscore.decode.pixels import AnyGeometry
     from vitscore.engine.prefetch import Ahead, Intake
     from vitscore.models.image_model import ImageModel
 
