@@ -1,20 +1,23 @@
 # One environment for everything, in .venv; set up again only when pyproject.toml or constraints.txt change.
 PYTHON ?= python3.11
+LOWEST_PYTHON ?= python3.12
 VENV := .venv
+CONSTRAINTS := constraints.txt
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LINKS := build/types
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-models test unit lint types links crash fuzz bench gpu clean
+.PHONY: help setup demo demo-models test unit lowest lint types links crash fuzz bench gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@
 
 setup: $(READY)  ## make the environment
@@ -31,6 +34,9 @@ test: lint types unit  ## everything that must pass: lint, types, all tests
 # Files side by side: many tests wait for processes that they started.
 unit: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+lowest:  ## the demo and all tests with the oldest packages that pyproject.toml allows, in .venv-lowest
+	$(MAKE) VENV=$(LOWEST) CONSTRAINTS=tests/constraints-lowest.txt PYTHON=$(LOWEST_PYTHON) demo unit
 
 lint: $(READY)  ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -61,5 +67,5 @@ gpu: $(if $(GPU_PYTHON),,$(READY)) links  ## on an NVIDIA GPU, in 8 minutes: its
 		$(or $(GPU_PYTHON),$(BIN)/python) -m vitscore.bench.gpu
 
 clean:  ## remove everything that was built, the environment included
-	rm -rf $(VENV) build demo-run .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) $(LOWEST) build demo-run .mypy_cache .ruff_cache .pytest_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

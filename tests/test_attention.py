@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -121,14 +123,44 @@ def test_transformers_models_use_it(tmp_path: Path, kind: str, monkeypatch: pyte
 
     original = attention.attend
     monkeypatch.setattr(attention, "attend", counted)
-    model = load_weights(find(str(tmp_path / kind))).to(torch.bfloat16)
-    vision = model if kind == "vit" else model.vision_model
+    exact, model = load_weights(find(str(tmp_path / kind))), load_weights(find(str(tmp_path / kind))).bfloat16()
     size = model.config.image_size if kind == "vit" else model.config.vision_config.image_size
-    pixels = torch.rand(2, 3, size, size, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        theirs = vision(pixel_values=pixels)[0]
-        assert not calls
-        attention.use_on(model)
-        ours = vision(pixel_values=pixels)[0]
+    pixels = torch.rand(64, 3, size, size, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    def answer(whole: Any, pixels: torch.Tensor) -> torch.Tensor:
+        vision = whole if kind == "vit" else whole.vision_model
+        with torch.inference_mode():
+            return vision(pixel_values=pixels)[0].float()
+
+    expected = answer(exact, pixels.float())
+    theirs = answer(model, pixels)
+    assert not calls
+    attention.use_on(model)
+    ours = answer(model, pixels)
     assert calls
-    assert torch.allclose(ours.float(), theirs.float(), atol=0.1, rtol=0.1)
+    errors = [(each - expected).pow(2).mean().sqrt() for each in (theirs, ours)]
+    assert 0 < errors[1] < 1.25 * errors[0]
+
+
+@pytest.mark.parametrize("use", [attention.use_on, attention.use_torchs_on])
+def test_no_mask_is_made_while_a_graph_is_captured(use: Callable[[Any], None], tmp_path: Path) -> None:
+    model = load_weights(find(str(small.save_vit(tmp_path / "vit", ("cat", "dog")))))
+    use(model)
+    taken = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        nodes = [node for node in graph.graph.nodes if node.target is functional.scaled_dot_product_attention]
+        taken.extend(node.kwargs.get("attn_mask") for node in nodes)
+        return graph
+
+    with torch.inference_mode():
+        torch.compile(model, backend=backend, fullgraph=True, dynamic=False)(pixel_values=torch.rand(2, 3, 32, 32))
+    assert taken == [None] * model.config.num_hidden_layers
+
+
+def test_a_mask_that_hides_a_token_is_made() -> None:
+    seen = torch.tensor([[True, True, False]])
+    sizes = {"batch_size": 1, "q_length": 3, "kv_length": 3, "allow_is_bidirectional_skip": True}
+    assert attention.mask_or_none(**sizes) is None
+    mask = attention.mask_or_none(**sizes, attention_mask=seen, mask_function=lambda *places: places[3] >= 0)
+    assert mask is not None and mask[0, 0, 0].tolist() == [True, True, False]

@@ -1,4 +1,4 @@
-"""What is installed: one package, its data, nothing at the top level but itself; and what serves where DALI is not."""
+"""What is installed: one package, its data, nothing at the top level but itself; without DALI; lower bounds."""
 
 import ast
 import re
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,6 +79,32 @@ def test_constraints_hold_versions_and_no_address() -> None:
     lines = (ROOT / "constraints.txt").read_text().split()
     assert all(line.count("==") == 1 and "/" not in line for line in lines)
     assert len(lines) > 50
+
+
+def pins(name: str) -> dict[str, Version]:
+    """A constraints file: what it names, and at which version."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
+    pairs = [line.split("==") for line in lines]
+    assert len({canonicalize_name(package) for package, _ in pairs}) == len(pairs)
+    return {canonicalize_name(package): Version(version) for package, version in pairs}
+
+
+def test_the_lowest_constraints_are_the_lower_bounds_and_the_tested_tools() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lowest, tested = pins("tests/constraints-lowest.txt"), pins("constraints.txt")
+    bounds = {}
+    for requirement in map(Requirement, [*project["dependencies"], *extras["s3"]]):
+        (specifier,) = requirement.specifier
+        assert specifier.operator == ">="
+        bounds[canonicalize_name(requirement.name)] = Version(specifier.version)
+    assert {name: lowest.get(name) for name in bounds} == bounds
+    listed = (ROOT / "tests/constraints-lowest.txt").read_text().split("\n\n")[0].splitlines()[1:]
+    assert {canonicalize_name(line.split("==")[0]) for line in listed} == set(bounds)
+    tools = {canonicalize_name(Requirement(line).name) for extra in ("test", "bench", "dev") for line in extras[extra]}
+    tools &= tested.keys() - bounds.keys()
+    assert len(tools) > 10
+    assert {name: lowest.get(name) for name in tools} == {name: tested[name] for name in tools}
 
 
 def test_without_dali_the_torchvision_decoder_serves(tmp_path: Path, start: Callable[..., Any]) -> None:

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import InterpolationMode
 from transformers import (
     BeitImageProcessor,
     BitImageProcessor,
@@ -20,11 +21,13 @@ from transformers import (
     SiglipImageProcessor,
     ViTImageProcessor,
 )
+from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from vitscore.decode.torchvision import render
+from vitscore.decode import torchvision as decode_torchvision
+from vitscore.decode.torchvision import render, render_alike
 from vitscore.preprocess import (
     Geometry,
     Inexpressible,
@@ -57,6 +60,7 @@ PROCESSORS = {
     "not resized": CLIPImageProcessor(do_resize=False, crop_size=60),
     "exact, then a larger crop": DeiTImageProcessor(size={"height": 90, "width": 40}, crop_size=81),
 }
+process_image, resize = TorchvisionBackend.process_image, TorchvisionBackend.resize
 SIZES = [(50, 40), (40, 51), (61, 61), (7, 90), (120, 33), (1, 1), (3, 2)]
 
 
@@ -154,6 +158,64 @@ def test_an_inexpressible_processor_runs_as_it_is():
 def test_a_processor_that_keeps_sizes_makes_no_batch():
     with pytest.raises(Inexpressible, match="no batch"):
         processor_geometry(ViTImageProcessor(do_resize=False))
+
+
+def as_release_5_17(backend, image, do_convert_rgb=None, **options):
+    """Transformers 5.17 converts the mode alone, which RGB has already."""
+    image.info.pop("transparency", None)
+    return process_image(backend, image, do_convert_rgb=do_convert_rgb, **options)
+
+
+def as_release_5_23(backend, image, do_convert_rgb=None, **options):
+    """Transformers 5.23 puts what is transparent on white."""
+    if do_convert_rgb and (key := image.info.pop("transparency", None)):
+        pixels = np.array(image)
+        image = Image.fromarray(np.where((pixels == np.array(key)).all(2, keepdims=True), np.uint8(255), pixels))
+    return process_image(backend, image, do_convert_rgb=do_convert_rgb, **options)
+
+
+@pytest.mark.parametrize(
+    ("release", "converts", "whitens"),
+    [(as_release_5_17, True, False), (as_release_5_23, True, True), (as_release_5_23, False, False)],
+)
+def test_the_processor_that_is_there_says_whether_a_colour_key_becomes_white(release, converts, whitens, monkeypatch):
+    monkeypatch.setattr(TorchvisionBackend, "process_image", release)
+    assert spec_from_processor(ViTImageProcessor(do_convert_rgb=converts)).geometry.whitens is whitens
+    assert processor_geometry(EfficientNetImageProcessor(do_convert_rgb=converts)).whitens is whitens
+
+
+def test_a_processor_that_resizes_by_bicubic_for_lanczos_is_followed(monkeypatch):
+    """As transformers' do with a torchvision that has no lanczos for tensors; those on Pillow have it always."""
+
+    def bicubic(backend, image, size, resample=None, **options):
+        return resize(backend, image, size, 3 if resample == 1 else resample, **options)
+
+    monkeypatch.setattr(TorchvisionBackend, "resize", bicubic)
+    for size in ({"height": 48, "width": 64}, {"height": 64, "width": 96}):
+        assert spec_from_processor(ViTImageProcessor(resample=1, size=size)).geometry.interpolation == "bicubic"
+    assert spec_from_processor(CLIPImageProcessor(resample=1)).geometry.interpolation == "bicubic"
+    assert spec_from_processor(CLIPImageProcessorPil(resample=1)).geometry.interpolation == "lanczos"
+    unused = spec_from_processor(CLIPImageProcessor(resample=1, do_resize=False, crop_size=60))
+    assert unused.geometry.interpolation == "lanczos"
+
+
+def test_pillow_resizes_by_lanczos_where_torchvision_cannot(monkeypatch):
+    def no_lanczos(pixels, size, interpolation, antialias):
+        if interpolation == InterpolationMode.LANCZOS:
+            raise NotImplementedError
+        return resize_tensors(pixels, size, interpolation=interpolation, antialias=antialias)
+
+    resize_tensors = decode_torchvision.tvF.resize
+    monkeypatch.setattr(decode_torchvision.tvF, "resize", no_lanczos)
+    monkeypatch.setattr(decode_torchvision, "_resizes_tensors", decode_torchvision._resizes_tensors.__wrapped__)
+    processor = CLIPImageProcessorPil(resample=1, do_rescale=False, do_normalize=False)
+    geometry = spec_from_processor(processor).geometry
+    for height, width in SIZES:
+        images = [noise(height, width), noise(height, width).transpose(Image.Transpose.FLIP_TOP_BOTTOM)]
+        tensors = [torch.from_numpy(np.array(image)) for image in images]
+        expected = torch.stack([run_processor(processor, image) for image in images]).permute(0, 2, 3, 1)
+        assert torch.equal(torch.stack([render(tensor, geometry) for tensor in tensors]).float(), expected)
+        assert torch.equal(torch.from_numpy(render_alike(tensors, geometry)).float(), expected)
 
 
 def test_a_very_long_image_is_resized_where_the_crop_looks():

@@ -3,7 +3,8 @@
 Between checkpoints and decoding: a `Spec` holds the geometry (resize, crop), which the decoders carry out on bytes, and
 the arithmetic (scale, mean, std), which is the model's first step on the device. Two models with one geometry share
 their pixels. The sizes and offsets follow transformers' processors to the pixel: their long side is cut off, not
-rounded, and so is their crop's offset.
+rounded, and so is their crop's offset. Where releases of transformers differ (transparency, lanczos), the processor
+itself is run on a trial image.
 
 A processor that the spec can't express raises `Inexpressible`, and `processor_geometry` runs the processor itself.
 Nothing here decodes or resizes.
@@ -11,7 +12,7 @@ Nothing here decodes or resizes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Resize = Literal["none", "exact", "shortest_edge"]
@@ -40,6 +41,8 @@ _STEPS = (
 _SAME_FOR_IMAGES = ("BeitImageProcessor", "MobileNetV2ImageProcessor")
 _OWN_SIZE = ("ConvNextImageProcessor", "LevitImageProcessor")
 
+_TRIAL_COLOUR = (90, 120, 150)
+
 
 class Inexpressible(Exception):
     """The processor does something that a `Spec` has no words for; the message says what."""
@@ -54,8 +57,8 @@ class Geometry:
         size: (height, width) of the resize; (edge, edge) for "shortest_edge"; (0, 0) for "none".
         interpolation: the filter of the resize, antialiased.
         crop: (height, width) of the central crop, zeros where it is larger than the image; None for no crop.
-        whitens: whether an image's one transparent colour (GIF, PNG with a colour key) becomes white, as in processors
-            that convert to RGB, or is shown, as in the others.
+        whitens: whether an image's one transparent colour (GIF, PNG with a colour key) becomes white, as in some
+            processors that convert to RGB, or is shown, as in the others.
     """
 
     resize: Resize
@@ -118,11 +121,8 @@ class ProcessorGeometry:
     processor: Any
     height: int
     width: int
-
-    @property
-    def whitens(self) -> bool:
-        """As in `Geometry`."""
-        return bool(getattr(self.processor, "do_convert_rgb", False))
+    whitens: bool
+    """As in `Geometry`."""
 
 
 def spec_from_processor(processor: Any) -> Spec:
@@ -143,11 +143,12 @@ def spec_from_processor(processor: Any) -> Spec:
         raise Inexpressible("its crop is larger than its image, which Pillow-backed processors centre in another way")
     scale = float(processor.rescale_factor) if processor.do_rescale else 1.0
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-    return Spec(geometry=geometry, scale=scale, mean=_per_channel(mean), std=_per_channel(std))
+    channels = _per_channel(mean), _per_channel(std)
+    return Spec(_as_carried_out(processor, geometry), scale, *channels)
 
 
 def processor_geometry(processor: Any) -> ProcessorGeometry:
-    """Wrap a processor that no spec can express; two trial images tell the size it gives.
+    """Wrap a processor that no spec can express; trial images tell the size it gives and whether it whitens.
 
     Raises:
         Inexpressible: the sizes differ from image to image, so that no batch can be made of them.
@@ -157,19 +158,62 @@ def processor_geometry(processor: Any) -> ProcessorGeometry:
     shape = sizes.pop()
     if sizes or len(shape) != 3 or shape[0] != 3:
         raise Inexpressible("its images have different sizes or are not three channels, so that they make no batch")
-    return ProcessorGeometry(processor=processor, height=shape[1], width=shape[2])
+    return ProcessorGeometry(processor=processor, height=shape[1], width=shape[2], whitens=_whitens(processor))
 
 
-def run_processor(processor: Any, image: Any) -> Any:
+def interpolation_of(processor: Any) -> Interpolation:
+    """The filter that a processor's configuration names.
+
+    Raises:
+        Inexpressible: neither decoder has it.
+    """
+    processor = getattr(processor, "image_processor", processor)
+    resample = processor.resample if processor.resample is not None else 2
+    if not isinstance(resample, int):  # one of torchvision's names
+        resample = {"nearest-exact": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}.get(
+            getattr(resample, "value", ""), -1
+        )
+    if int(resample) not in _FILTERS:
+        raise Inexpressible("its resampling filter is neither nearest, bilinear, bicubic nor lanczos")
+    return _FILTERS[int(resample)]
+
+
+def run_processor(processor: Any, image: Any, **options: Any) -> Any:
     """The processor's own pixel values, a float32 tensor (3, H, W), for one RGB image (a Pillow image)."""
-    pixel_values = processor(images=image, return_tensors="pt")["pixel_values"]
+    pixel_values = processor(images=image, return_tensors="pt", **options)["pixel_values"]
     return pixel_values[0].float()
 
 
 def _trial_image(width: int, height: int) -> Any:
     from PIL import Image
 
-    return Image.new("RGB", (width, height), (90, 120, 150))
+    return Image.new("RGB", (width, height), _TRIAL_COLOUR)
+
+
+def _as_carried_out(processor: Any, geometry: Geometry) -> Geometry:
+    """A geometry with what the configuration leaves to transformers: a transparent colour, and lanczos.
+
+    Before torchvision 0.27, which brings lanczos for tensors, processors that resize tensors take bicubic for it.
+    """
+    if geometry.interpolation == "lanczos" and geometry.resize != "none" and not _has_lanczos(processor, geometry):
+        geometry = replace(geometry, interpolation="bicubic")
+    return replace(geometry, whitens=_whitens(processor))
+
+
+def _whitens(processor: Any) -> bool:
+    """Whether a processor makes a colour key white: transformers 5.23's do where they convert to RGB, 5.17's do not."""
+    plain, keyed = _trial_image(96, 64), _trial_image(96, 64)
+    keyed.info["transparency"] = _TRIAL_COLOUR
+    return not run_processor(processor, plain).equal(run_processor(processor, keyed))
+
+
+def _has_lanczos(processor: Any, geometry: Geometry) -> bool:
+    """Whether a processor's lanczos differs from its bicubic."""
+    height, width = geometry.size
+    image = _trial_image(2 * width, 2 * height)
+    image.paste((190, 60, 120), (width, 0, 2 * width, 2 * height))
+    by_lanczos, by_bicubic = (run_processor(processor, image, resample=resample) for resample in (1, 3))
+    return not by_lanczos.equal(by_bicubic)
 
 
 def _backend_of(processor: Any) -> str:
@@ -198,8 +242,7 @@ def _geometry_of(processor: Any) -> Geometry:
         crop = (int(processor.crop_size.height), int(processor.crop_size.width))
     if crop is None and resize != "exact":
         raise Inexpressible("its images keep different sizes, so that they make no batch")
-    interpolation, whitens = _interpolation_of(processor), bool(processor.do_convert_rgb)
-    return Geometry(resize=resize, size=size, interpolation=interpolation, crop=crop, whitens=whitens)
+    return Geometry(resize=resize, size=size, interpolation=interpolation_of(processor), crop=crop)
 
 
 def _resize_of(processor: Any) -> tuple[Resize, tuple[int, int], tuple[int, int] | None]:
@@ -220,17 +263,6 @@ def _resize_of(processor: Any) -> tuple[Resize, tuple[int, int], tuple[int, int]
     if size.height and size.width and kind != "ConvNextImageProcessor":
         return "exact", (int(size.height), int(size.width)), None
     raise Inexpressible("its size is neither height and width nor a shortest edge")
-
-
-def _interpolation_of(processor: Any) -> Interpolation:
-    resample = processor.resample if processor.resample is not None else 2
-    if not isinstance(resample, int):  # one of torchvision's names
-        resample = {"nearest-exact": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}.get(
-            getattr(resample, "value", ""), -1
-        )
-    if int(resample) not in _FILTERS:
-        raise Inexpressible("its resampling filter is neither nearest, bilinear, bicubic nor lanczos")
-    return _FILTERS[int(resample)]
 
 
 def _per_channel(values: Any) -> tuple[float, float, float]:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from typing import Any
 
@@ -29,7 +30,7 @@ from vitscore.decode.counts import DecodedAgain
 from vitscore.decode.image_header import ImageHeader, read_header
 from vitscore.decode.native_stderr import NativeStderr
 from vitscore.decode.pixels import MAX_PIXELS, AnyGeometry, BadImage, Decoded, EncodedImage, too_large
-from vitscore.preprocess import Geometry, run_processor
+from vitscore.preprocess import Geometry, Interpolation, run_processor
 from vitscore.shards.reasons import EMPTY_IMAGE, IMAGE_TOO_LARGE, TRUNCATED_IMAGE, UNDECODABLE_IMAGE
 
 _MODES = {
@@ -121,13 +122,37 @@ def render_alike(images_HWC: Sequence[torch.Tensor], geometry: AnyGeometry) -> N
 def _resize_and_crop(rgb: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """One image (H, W, 3), or several (B, H, W, 3)."""
     height, width = geometry.resized_size(rgb.shape[-3], rgb.shape[-2])
-    pixels = rgb.movedim(-1, -3)
     if geometry.resize != "none":
-        pixels = tvF.resize(pixels, [height, width], interpolation=_MODES[geometry.interpolation], antialias=True)
+        resize = _resized if _resizes_tensors(geometry.interpolation) else _resized_by_pillow
+        rgb = resize(rgb, height, width, geometry.interpolation)
+    pixels = rgb.movedim(-1, -3)
     if geometry.crop is not None:
         top, left = geometry.crop_offset(height, width)
         pixels = tvF.crop(pixels, top, left, geometry.height, geometry.width)
     return pixels.movedim(-3, -1)
+
+
+def _resized(rgb: torch.Tensor, height: int, width: int, interpolation: Interpolation) -> torch.Tensor:
+    pixels = rgb.movedim(-1, -3)
+    resized: torch.Tensor = tvF.resize(pixels, [height, width], interpolation=_MODES[interpolation], antialias=True)
+    return resized.movedim(-3, -1)
+
+
+def _resized_by_pillow(rgb: torch.Tensor, height: int, width: int, interpolation: Interpolation) -> torch.Tensor:
+    images = rgb.reshape(-1, *rgb.shape[-3:]).numpy()
+    kind = _PILLOW_FILTERS[interpolation]
+    resized = np.stack([np.asarray(Image.fromarray(image).resize((width, height), kind)) for image in images])
+    return torch.from_numpy(resized).reshape(*rgb.shape[:-3], height, width, 3)
+
+
+@cache
+def _resizes_tensors(interpolation: Interpolation) -> bool:
+    """Whether torchvision resizes tensors by this filter: lanczos came with 0.27."""
+    try:
+        _resized(torch.zeros((8, 8, 3), dtype=torch.uint8), 4, 4, interpolation)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def blank_pixels(geometry: AnyGeometry, num_rows: int, *, device: torch.device | None = None) -> torch.Tensor:

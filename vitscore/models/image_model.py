@@ -87,7 +87,7 @@ class ImageModel:
         self.num_classes = len(classes)
         self.num_params = sum(parameter.numel() for parameter in loaded.parameters())
         self.processor = load_processor(checkpoint)
-        self.spec, self.notes = spec_of(self.processor, source=checkpoint.source)
+        self.spec, self.notes = spec_of(checkpoint, self.processor)
         self._checkpoint = checkpoint
         self._head_map = head_map
         self._device = device
@@ -201,6 +201,8 @@ class ImageModel:
             trunk = self._trunk(loaded, normalizer)
             if trunk is None:
                 attention.use_where_faster(loaded)
+        else:
+            attention.use_torchs_on(loaded)
         net: Net
         if self.kind == "classifier":
             assert self._head_map is not None

@@ -20,6 +20,7 @@ from vitscore.preprocess import (
     Inexpressible,
     ProcessorGeometry,
     Spec,
+    interpolation_of,
     processor_geometry,
     spec_from_processor,
 )
@@ -75,20 +76,28 @@ def load_processor(checkpoint: Checkpoint) -> Any:
         return AutoImageProcessor.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
 
 
-def spec_of(processor: Any, *, source: str) -> tuple[Spec | ProcessorGeometry, tuple[str, ...]]:
+def spec_of(checkpoint: Checkpoint, processor: Any) -> tuple[Spec | ProcessorGeometry, tuple[str, ...]]:
     """A checkpoint's processor as a spec; as itself, with a note, where a spec cannot say it.
 
     Raises:
-        SetupError: its images make no batch.
+        SetupError: its images make no batch, or it fails on a plain image.
     """
-    try:
-        return spec_from_processor(processor), ()
-    except Inexpressible as reason:
-        note = f"its images go through {type(processor).__name__} itself, which is slower: {reason}"
-    try:
-        return processor_geometry(processor), (note,)
-    except Inexpressible as reason:
-        raise SetupError("image processor cannot be used", where=source, got=str(reason)) from reason
+    with reading(checkpoint, "image processor"):
+        try:
+            spec = spec_from_processor(processor)
+            return spec, _notes_of(spec, processor)
+        except Inexpressible as reason:
+            note = f"its images go through {type(processor).__name__} itself, which is slower: {reason}"
+        try:
+            return processor_geometry(processor), (note,)
+        except Inexpressible as reason:
+            raise SetupError("image processor cannot be used", where=checkpoint.source, got=str(reason)) from reason
+
+
+def _notes_of(spec: Spec, processor: Any) -> tuple[str, ...]:
+    if interpolation_of(processor) == spec.geometry.interpolation:
+        return ()
+    return ("its images are resized by bicubic instead of lanczos, as its processor does with this torchvision",)
 
 
 def geometry_of(checkpoint: Checkpoint) -> Geometry | ProcessorGeometry:
@@ -97,7 +106,7 @@ def geometry_of(checkpoint: Checkpoint) -> Geometry | ProcessorGeometry:
     Raises:
         SetupError: it has no processor, or its images make no batch.
     """
-    spec, _ = spec_of(load_processor(checkpoint), source=checkpoint.source)
+    spec, _ = spec_of(checkpoint, load_processor(checkpoint))
     return spec.geometry if isinstance(spec, Spec) else spec
 
 

@@ -20,6 +20,7 @@ from vitscore.system.machine import cpu_flags
 # Axes: B images, H heads, N tokens, D width of a head, S slices: heads of images, F first tokens or all.
 
 NAME = "vitscore_bfloat16"
+TORCHS_NAME = "vitscore_torchs"
 _MOST_SCORES_BYTES = 1 << 25
 """Of one step: more heads than that are taken in several."""
 
@@ -97,18 +98,45 @@ def is_faster_here() -> bool:
 def use_where_faster(model: Any) -> None:
     """Have a transformers model attend by `attend`, where it would by torch's own attention and this CPU gains.
 
-    Models with an attention of their own keep it.
+    Models with an attention of their own keep it; elsewhere torch's own comes without a mask.
     """
     if is_faster_here():
         use_on(model)
+    else:
+        use_torchs_on(model)
 
 
 def use_on(model: Any) -> None:
     """Have a transformers model attend by `attend`, on whatever CPU."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    _replace_torchs(model, NAME, attend)
+
+
+def use_torchs_on(model: Any) -> None:
+    """Have a transformers model attend by torch's own attention, and without a mask also while a graph is captured."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    _replace_torchs(model, TORCHS_NAME, sdpa_attention_forward)
+
+
+def mask_or_none(**wanted: Any) -> torch.Tensor | None:
+    """What transformers asks for a mask: None where all tokens attend to all.
+
+    transformers 5.17 makes a mask of ones while a graph is captured: torch has slower kernels for it, and the last
+    layer cannot be computed for its first token alone.
+    """
+    is_open = wanted.get("attention_mask") is None and wanted.get("local_size") is None
+    if is_open and wanted.get("allow_is_bidirectional_skip"):
+        return None
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    mask: torch.Tensor | None = sdpa_mask(**wanted)
+    return mask
+
+
+def _replace_torchs(model: Any, name: str, function: Any) -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, mask_or_none)
     if getattr(model.config, "_attn_implementation", None) == "sdpa":
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(name)
