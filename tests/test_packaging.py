@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from support.imports import modules
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -38,9 +40,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_wheel_holds_the_whole_package_below_one_name(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     assert {name.split("/")[0] for name in names} == {"vitscore", "vitscore-0.1.0.dist-info"}
-    for folder, package in (("vitscore", ""), ("kernels", "kernels/"), ("shards", "shards/"), ("bench", "bench/")):
-        expected = {f"vitscore/{package}{path.name}" for path in (ROOT / folder).glob("*.py")}
-        assert expected <= names
+    expected = {f"vitscore/{path.relative_to(ROOT / 'vitscore')}" for path in (ROOT / "vitscore").rglob("*.py")}
+    for folder in ("kernels", "shards", "bench"):
+        expected |= {f"vitscore/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
+    assert expected == {name for name in names if name.endswith(".py")}
     assert {f"vitscore/demo/shards/demo-{number:03d}.tar" for number in range(4)} <= names
     for model in ("demo-vit", "demo-clip"):
         assert f"vitscore/demo/{model}/model.safetensors" in names
@@ -50,6 +53,12 @@ def test_the_wheel_holds_the_whole_package_below_one_name(wheel: zipfile.ZipFile
     assert "vitscore/py.typed" in names
     for path in (ROOT / "bench" / "results").rglob("*.json"):
         assert f"vitscore/{path.relative_to(ROOT).as_posix()}" in names
+
+
+def test_every_folder_with_modules_is_a_package_that_is_listed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {name if path.name == "__init__.py" else name.rpartition(".")[0] for name, path in modules(ROOT).items()}
+    assert sorted(listed) == sorted(found)
 
 
 def test_dali_is_asked_for_on_linux_alone(wheel: zipfile.ZipFile) -> None:
@@ -66,7 +75,7 @@ def test_what_the_benches_import_is_a_dependency_or_in_their_extra() -> None:
     assert all(">=" in line for line in wanted)
     assert "vitscore[bench]" in project["optional-dependencies"]["test"]
     distributions = packages_distributions()
-    for path in (ROOT / "bench").glob("*.py"):
+    for path in (ROOT / "bench").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
