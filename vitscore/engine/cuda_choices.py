@@ -1,7 +1,7 @@
-"""What is measured on a GPU at every start, and chosen by it: how a forward is launched, and which attention it uses.
+"""Choices that a GPU's own times decide, at every start: how a forward is launched, and which attention it uses.
 
-Neither changes what a run is, so neither is part of its identity: run.json keeps them with the start that measured
-them, with their figures. A start that goes on from parts measures again, and so does every rank on its own GPU.
+Neither is part of a run's identity: run.json keeps them, with their figures, with the start that measured them. A start
+that goes on from parts measures again, and every rank does so on its GPU.
 
 Launches. Python launches some 270 kernels for a ViT of twelve layers, one by one; a graph launches them all at once.
 
@@ -64,7 +64,7 @@ def choose_launch(device: Device, forward: Run, pixels: torch.Tensor) -> Measure
 
 
 def captured(device: Device, forward: Run, pixels: torch.Tensor, launch: Measured) -> tuple[Run | None, Measured]:
-    """The forward as a graph where that was chosen and can be done, and what to say of it."""
+    """The forward as a graph where that was chosen and can be done, else None; and the choice as it turned out."""
     graphed = device.graphed(forward, pixels) if launch.value else None
     if launch.value and graphed is None:
         launch = replace(launch, value=False, reason=f"{launch.reason}, but it cannot be captured")

@@ -1,4 +1,4 @@
-"""What a forward needs of a GPU, and nothing else: memory, copies that nobody waits for, marks, the row kernel, graphs.
+"""The GPU as a forward sees it: memory, copies without a wait of the host, marks, the row kernel, graphs, times.
 
 Below `forward_cuda`, which knows its device through `Device` alone. Everything here is put on torch's current stream
 and returns at once; only a mark's `synchronize`, `times` and `free_memory` wait. The order of the stream is the only
@@ -221,8 +221,10 @@ def stream_kind() -> str:
 
 @contextlib.contextmanager
 def run_stream(index: int) -> Iterator[None]:
-    """Put this thread's work on a GPU on the run's stream: behind what was put on the default stream before (weights),
-    and before what will be put on it afterwards."""
+    """Put this thread's work on a GPU on the run's stream.
+
+    It comes behind what the default stream was given before, such as weights, and before what that is given afterwards.
+    """
     if stream_kind() == "default":
         yield
         return

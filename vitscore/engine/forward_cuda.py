@@ -58,6 +58,8 @@ class Landing:
 class Lane:
     """One model's way over the device: its forward, its row kernel, its landings.
 
+    How the forward is launched is measured here (`launch`), on an idle device, just as it will be called.
+
     Args:
         model: loaded, on the device.
         device: the device.
