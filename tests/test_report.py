@@ -13,8 +13,9 @@ from sklearn.metrics import classification_report, confusion_matrix
 
 from support.reportruns import MadeRun, class_names, jpeg
 from vitscore.metrics.fold import refold, write_metrics
+from vitscore.metrics.notation import percent
 from vitscore.report import write_report
-from vitscore.report.figures import axis, percent
+from vitscore.report.figures import axis
 from vitscore.report.samples import contradictions
 from vitscore.report.thumbnails import draw
 

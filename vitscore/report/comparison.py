@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from vitscore.metrics.notation import percent
 from vitscore.report import words
 from vitscore.report.data import Findings
-from vitscore.report.figures import percent
 
 
 def comparison_section(findings: Findings) -> str:

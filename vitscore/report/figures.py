@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 from vitscore.metrics.intervals import wilson
+from vitscore.metrics.notation import percent
 from vitscore.report.samples import Confidence
 
 WIDTH = 360
@@ -71,11 +72,6 @@ def marker(x: float, y: float, index: int, size: float = 5.0) -> str:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:g}" {kind}/>'
     points = " ".join(f"{x + dx * size * 0.9:.1f},{y + dy * size * 0.9:.1f}" for dx, dy in CORNERS[shape])
     return f'<polygon points="{points}" {kind}/>'
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """A fraction in percent, with a true minus sign."""
-    return f"{100 * value:z.{digits}f}".replace("-", "−")
 
 
 def tick_text(value: float, scale: Axis) -> str:

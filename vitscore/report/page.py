@@ -20,10 +20,10 @@ from string import Template
 from typing import Any
 
 from vitscore import __version__
+from vitscore.metrics.notation import percent
 from vitscore.report import figures, words
 from vitscore.report.comparison import comparison_section
 from vitscore.report.data import Findings, payload
-from vitscore.report.figures import percent
 from vitscore.report.record import ledger_section, record_section, table
 
 SCRIPTS = ("page.js", "table.js", "matrix.js", "gallery.js")

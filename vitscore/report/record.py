@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from vitscore.metrics.notation import percent
 from vitscore.report.data import Findings
-from vitscore.report.figures import percent
 
 KNOWN = {
     "schema",

@@ -22,6 +22,7 @@ import numpy as np
 from vitscore.errors import DataError, UsageError
 from vitscore.kernels.arrays import Array
 from vitscore.metrics.fold import refold
+from vitscore.metrics.notation import percent
 from vitscore.rundir.folder import require_record
 from vitscore.rundir.parts import finished_parts
 from vitscore.rundir.rows import ModelRows, Rows, read_rows
@@ -128,7 +129,8 @@ def write_timm(output: Path, metrics: Mapping[str, Any], record: Mapping[str, An
     rows = []
     for name in sorted(names, key=lambda name: -(metrics[name]["accuracy"] or 0)):
         figures, recorded = metrics[name], record["models"][name]
-        top1, top5 = _percent(figures["accuracy"]), _percent(figures["topk_accuracy"].get("5"))
+        accuracies = figures["accuracy"], figures["topk_accuracy"].get("5")
+        top1, top5 = (percent(value, 3, missing="") for value in accuracies)
         parameters = recorded.get("parameters")
         rows.append(
             {
@@ -152,12 +154,8 @@ def write_timm(output: Path, metrics: Mapping[str, Any], record: Mapping[str, An
     return [f"{len(rows)} model(s) written to {output}, in the format of timm's results"]
 
 
-def _percent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{100 * fraction:.3f}"
-
-
-def _error(percent: str) -> str:
-    return f"{100 - float(percent):.3f}" if percent else ""
+def _error(accuracy: str) -> str:
+    return f"{100 - float(accuracy):.3f}" if accuracy else ""
 
 
 def write_matrix(output: Path, folder: Path, record: Mapping[str, Any], name: str, *, approximate: bool) -> list[str]:
