@@ -36,7 +36,7 @@ from vitscore.rundir.rows import ModelRows, Rows, read_rows
 from vitscore.shards.reasons import reason_kind
 from vitscore.system.durable import write_bytes_durably, write_json_durably
 
-_AGAIN = "Remove its part and start the run again; the shard is then scored anew."
+_AGAIN = "Remove its part and start the run again; the shard is then scored again."
 
 
 @dataclass(frozen=True)

@@ -343,7 +343,7 @@ def per_class(pair: Pair, classes: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def most_confident(a_J: Array, b_J: Array, prob_a_J: Array, prob_b_J: Array, *, top: int) -> list[int]:
-    """Return the `top` samples with different answers by the smaller of the two probabilities, largest first."""
+    """Return the `top` samples with different answers by the smaller of both probabilities, largest first, stably."""
     differ = np.flatnonzero((a_J != b_J) & ~np.isnan(prob_a_J) & ~np.isnan(prob_b_J))
     confidence = np.minimum(prob_a_J[differ], prob_b_J[differ])
     chosen: list[int] = differ[np.argsort(-confidence, kind="stable")[:top]].tolist()
