@@ -21,7 +21,6 @@ from vitscore.metrics import compute_metrics, intervals
 from vitscore.metrics.counts import ModelCounts
 from vitscore.metrics.figures import class_figures, model_metrics, report_names
 from vitscore.metrics.intervals import wilson
-from vitscore.metrics.notation import percent
 from vitscore.text.notes import figure_notes
 
 IDS = np.ndarray
@@ -343,11 +342,6 @@ def test_metrics_need_no_torch() -> None:
     code = "import sys, vitscore.metrics, vitscore.metrics.fold, vitscore.kernels.rows as r; r.score_rows\n"
     code += "assert not {'torch', 'transformers', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_percentages_have_no_negative_zero_and_a_text_for_none() -> None:
-    assert [percent(value) for value in (0.97449, -0.00001, -0.021, None)] == ["97.4", "0.0", "−2.1", "-"]
-    assert [percent(value, 3, unit="%", missing="") for value in (0.5, None)] == ["50.000%", ""]
 
 
 # Intervals
