@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from vitscore.errors import LabelError, UsageError
 
+Array: TypeAlias = npt.NDArray[Any]
 IntArray: TypeAlias = npt.NDArray[Any]
 FloatArray: TypeAlias = npt.NDArray[Any]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]

@@ -1,4 +1,4 @@
-"""vitscore from Python: the same job, the same names."""
+"""The Python interface: the same job and the same option names as the command."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`vitscore metrics DIR --check`: an honest run passes, and every difference is one line that names it."""
+"""`vitscore metrics DIR --check`: an intact run passes, and every difference is reported in one line."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ Call = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory, digits: Any) -> Path:
-    """A corpus with some faults, and its run, made once; `shards` and `out` below one folder."""
+    """Make a corpus with some faults and score it, once: `shards` and `out` in one folder."""
 
     from support.tars import write_tar
     from vitscore import score
@@ -36,16 +36,16 @@ def scored(tmp_path_factory: pytest.TempPathFactory, digits: Any) -> Path:
 
 @pytest.fixture
 def run(scored: Path, tmp_path: Path) -> Path:
-    """A copy of that run to tamper with; its shards still lie where they were scored."""
+    """Return a copy of that run to tamper with; its shards remain in place."""
     shutil.copytree(scored / "out", tmp_path / "out")
     return tmp_path / "out"
 
 
 def rewrite(part: Path, change: Callable[[pa.Table], pa.Table], **footer: Any) -> None:
-    """Change a part as somebody would who knows its footer."""
-    found = read_footer(part)
-    assert found is not None
-    values = {**asdict(found), **footer}
+    """Change a part's rows and footer, keeping the footer valid."""
+    written = read_footer(part)
+    assert written is not None
+    values = {**asdict(written), **footer}
     table = change(pq.read_table(part))
     pq.write_table(table.replace_schema_metadata({FOOTER_KEY: Footer(**values).dump()}), part)
 
@@ -70,27 +70,27 @@ def refused(done: Any, *words: str) -> None:
         assert word in done.err, done.err
 
 
-def test_an_honest_run_passes_and_nothing_is_written(run: Path, vitscore: Call) -> None:
+def test_an_intact_run_passes_and_nothing_is_written(run: Path, vitscore: Call) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     done = vitscore("metrics", run, "--check")
     assert done.code == 0, done.err
     samples = json.loads((run / "metrics.json").read_bytes())["ledger"]["expected"]
-    assert done.out.startswith(f"4 shards, {samples} samples: every sample is in one part, once\n")
+    assert done.out.startswith(f"4 shards, {samples} samples: every sample is in the parts exactly once\n")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_what_was_proved_is_there_as_json(run: Path, vitscore: Call) -> None:
+def test_the_totals_can_be_printed_as_json(run: Path, vitscore: Call) -> None:
     ledger = json.loads((run / "metrics.json").read_bytes())["ledger"]
-    found = json.loads(vitscore("metrics", run, "--check", "--json").out)
+    document = json.loads(vitscore("metrics", run, "--check", "--json").out)
     figures = {name: ledger[name] for name in ("scored", "bad")}
-    assert found == {"shards": 4, "samples": ledger["expected"], **figures, "has_labels": True}
+    assert document == {"shards": 4, "samples": ledger["expected"], **figures, "has_labels": True}
 
 
 def test_a_changed_prediction_is_found(run: Path, vitscore: Call) -> None:
     path = part(run, 0)
     pred = pq.read_table(path)["demo-vit.pred"].to_pylist()[3]
     rewrite(path, lambda table: with_values(table, "demo-vit.pred", {3: (pred + 1) % 10}))
-    refused(vitscore("metrics", run, "--check"), "metrics.json", "not what the parts come to", "models.demo-vit")
+    refused(vitscore("metrics", run, "--check"), "metrics.json", "file does not match the parts", "models.demo-vit")
 
 
 def test_a_changed_label_is_found_though_the_metrics_follow_it(run: Path, vitscore: Call) -> None:
@@ -108,7 +108,7 @@ def test_a_removed_row_is_found(run: Path, vitscore: Call) -> None:
 def test_a_removed_row_is_found_though_footer_and_metrics_follow_it(run: Path, vitscore: Call) -> None:
     rewrite(part(run, 0), lambda table: table.slice(1), expected=19)
     assert vitscore("metrics", run).code == 0
-    refused(vitscore("metrics", run, "--check"), "number of samples", "s-0.tar", "20, as in the shard, got 19")
+    refused(vitscore("metrics", run, "--check"), "number of samples differs", "s-0.tar", "20, as in the shard, got 19")
 
 
 def test_swapped_rows_are_found(run: Path, vitscore: Call) -> None:
@@ -154,7 +154,7 @@ def test_a_missing_file_of_figures_is_found(run: Path, vitscore: Call, name: str
 
 @pytest.fixture
 def moved(scored: Path, tmp_path: Path) -> Path:
-    """The shards, copied to another folder."""
+    """Copy the shards to another folder."""
     shutil.copytree(scored / "shards", tmp_path / "moved")
     return tmp_path / "moved"
 

@@ -1,4 +1,4 @@
-"""Heads are matched to the data set's classes by position, name or map, or refused with the way out."""
+"""Heads are matched to the data set's classes by position, name or map, or refused with the options that help."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Model:
 
 @pytest.fixture(scope="module")
 def imagenet_head() -> tuple[str, ...]:
-    """The head of an ImageNet ViT as transformers' checkpoints name it: "tench, Tinca tinca"; timm has that list."""
+    """Return class names in the form of transformers' ImageNet checkpoints ("tench, Tinca tinca"), from timm's list."""
     spec = find_spec("timm")
     assert spec is not None and spec.origin is not None
     info = Path(spec.origin).parent / "data/_info"
@@ -61,31 +61,31 @@ def clip_names() -> tuple[str, ...]:
 
 
 def test_equal_lists_match_by_position() -> None:
-    found = match_head(("Cat", "wild_dog", "crane", "crane"), unique_names(("cat", "wild dog", "crane", "crane")))
-    assert (found.how, found.columns) == ("by position", ((0,), (1,), (2,), (3,)))
-    assert found.summary == "by position, 4 of 4"
+    head_map = match_head(("Cat", "wild_dog", "crane", "crane"), unique_names(("cat", "wild dog", "crane", "crane")))
+    assert (head_map.how, head_map.columns) == ("by position", ((0,), (1,), (2,), (3,)))
+    assert head_map.summary == "by position, 4 of 4"
 
 
 def test_names_are_folded_and_split_at_commas() -> None:
     head = ("tench, Tinca tinca", "Café-bar", "pick/up  truck")
-    found = match_head(head, ("PICK-UP TRUCK", "cafe bar", "Tinca_tinca"))
-    assert found.columns == ((2,), (1,), (0,))
-    assert found.summary == "by name: 3 of 3, 1 by synonym"
+    head_map = match_head(head, ("PICK-UP TRUCK", "cafe bar", "Tinca_tinca"))
+    assert head_map.columns == ((2,), (1,), (0,))
+    assert head_map.summary == "by name: 3 of 3, 1 by synonym"
 
 
 def test_a_larger_head_is_narrowed(imagenet_head: tuple[str, ...]) -> None:
-    found = match_head(imagenet_head, IMAGENETTE)
-    assert found.columns == tuple((head_id,) for head_id in IMAGENETTE_IDS)
-    assert found.how == "by name"
+    head_map = match_head(imagenet_head, IMAGENETTE)
+    assert head_map.columns == tuple((head_id,) for head_id in IMAGENETTE_IDS)
+    assert head_map.how == "by name"
 
 
-def test_an_imagenet_head_beside_clips_names_is_told_to_go_by_position(
+def test_an_imagenet_head_and_clips_class_names_are_refused_with_the_hint_by_position(
     imagenet_head: tuple[str, ...], clip_names: tuple[str, ...]
 ) -> None:
     with pytest.raises(ClassError) as caught:
         match_head(imagenet_head, unique_names(clip_names), model="vit")
     message = str(caught.value)
-    assert "all of them at their own position" in message
+    assert "all of them at the same position" in message
     assert "--label-map vit=by-position" in message
     assert "nearest:" in message
     by_position = match_head(imagenet_head, unique_names(clip_names), label_map=BY_POSITION)
@@ -94,13 +94,13 @@ def test_an_imagenet_head_beside_clips_names_is_told_to_go_by_position(
 
 def test_the_same_imagenet_names_in_two_spellings_match(imagenet_head: tuple[str, ...]) -> None:
     first_synonyms = tuple(name.split(",")[0] for name in imagenet_head)
-    found = match_head(imagenet_head, unique_names(first_synonyms))
-    assert found.columns == tuple((index,) for index in range(1000))
+    head_map = match_head(imagenet_head, unique_names(first_synonyms))
+    assert head_map.columns == tuple((index,) for index in range(1000))
 
 
 def test_a_whole_name_wins_over_a_synonym() -> None:
-    found = match_head(("maillot", "maillot, tank suit"), ("tank suit", "maillot"))
-    assert found.columns == ((1,), (0,))
+    head_map = match_head(("maillot", "maillot, tank suit"), ("tank suit", "maillot"))
+    assert head_map.columns == ((1,), (0,))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_refusal_counts_names_and_shows_both_ways_out() -> None:
     with pytest.raises(ClassError) as caught:
         match_head(("tabby cat", "dog", *"abcdef"), ("tabby kat", "dog", *"uvwxyz"), model="m")
     message = str(caught.value)
-    assert "1 matched, all of them at their own position" in message
+    assert "1 matched, all of them at the same position" in message
     assert "'tabby kat' (nearest: 'tabby cat')" in message
     assert "and 2 more" in message
     assert "--label-map m=by-position" in message and "--label-map m=FILE" in message
@@ -136,15 +136,15 @@ def test_a_head_without_names_needs_a_map() -> None:
 
 
 def test_by_position_needs_as_many_outputs_as_classes() -> None:
-    with pytest.raises(ClassError, match=r"expected a head of 2 outputs, one a class, got 1001"):
+    with pytest.raises(ClassError, match=r"expected a head of 2 outputs, one per class, got 1001"):
         match_head(None, ("cat", "dog"), num_outputs=1001, label_map=BY_POSITION)
 
 
 def test_a_map_joins_several_head_classes_and_leaves_the_rest_to_names() -> None:
     head = ("beagle", "husky", "tabby, tabby cat", "owl")
-    found = match_head(head, ("dog", "owl"), label_map={"beagle": "dog", "1": 0})
-    assert found.columns == ((0, 1), (3,))
-    assert found.summary == "by map: 2 head classes to 1 of 2, 1 by name"
+    head_map = match_head(head, ("dog", "owl"), label_map={"beagle": "dog", "1": 0})
+    assert head_map.columns == ((0, 1), (3,))
+    assert head_map.summary == "by map: 2 head classes to 1 of 2, 1 by name"
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,15 @@ def test_bad_maps_are_refused(label_map: dict[str, str | int], message: str) -> 
 
 
 def test_a_class_named_by_digits_is_meant_by_its_name() -> None:
-    found = match_head(("a", "b"), ("1", "0"), label_map={"a": "0", "b": "1"})
-    assert found.columns == ((1,), (0,))
+    head_map = match_head(("a", "b"), ("1", "0"), label_map={"a": "0", "b": "1"})
+    assert head_map.columns == ((1,), (0,))
 
 
 def test_label_maps_go_to_the_models_they_name(tmp_path: Path) -> None:
     (tmp_path / "map.json").write_text(json.dumps({"beagle": "dog", "3": 1}))
     models = {"vit": Model("classifier"), "swin": Model("classifier"), "clip": Model("zero-shot")}
-    found = parse_label_maps([f"swin={tmp_path / 'map.json'}", BY_POSITION], models)
-    assert found == {"vit": "by-position", "swin": {"beagle": "dog", "3": 1}}
+    maps = parse_label_maps([f"swin={tmp_path / 'map.json'}", BY_POSITION], models)
+    assert maps == {"vit": "by-position", "swin": {"beagle": "dog", "3": 1}}
 
 
 @pytest.mark.parametrize(

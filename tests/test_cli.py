@@ -1,4 +1,4 @@
-"""Flags, help and errors: one clear line and the right exit code."""
+"""Options, help and errors of the command line: one clear line and the right exit code."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +16,14 @@ RUN_FLAGS = """
 
 
 def test_the_flags_of_run_are_these() -> None:
-    """Scripts depend on them; a flag that goes or comes is a change of the contract."""
+    """Scripts depend on the options; adding or removing one changes the contract."""
     import typer
 
     from vitscore.cli.main import app
 
     command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
-    found = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts) if flag[0] == "-"}
-    assert found == set(RUN_FLAGS)
+    flags = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts) if flag[0] == "-"}
+    assert flags == set(RUN_FLAGS)
 
 
 def test_the_commands_are_these(vitscore: Call) -> None:
@@ -105,7 +105,7 @@ def test_piped_output_fits_80_columns_and_progress_is_silent(start: Call, tmp_pa
     assert "\x1b" not in done.out
 
 
-def test_status_tells_what_is_done(vitscore: Call, tmp_path: Path) -> None:
+def test_status_shows_what_is_done(vitscore: Call, tmp_path: Path) -> None:
     assert vitscore("run", "demo", "-m", "demo-vit", "-o", tmp_path / "out").code == 0
     (tmp_path / "out" / "parts" / "0000001-demo-001.parquet").unlink()
     done = vitscore("status", tmp_path / "out")

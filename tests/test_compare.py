@@ -1,4 +1,4 @@
-"""Paired comparison: counts, the exact test against scipy, the interval against its definition and by simulation."""
+"""Paired comparison: counts, the exact test against SciPy's, the interval against its definition and by simulation."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def test_an_entry_has_the_contracts_order() -> None:
 
 
 def test_without_common_samples_nothing_is_claimed() -> None:
-    found = entry()
-    assert found["samples"] == 0 and found["agreement"] is found["accuracy_difference_ci"] is found["mcnemar_p"] is None
-    assert "cannot be compared" in conclusion(found)
+    empty = entry()
+    assert empty["samples"] == 0 and empty["agreement"] is empty["accuracy_difference_ci"] is empty["mcnemar_p"] is None
+    assert "cannot be compared" in conclusion(empty)
 
 
 # The exact test
@@ -80,7 +80,7 @@ def test_without_common_samples_nothing_is_claimed() -> None:
 @given(st.integers(0, 3000), st.integers(0, 3000))
 def test_mcnemar_is_scipys_binomial_test(only_a: int, only_b: int) -> None:
     wanted = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    # scipy's own tail is 0 for (10, 1065), whose exact value is 2.7e-300.
+    # SciPy returns 0 for (10, 1065); the exact value is 2.7e-300.
     assert mcnemar_p(only_a, only_b) == pytest.approx(wanted, rel=1e-9, abs=1e-290)
 
 
@@ -100,7 +100,7 @@ def test_mcnemar_without_disagreement_is_one() -> None:
 
 
 def score_by_likelihood(only_a: int, only_b: int, n: int, difference: float) -> float:
-    """The score statistic with the nuisance rate found by maximising the likelihood itself."""
+    """Return the score statistic, its nuisance rate found by maximising the likelihood numerically."""
 
     def loss(rate_b: float) -> float:
         rate_a = rate_b + difference
@@ -148,7 +148,7 @@ def test_the_interval_holds_the_truth_95_times_in_100(n: int, rate_a: float, rat
     assert 0.935 <= (held * times).sum() / 4000 <= 0.965
 
 
-# Several pairs, and words
+# Several pairs, and the conclusion
 
 
 def test_holm_by_hand() -> None:
@@ -157,7 +157,7 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
-def test_a_difference_that_can_be_shown_is_said() -> None:
+def test_a_difference_that_can_be_shown_is_stated() -> None:
     text = conclusion(entry(both=440, only_a=30, only_b=10, neither=20))
     assert text == "vit is ahead of clip by 4.0 points, 95% interval 1.6 to 6.7, on 500 images"
     assert conclusion(entry(both=440, only_a=10, only_b=30, neither=20)).startswith(
@@ -174,9 +174,9 @@ def test_a_difference_that_cannot_be_shown_is_not_claimed() -> None:
 
 
 def test_correction_for_several_pairs_can_take_a_claim_back() -> None:
-    found = entry(both=440, only_a=25, only_b=10, neither=25)
-    assert "is ahead" in conclusion(found)
-    text = conclusion({**found, "mcnemar_p_holm": 0.06})
+    comparison = entry(both=440, only_a=25, only_b=10, neither=25)
+    assert "is ahead" in conclusion(comparison)
+    text = conclusion({**comparison, "mcnemar_p_holm": 0.06})
     assert "no difference" in text and "p = 0.06 after Holm's correction" in text
 
 

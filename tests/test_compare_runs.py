@@ -1,4 +1,4 @@
-"""Comparing runs: the join against pandas, figures against scikit-learn, odd pairs of runs through the command."""
+"""Comparing runs: the join against pandas, figures against scikit-learn, unusual pairs of runs through the command."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def make(
     bad: dict[str, str] | None = None,
     options: dict[str, Any] | None = None,
 ) -> Path:
-    """A run whose models know a sample by its key: the same in any shard and in any order of the classes.
+    """Write a run whose predictions depend only on a sample's key, not on its shard or the order of the classes.
 
     Args:
-        models: how much each one knows.
+        models: by name, how much the logit of the true class is raised.
         labels: class name by key; by default every key has one.
     """
     made = []
@@ -63,7 +63,7 @@ def make(
 
 
 def hash_number(text: str) -> float:
-    """A number in [0, 1) that belongs to a text."""
+    """Return a number in [0, 1) derived from the text's hash."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
 
 
@@ -152,9 +152,9 @@ def test_disagreements_are_the_most_confident_ones(tmp_path: Path) -> None:
     rows = by_key(run)
     rows = rows[rows["vit.pred"] != rows["clip.pred"]]
     wanted = rows.assign(least=rows[["vit.prob", "clip.prob"]].min(axis=1)).sort_values("least", ascending=False)
-    found = compare_runs([str(run)], top=7)["comparisons"][0]["disagreements"]
-    assert [row["key"] for row in found] == wanted.key.tolist()[:7]
-    assert found[0]["probs"] == pytest.approx(wanted[["vit.prob", "clip.prob"]].iloc[0].tolist(), abs=1e-6)
+    shown = compare_runs([str(run)], top=7)["comparisons"][0]["disagreements"]
+    assert [row["key"] for row in shown] == wanted.key.tolist()[:7]
+    assert shown[0]["probs"] == pytest.approx(wanted[["vit.prob", "clip.prob"]].iloc[0].tolist(), abs=1e-6)
 
 
 def test_three_models_of_two_runs_make_three_corrected_pairs(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_run_that_is_not_finished_is_said_to_be_so(vitscore: Call, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["unlabelled", "all bad", "never right", "one sample"])
-def test_nothing_to_tell_apart_is_said(kind: str, vitscore: Call, tmp_path: Path) -> None:
+def test_models_that_cannot_be_distinguished_are_reported_so(kind: str, vitscore: Call, tmp_path: Path) -> None:
     keys = ["001"] if kind == "one sample" else [f"{i:03}" for i in range(30)]
     run = make(
         tmp_path / "run",

@@ -1,4 +1,4 @@
-"""Confusion matrices in a terminal: small, true, and never wider than it."""
+"""Confusion matrices in a terminal: small, correct, and never wider than the terminal."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,9 @@ def test_shades_are_shares_of_the_row() -> None:
     counts = np.array([[90, 10, 0], [1, 99, 0], [0, 0, 0]])
     lines = confusion_pictures({"vit": counts}, ["cat", "dog", "emu"], width=80)
     assert lines[:5] == ["", "vit", "cat ██▓▓ ·", "dog ░░██ ·", "emu  · · ·"]
-    assert lines[-1] == "vit takes most often cat for dog (10), dog for cat (1)"
+    assert lines[-1] == "vit: most frequent errors (label → answer): cat → dog (10), dog → cat (1)"
+    narrow = confusion_pictures({"vit": counts}, ["cat", "dog", "emu"], width=46)
+    assert narrow[-2:] == ["vit: most frequent errors (label → answer):", "  cat → dog (10), dog → cat (1)"]
 
 
 def test_models_stand_beside_each_other_where_they_fit() -> None:
@@ -34,8 +36,11 @@ def test_many_classes_share_cells() -> None:
 
 
 def test_terminals_without_block_characters_get_plain_ones() -> None:
-    lines = confusion_pictures({"vit": np.eye(3, dtype=int)}, ["a", "b", "c"], width=80, is_unicode=False)
+    counts = np.eye(3, dtype=int) * [[9], [9], [1]]
+    counts[1, 0] = 1
+    lines = confusion_pictures({"vit": counts}, ["a", "b", "c"], width=80, is_unicode=False)
     assert "".join(lines).isascii() and "a ## . ." in lines
+    assert lines[-1] == "vit: most frequent errors (label -> answer): b -> a (1)"
 
 
 def test_nothing_counted_shows_nothing() -> None:

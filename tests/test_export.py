@@ -1,4 +1,4 @@
-"""A run in other tools' forms: read back with those tools, or with what they are made of."""
+"""Runs exported to other tools' formats, read back with those tools or with the libraries that they use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASSES = ["cat", "dog", "owl", "cow", "elk", "bee"]
 
 
 def write(folder: Path, *, keeps_logits: bool = True, num_classes: int = 6, has_labels: bool = True) -> tuple:
-    """A run of two models over two shards; sample 3 is bad, the last one has no label, the first one a wrong one."""
+    """Write a run of two models over two shards; sample 3 is bad, the last has no label, the first a wrong one."""
     rng = np.random.default_rng(0)
     labels = (np.arange(300) % num_classes).astype(np.int32) if has_labels else np.full(300, -1, np.int32)
     logits = rng.normal(size=(300, num_classes)).astype(np.float32)
@@ -45,11 +45,11 @@ def test_clip_benchmarks_json_has_its_keys_and_figures(vitscore: Call, tmp_path:
     logits, labels, kept = write(tmp_path / "run")
     done = vitscore("export", tmp_path / "run", "-f", "clip-benchmark", "-m", "clip", "-o", tmp_path / "a.json")
     assert done.code == 0, done.err
-    found = json.loads((tmp_path / "a.json").read_bytes())
-    assert list(found) == ["dataset", "model", "pretrained", "task", "metrics", "language"]
-    assert found["dataset"] == "run" and found["task"] == "zeroshot_classification"
+    document = json.loads((tmp_path / "a.json").read_bytes())
+    assert list(document) == ["dataset", "model", "pretrained", "task", "metrics", "language"]
+    assert document["dataset"] == "run" and document["task"] == "zeroshot_classification"
     preds = logits.argmax(1)
-    assert found["metrics"] == {
+    assert document["metrics"] == {
         "acc1": pytest.approx(accuracy_score(labels[kept], preds[kept])),
         "acc5": None,  # this run kept the top 3
         "mean_per_class_recall": pytest.approx(balanced_accuracy_score(labels[kept], preds[kept])),
@@ -84,15 +84,15 @@ def test_cleanlab_finds_the_wrong_label_in_the_matrix(vitscore: Call, tmp_path: 
     out = tmp_path / "vit.npz"
     done = vitscore("export", tmp_path / "run", "-f", "cleanlab", "-m", "vit", "-o", out)
     assert done.code == 0 and "exact" in done.out, done.err
-    with np.load(out) as found:
+    with np.load(out) as matrix:
         prob = np.exp(logits[kept].astype(np.float64))
         prob /= prob.sum(1, keepdims=True)
-        assert found["pred_probs"] == pytest.approx(prob, abs=1e-6)
-        assert (found["labels"] == labels[kept]).all()
-        assert found["keys"].tolist() == [f"k{i}" for i in np.flatnonzero(kept)]
-        assert found["classes"].tolist() == CLASSES
-        ranked = find_label_issues(found["labels"], found["pred_probs"], return_indices_ranked_by="self_confidence")
-        assert found["keys"][ranked[0]] == "k0"
+        assert matrix["pred_probs"] == pytest.approx(prob, abs=1e-6)
+        assert (matrix["labels"] == labels[kept]).all()
+        assert matrix["keys"].tolist() == [f"k{i}" for i in np.flatnonzero(kept)]
+        assert matrix["classes"].tolist() == CLASSES
+        ranked = find_label_issues(matrix["labels"], matrix["pred_probs"], return_indices_ranked_by="self_confidence")
+        assert matrix["keys"][ranked[0]] == "k0"
 
 
 def test_without_logits_the_matrix_is_an_approximation_that_has_to_be_asked_for(vitscore: Call, tmp_path: Path) -> None:
@@ -103,10 +103,10 @@ def test_without_logits_the_matrix_is_an_approximation_that_has_to_be_asked_for(
     assert "approximate" in vitscore(*command, "--approximate").out
     prob = np.exp(logits[kept].astype(np.float64))
     prob /= prob.sum(1, keepdims=True)
-    with np.load(tmp_path / "vit.npz") as found:
-        assert found["pred_probs"].sum(1) == pytest.approx(np.ones(kept.sum()), abs=1e-5)
+    with np.load(tmp_path / "vit.npz") as matrix:
+        assert matrix["pred_probs"].sum(1) == pytest.approx(np.ones(kept.sum()), abs=1e-5)
         best = prob.argsort(1)[:, ::-1][:, :3]
-        assert np.take_along_axis(found["pred_probs"], best, 1) == pytest.approx(
+        assert np.take_along_axis(matrix["pred_probs"], best, 1) == pytest.approx(
             np.take_along_axis(prob, best, 1), abs=1e-5
         )
 
@@ -115,8 +115,8 @@ def test_without_logits_the_matrix_is_an_approximation_that_has_to_be_asked_for(
     "arguments, code, said",
     [
         (["-f", "word"], 2, "unknown format"),
-        (["-f", "cleanlab"], 2, "which model: --model - expected vit or clip, got none"),
-        (["-f", "clip-benchmark", "-m", "none"], 2, "which model"),
+        (["-f", "cleanlab"], 2, "no model named: --model - expected vit or clip, got none"),
+        (["-f", "clip-benchmark", "-m", "none"], 2, "no such model"),
         (["-f", "timm", "-o", "nowhere/at/all.csv"], 4, "cannot write"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Parts to metrics.json: the ledger adds up or names the shard, and the same parts give the same bytes."""
+"""Folding parts into metrics.json: the ledger adds up or an error names the shard; equal parts give equal bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IDENTITY = "f" * 64
 
 @dataclass
 class FakeRun:
-    """A run's folder with parts made from random logits; remembers every row for the oracles."""
+    """A run's folder whose parts are made from random logits; keeps every row for the oracles."""
 
     folder: Path
     num_classes: int = 6
@@ -118,21 +118,21 @@ def test_the_report_is_scikit_learns_on_the_parts(run: FakeRun) -> None:
         report = classification_report(
             labels, preds, labels=range(6), target_names=folded.document["classes"], output_dict=True, zero_division=0
         )
-        found = folded.document["models"][name]
+        model = folded.document["models"][name]
         for row, figures in report.items():
-            assert found["report"][row] == pytest.approx(figures, abs=1e-12)
-        assert found["samples"] == len(labels) and list(found["topk_accuracy"]) == ["1", "5"]
+            assert model["report"][row] == pytest.approx(figures, abs=1e-12)
+        assert model["samples"] == len(labels) and list(model["topk_accuracy"]) == ["1", "5"]
         assert (folded.confusions[name] == confusion_matrix(labels, preds, labels=range(6))).all()
 
 
 def test_every_pair_is_compared_on_common_samples(run: FakeRun) -> None:
-    (found,) = refold(run.folder).document["comparisons"]
+    (entry,) = refold(run.folder).document["comparisons"]
     counted = ~run.column("is_bad") & (run.column("label") >= 0)
     vit, clip = (run.column(name)[counted] for name in run.models)
     right = run.column("label")[counted]
-    assert (found["a"], found["b"], found["samples"]) == ("vit", "clip.v2", counted.sum())
-    assert found["only_a"] == ((vit == right) & (clip != right)).sum()
-    assert found["agreement"] == pytest.approx((vit == clip).mean())
+    assert (entry["a"], entry["b"], entry["samples"]) == ("vit", "clip.v2", counted.sum())
+    assert entry["only_a"] == ((vit == right) & (clip != right)).sum()
+    assert entry["agreement"] == pytest.approx((vit == clip).mean())
 
 
 def test_three_models_make_three_pairs(tmp_path: Path) -> None:
@@ -146,10 +146,10 @@ def test_a_bad_sample_can_count_as_a_wrong_answer(tmp_path: Path) -> None:
     folded = refold(run.folder)
     labels = run.column("label")
     right = (run.column("vit") == labels) & ~run.column("is_bad")
-    found = folded.document["models"]["vit"]
-    assert found["samples"] == (labels >= 0).sum()
-    assert found["accuracy"] == pytest.approx(right.sum() / (labels >= 0).sum())
-    assert [found["report"][f"c{i}"]["support"] for i in range(6)] == [(labels == i).sum() for i in range(6)]
+    model = folded.document["models"]["vit"]
+    assert model["samples"] == (labels >= 0).sum()
+    assert model["accuracy"] == pytest.approx(right.sum() / (labels >= 0).sum())
+    assert [model["report"][f"c{i}"]["support"] for i in range(6)] == [(labels == i).sum() for i in range(6)]
     assert folded.confusions["vit"].sum() == ((labels >= 0) & ~run.column("is_bad")).sum()
 
 
@@ -208,7 +208,7 @@ def test_a_shard_that_is_there_twice_is_an_error(run: FakeRun) -> None:
 
 def test_a_part_of_a_shard_that_is_not_listed_is_an_error(run: FakeRun) -> None:
     run.write_part(7, "s-7.tar", 3)
-    with pytest.raises(LedgerError, match="part does not belong here"):
+    with pytest.raises(LedgerError, match="part does not belong to this run"):
         refold(run.folder)
 
 

@@ -1,4 +1,4 @@
-"""Every way to start the program is the same program."""
+"""Every way to start the program gives the same results."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Any]) -> dict[str, Path]:
-    """The demo by every way, from the checkout's root."""
+    """Run the demo in every way, from the checkout's root."""
     folders = {}
     for number, (name, words) in enumerate(WAYS.items()):
         folders[name] = tmp_path_factory.mktemp("launch") / str(number)
@@ -33,12 +33,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Any]) ->
 
 
 def test_the_metrics_are_the_same_bytes(runs: dict[str, Path]) -> None:
-    found = {name: (folder / "metrics.json").read_bytes() for name, folder in runs.items()}
-    assert len(found) == len(WAYS)
-    assert len(set(found.values())) == 1
+    documents = {name: (folder / "metrics.json").read_bytes() for name, folder in runs.items()}
+    assert len(documents) == len(WAYS)
+    assert len(set(documents.values())) == 1
 
 
-# Rank 0 is slow, so that rank 1 takes part however late it comes.
+# Rank 0 is slow, so that rank 1 gets shards even if it starts late.
 TWO_RANKS = """
 import os, resource, sys, time
 import vitscore.engine.loop as e
@@ -59,7 +59,7 @@ def part_rows(folder: Path) -> dict[str, list[Any]]:
 def test_two_ranks_of_which_one_failed_before_end_as_one_process_does(
     start: Callable[..., Any], tmp_path: Path, digits: Any, make_shards: Callable[..., Path]
 ) -> None:
-    """An error on another rank is told once, the same command goes on, and the bits are those of a single process."""
+    """An error on another rank is printed once, the same command resumes, and the bits equal a single process's."""
     shards = make_shards(*(digits[number % 20 * 25 :][:25] for number in range(120)))
     script = tmp_path / "main.py"
     script.write_text(TWO_RANKS.format(is_limited=True))
@@ -78,7 +78,7 @@ def test_two_ranks_of_which_one_failed_before_end_as_one_process_does(
     assert (out / "metrics.json").read_bytes() == (alone / "metrics.json").read_bytes()
 
 
-def test_two_ranks_tell_an_error_once(start: Callable[..., Any], tmp_path: Path) -> None:
+def test_two_ranks_print_an_error_once(start: Callable[..., Any], tmp_path: Path) -> None:
     done = start(*WAYS["torchrun, two ranks"], "run", "demo", "-m", "no/such", "-o", tmp_path / "out")
     assert done.code != 0
     own = [line for line in done.err.splitlines() if "no/such" in line and " - " in line]

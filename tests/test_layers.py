@@ -18,9 +18,9 @@ ROOMS: dict[str, str] = {
     "vitscore": "api system",
     "cli": "augment bench classes decode metrics models plan report results robustness run rundir shards system text",
     "bench": "classes decode demo engine kernels metrics models plan preprocess ranks robustness run rundir shards "
-    "system vitscore",
-    "api": "plan ranks report run rundir text",
-    "robustness": "augment decode engine metrics models plan preprocess ranks report run rundir shards system",
+    "system text vitscore",
+    "api": "metrics plan ranks report run rundir text",
+    "robustness": "augment decode engine metrics models plan preprocess ranks report run rundir shards system text",
     "text": "augment kernels metrics plan run shards",
     "run": "augment decode engine kernels metrics models plan preprocess ranks report rundir shards system",
     "engine": "augment decode kernels models plan preprocess ranks rundir shards system",

@@ -1,4 +1,4 @@
-"""Figures from counts against scikit-learn, on balanced, skewed, absent and degenerate classes."""
+"""Figures computed from counts equal scikit-learn's, for balanced, skewed, absent and degenerate classes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def names(num_classes: int) -> list[str]:
 
 
 def draw(num: int, num_classes: int, *, kind: str = "balanced", seed: int = 0) -> tuple[IDS, IDS]:
-    """Labels and predictions, about 70% right."""
+    """Return labels and predictions, about 70% of them right."""
     rng = np.random.default_rng(seed)
     if kind == "skewed":
         labels = np.minimum(rng.geometric(0.4, num) - 1, num_classes - 1)
@@ -134,15 +134,15 @@ def test_figures_are_torchmetrics(num: int, num_classes: int) -> None:
 
 @pytest.mark.parametrize("num_wrong", [0, 50])
 def test_micro_averages_are_scikit_learns(num_wrong: int) -> None:
-    """An answer outside the classes is in no column, so it costs recall and not precision."""
+    """An answer outside the classes is in no column, so it lowers recall but not precision."""
     labels, preds = draw(300, 5)
     counts = ModelCounts(5)
     counts.update(labels[num_wrong:], preds[num_wrong:])
     counts.count_wrong(labels[:num_wrong])
     preds[:num_wrong] = -1
-    found = model_metrics(counts, names(5))["micro"]
+    micro = model_metrics(counts, names(5))["micro"]
     wanted = sk.precision_recall_fscore_support(labels, preds, labels=range(5), average="micro", zero_division=0)
-    assert list(found.values()) == pytest.approx(wanted[:3], abs=1e-12)
+    assert list(micro.values()) == pytest.approx(wanted[:3], abs=1e-12)
 
 
 def test_a_wrong_answer_outside_the_classes_is_in_support_and_in_no_column() -> None:
@@ -258,7 +258,7 @@ def test_the_macro_average_over_the_truths_classes_stands_beside_the_whole() -> 
     assert metrics["num_classes_in_truth"] == len(present)
 
 
-def test_classes_that_the_truth_lacks_are_said() -> None:
+def test_classes_absent_from_the_truth_are_reported() -> None:
     metrics = metrics_of(*draw(100, 12, kind="absent"), 12)
     document = {"classes": names(12), "models": {"vit": metrics}}
     (line,) = figure_notes(document)
@@ -329,13 +329,13 @@ def test_compute_metrics_in_a_real_trainer(tmp_path: Path) -> None:
     arguments = TrainingArguments(str(tmp_path), per_device_eval_batch_size=7, report_to=[], use_cpu=True)
     model = ViTForImageClassification(config)
     trainer = Trainer(model, arguments, eval_dataset=rows, compute_metrics=compute_metrics)
-    found = trainer.evaluate()
+    figures = trainer.evaluate()
     preds = model.eval()(pixel_values=images).logits.argmax(1).numpy()
     wanted = sk.precision_recall_fscore_support(
         labels.numpy(), preds, labels=range(3), average="macro", zero_division=0
     )
-    assert found["eval_accuracy"] == pytest.approx((preds == labels.numpy()).mean())
-    assert [found[f"eval_{name}"] for name in ("precision", "recall", "f1")] == pytest.approx(wanted[:3], abs=1e-12)
+    assert figures["eval_accuracy"] == pytest.approx((preds == labels.numpy()).mean())
+    assert [figures[f"eval_{name}"] for name in ("precision", "recall", "f1")] == pytest.approx(wanted[:3], abs=1e-12)
 
 
 def test_metrics_need_no_torch() -> None:
@@ -360,19 +360,19 @@ def test_wilson_is_scipys(num_right: int, num: int) -> None:
 def test_intervals_hold_the_figure_and_repeat_themselves() -> None:
     labels, preds = draw(400, 10, kind="skewed")
     metrics = metrics_of(labels, preds, 10)
-    found = metrics["confidence_intervals"]
-    assert found["level"] == 0.95 and found == metrics_of(labels, preds, 10)["confidence_intervals"]
-    assert found["macro_f1"][0] < metrics["report"]["macro avg"]["f1-score"] < found["macro_f1"][1]
-    assert found["weighted_f1"][0] < metrics["report"]["weighted avg"]["f1-score"] < found["weighted_f1"][1]
+    bounds = metrics["confidence_intervals"]
+    assert bounds["level"] == 0.95 and bounds == metrics_of(labels, preds, 10)["confidence_intervals"]
+    assert bounds["macro_f1"][0] < metrics["report"]["macro avg"]["f1-score"] < bounds["macro_f1"][1]
+    assert bounds["weighted_f1"][0] < metrics["report"]["weighted avg"]["f1-score"] < bounds["weighted_f1"][1]
     for name in ("balanced_accuracy", "mcc", "cohen_kappa", "accuracy"):
-        assert found[name][0] < metrics[name] < found[name][1]
+        assert bounds[name][0] < metrics[name] < bounds[name][1]
 
 
 def test_no_mistake_on_few_images_is_not_perfection() -> None:
     labels = np.arange(50) % 5
-    found = metrics_of(labels, labels, 5)["confidence_intervals"]
+    bounds = metrics_of(labels, labels, 5)["confidence_intervals"]
     for name in ("accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "mcc", "cohen_kappa"):
-        assert 0.7 < found[name][0] < 0.97 and found[name][1] == pytest.approx(1), name
+        assert 0.7 < bounds[name][0] < 0.97 and bounds[name][1] == pytest.approx(1), name
 
 
 @pytest.mark.parametrize("num, accuracy", [(60, 0.85), (400, 0.9)])
@@ -388,8 +388,8 @@ def test_intervals_hold_the_truth_95_times_in_100(num: int, accuracy: float, mon
     for _ in range(400):
         drawn = rng.multinomial(num, joint.ravel()).reshape(4, 4)
         rows, cols = np.nonzero(drawn)
-        found = intervals.bootstrap((rows, cols, drawn[rows, cols]), 4, class_figures, bounds=bounds)
-        for name, interval in found.items():
+        drawn_intervals = intervals.bootstrap((rows, cols, drawn[rows, cols]), 4, class_figures, bounds=bounds)
+        for name, interval in drawn_intervals.items():
             held[name] += interval[0] <= truth[name] <= interval[1]
-    # 400 draws know a coverage to about two points.
+    # 400 draws estimate a coverage to within about two points.
     assert all(0.92 <= times / 400 <= 0.985 for times in held.values()), held

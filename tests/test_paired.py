@@ -1,4 +1,4 @@
-"""Difference of macro F1 and of classes: against scikit-learn, a bootstrap of the samples, and simulation."""
+"""Differences of macro F1 and of classes against scikit-learn, a bootstrap of the samples, and simulation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ids = st.lists(st.tuples(*[st.integers(-1, 4)] * 3), max_size=60)
 
 
 def draw(num: int, num_classes: int, *, seed: int = 0, skew: float = 1.0, rates: tuple = (0.85, 0.75)) -> list[IDS]:
-    """Labels and two models' answers."""
+    """Return labels and two models' answers."""
     rng = np.random.default_rng(seed)
     share = skew ** np.arange(num_classes)
     labels = rng.choice(num_classes, num, p=share / share.sum())
@@ -42,8 +42,8 @@ def test_cells_are_those_of_the_definition_for_any_batches(rows: list[tuple[int,
     columns = [np.array([row[i] for row in rows], np.int64) for i in range(3)]
     kept = [row for row in rows if min(row) >= 0]
     for size in (7, 100):
-        found = count(*columns, 5, rows_at_once=size).compute()
-        assert dict(zip(zip(*(c.tolist() for c in found[:3]), strict=True), found.counts_S.tolist(), strict=True)) == {
+        cells = count(*columns, 5, rows_at_once=size).compute()
+        assert dict(zip(zip(*(c.tolist() for c in cells[:3]), strict=True), cells.counts_S.tolist(), strict=True)) == {
             row: kept.count(row) for row in kept
         }
 
@@ -66,7 +66,7 @@ def test_the_difference_is_scikit_learns(num: int, num_classes: int, seed: int) 
     assert -1 <= low <= difference <= high <= 1 and low < high
 
 
-def test_samples_that_nobody_answered_are_in_the_support() -> None:
+def test_samples_without_any_answer_are_in_the_support() -> None:
     labels, a, b = draw(300, 5)
     cells = count(labels[:250], a[:250], b[:250], 5)
     cells.count_wrong(np.append(labels[250:], -1))
@@ -106,7 +106,7 @@ def test_without_samples_there_is_no_difference() -> None:
     [(200, 4, (0.9, 0.8)), (1000, 4, (0.9, 0.9)), (600, 10, (0.8, 0.7)), (2000, 2, (0.6, 0.6))],
 )
 def test_the_interval_holds_the_truth_95_times_in_100(num: int, num_classes: int, rates: tuple[float, float]) -> None:
-    """Models whose mistakes are shared out evenly; both draw on one coin, so they are right together more often."""
+    """The models' mistakes are uniform over the classes, and both are right together more often than independently."""
     rng = np.random.default_rng(11)
     both = 0.5 * min(rates) + 0.5 * rates[0] * rates[1]
     joint = np.zeros((num_classes,) * 3)
@@ -129,15 +129,15 @@ def test_the_interval_holds_the_truth_95_times_in_100(num: int, num_classes: int
 
 def test_classes_are_scikit_learns() -> None:
     labels, a, b = draw(400, 6, skew=0.6)
-    found = class_differences(count(labels, a, b, 6).compute(), 6)
+    classes = class_differences(count(labels, a, b, 6).compute(), 6)
     for name, answers in (("f1_a", a), ("f1_b", b)):
         wanted = sk.f1_score(labels, answers, labels=range(6), average=None, zero_division=0)
-        assert found[name] == pytest.approx(wanted, abs=1e-12)
+        assert classes[name] == pytest.approx(wanted, abs=1e-12)
     for k in range(6):
         own = labels == k
-        assert found["support"][k] == own.sum()
-        assert found["only_a"][k] == (own & (a == k) & (b != k)).sum()
-        assert found["only_b"][k] == (own & (b == k) & (a != k)).sum()
+        assert classes["support"][k] == own.sum()
+        assert classes["only_a"][k] == (own & (a == k) & (b != k)).sum()
+        assert classes["only_b"][k] == (own & (b == k) & (a != k)).sum()
 
 
 # Several pairs
@@ -161,11 +161,11 @@ def test_mcnemar_is_statsmodels(both: int, only_a: int, only_b: int) -> None:
         [0] * both + [0] * only_a + [1] * only_b,
         [0] * both + [1] * only_a + [0] * only_b,
     )
-    found = compare("a", "b", pair.counts)["mcnemar_p"]
+    p = compare("a", "b", pair.counts)["mcnemar_p"]
     if only_a + only_b == 0:
-        assert found is None if both == 0 else found == 1
+        assert p is None if both == 0 else p == 1
     else:
-        assert found == pytest.approx(mcnemar([[both, only_a], [only_b, 3]], exact=True).pvalue, rel=1e-9)
+        assert p == pytest.approx(mcnemar([[both, only_a], [only_b, 3]], exact=True).pvalue, rel=1e-9)
 
 
 def three_models(rates: tuple[float, float, float], num: int = 2000) -> list[dict]:

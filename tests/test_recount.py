@@ -1,4 +1,4 @@
-"""`vitscore metrics DIR` with other labels, maps, classes, keys, k, groups: against scikit-learn and runs made so."""
+"""`vitscore metrics DIR` with other labels, maps, classes, keys, k or groups, against scikit-learn and equal runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES = (150, 0, 90)
 
 
 def made_logits(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and labels of all samples; a tenth has no label."""
+    """Return logits and labels of all samples; a tenth of them has no label."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, K, sum(SIZES)).astype(np.int32)
     logits = rng.normal(size=(len(labels), K)).astype(np.float32)
@@ -40,7 +40,7 @@ def key_of(row: int) -> str:
 
 
 def write(folder: Path, logits: np.ndarray, labels: np.ndarray, *, keeps_logits: bool = False, k: int = 3) -> Path:
-    """A run of two models, `vit` and one that says the opposite of it; sample 5 is bad."""
+    """Write a run of two models, `vit` and one with the negated logits; sample 5 is bad."""
     shards, start = [], 0
     for number, size in enumerate(SIZES):
         rows = slice(start, start + size)
@@ -67,7 +67,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recount(vitscore: Call) -> Callable[..., dict[str, Any]]:
-    """The command's document."""
+    """Return a function that runs the command and returns its document."""
 
     def call(run: Path, *arguments: object) -> dict[str, Any]:
         done = vitscore("metrics", run, "--json", *arguments)
@@ -93,23 +93,23 @@ def report_of(labels: Any, preds: Any, only: list[int] | None = None) -> dict[st
     return report
 
 
-def assert_report(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    assert set(found) == set(wanted)
+def assert_report(report: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert set(report) == set(wanted)
     for name, value in wanted.items():
-        assert found[name] == pytest.approx(value, abs=1e-12), name
+        assert report[name] == pytest.approx(value, abs=1e-12), name
 
 
-def assert_same(found: Any, wanted: Any, where: str = "") -> None:
-    """Two documents with equal figures, up to rounding."""
+def assert_same(got: Any, wanted: Any, where: str = "") -> None:
+    """Assert that two documents have equal figures, up to rounding."""
     if isinstance(wanted, dict):
-        assert set(found) == set(wanted), where
+        assert set(got) == set(wanted), where
         for name, value in wanted.items():
-            assert_same(found[name], value, f"{where}.{name}")
+            assert_same(got[name], value, f"{where}.{name}")
     elif isinstance(wanted, list):
         for index, value in enumerate(wanted):
-            assert_same(found[index], value, f"{where}.{index}")
+            assert_same(got[index], value, f"{where}.{index}")
     else:
-        assert found == (pytest.approx(wanted, abs=1e-5) if isinstance(wanted, float) else wanted), where
+        assert got == (pytest.approx(wanted, abs=1e-5) if isinstance(wanted, float) else wanted), where
 
 
 # Labels
@@ -122,20 +122,20 @@ def test_corrected_labels_give_the_metrics_of_a_run_with_these_labels(run: Path,
     file = tmp_path / "labels.csv"
     lines = [f"{key_of(row)},{CLASSES[corrected[row]] if row % 2 else corrected[row]}\n" for row in range(10, 60)]
     file.write_text("key,label\n" + "".join(lines) + "no-such-key,cat\n")
-    found = recount(run, "--labels", file)
+    document = recount(run, "--labels", file)
     wanted = recount(write(tmp_path / "so", logits, corrected))
-    assert found["recount"]["labels"] == {
+    assert document["recount"]["labels"] == {
         "given": 51,
         "found": 50,
         "changed": int((labels != corrected).sum()),
         "of_bad_samples": 0,
     }
-    assert_same(found["comparisons"], wanted["comparisons"])
-    has_logits = found["recount"]["from_logits"]
+    assert_same(document["comparisons"], wanted["comparisons"])
+    has_logits = document["recount"]["from_logits"]
     for name in ("vit", "anti"):
         model = wanted["models"][name]
-        # Without logits the probability of a label outside the top 3 is not known, and nothing is made up.
-        assert_same(found["models"][name], model if has_logits else {**model, "nll": None, "brier": None})
+        # Without logits the probability of a label outside the top 3 is unknown, so the figures are None.
+        assert_same(document["models"][name], model if has_logits else {**model, "nll": None, "brier": None})
 
 
 def test_a_correction_within_the_top_k_keeps_every_figure(run: Path, recount: Any, tmp_path: Path) -> None:
@@ -144,11 +144,11 @@ def test_a_correction_within_the_top_k_keeps_every_figure(run: Path, recount: An
     corrected = np.where(np.arange(len(labels)) < 40, second, labels)
     file = tmp_path / "labels.parquet"
     pd.DataFrame({"key": [key_of(row) for row in range(40)], "label": second[:40]}).to_parquet(file)
-    found, wanted = recount(run, "--labels", file), recount(write(tmp_path / "so", logits, corrected))
-    assert_same(found["models"]["vit"], wanted["models"]["vit"])
+    document, wanted = recount(run, "--labels", file), recount(write(tmp_path / "so", logits, corrected))
+    assert_same(document["models"]["vit"], wanted["models"]["vit"])
 
 
-def test_a_corrected_bad_sample_stays_bad_and_is_told(run: Path, vitscore: Call, tmp_path: Path) -> None:
+def test_a_corrected_bad_sample_stays_bad_and_is_reported(run: Path, vitscore: Call, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("key,label\n0005,cat\n")
     done = vitscore("metrics", run, "--labels", tmp_path / "labels.csv")
     assert "labels: 1 given, 1 found," in done.out and "1 of bad samples, which have no prediction" in done.out
@@ -160,19 +160,19 @@ def test_a_corrected_bad_sample_stays_bad_and_is_told(run: Path, vitscore: Call,
 def test_a_map_that_renames_classes_gives_the_metrics_of_a_head_in_that_order(
     run: Path, recount: Any, tmp_path: Path
 ) -> None:
-    """The head's columns stood for other classes: what it called class c is class order[c]."""
+    """The head's columns belong to other classes: its class c is really class order[c]."""
     logits, labels = made_logits()
     order = np.array([1, 2, 0, 3, 5, 4])
     file = tmp_path / "map.json"
     file.write_text(json.dumps({CLASSES[c]: CLASSES[order[c]] for c in range(K)}))
     moved = np.empty_like(logits)
     moved[:, order] = logits
-    found = recount(run, "--label-map", f"vit={file}")
+    document = recount(run, "--label-map", f"vit={file}")
     wanted = recount(write(tmp_path / "so", moved, labels))["models"]["vit"]
-    if not found["recount"]["from_logits"]:
+    if not document["recount"]["from_logits"]:
         wanted |= {"nll": None, "brier": None}
-    assert_same(found["models"]["vit"], wanted)
-    assert_same(found["models"]["anti"], recount(run)["models"]["anti"])
+    assert_same(document["models"]["vit"], wanted)
+    assert_same(document["models"]["anti"], recount(run)["models"]["anti"])
 
 
 def test_classes_joined_by_a_map_are_joined_by_logsumexp_where_the_logits_are_kept(
@@ -180,25 +180,25 @@ def test_classes_joined_by_a_map_are_joined_by_logsumexp_where_the_logits_are_ke
 ) -> None:
     file = tmp_path / "map.json"
     file.write_text('{"dog": "cat", "bee": 3}')
-    found = recount(run, "--label-map", file)
+    document = recount(run, "--label-map", file)
     rows = rows_of(run)
     rows = rows[rows.label >= 0]
-    if found["recount"]["from_logits"]:
+    if document["recount"]["from_logits"]:
         prob = np.exp(np.stack(rows["vit.logits"]).astype(np.float64))
         prob /= prob.sum(1, keepdims=True)
         prob[:, 0] += prob[:, 1]
         prob[:, 3] += prob[:, 5]
         prob[:, [1, 5]] = 0
         preds = prob.argmax(1)
-        assert found["models"]["vit"]["nll"] is None  # some labels are classes that nothing stands for any more
-        confidence = found["models"]["vit"]["reliability"]["confidence"]
-        samples = found["models"]["vit"]["reliability"]["samples"]
+        assert document["models"]["vit"]["nll"] is None  # some labels are classes that no head class maps to
+        confidence = document["models"]["vit"]["reliability"]["confidence"]
+        samples = document["models"]["vit"]["reliability"]["samples"]
         total = sum(c * n for c, n in zip(confidence, samples, strict=True) if n)
         assert total == pytest.approx(prob.max(1).sum(), rel=1e-5)
     else:
         preds = np.array([0, 0, 2, 3, 4, 3])[rows["vit.pred"].astype(int)]
-        assert found["models"]["vit"]["ece"] is None
-    assert_report(found["models"]["vit"]["report"], report_of(rows.label, preds))
+        assert document["models"]["vit"]["ece"] is None
+    assert_report(document["models"]["vit"]["report"], report_of(rows.label, preds))
 
 
 # k, classes, keys
@@ -207,9 +207,9 @@ def test_classes_joined_by_a_map_are_joined_by_logsumexp_where_the_logits_are_ke
 def test_another_k_is_scikit_learns(run: Path, recount: Any) -> None:
     logits, labels = made_logits()
     kept = (labels >= 0) & (np.arange(len(labels)) != 5)
-    found = recount(run, "--top-k", "2,3")["models"]["vit"]["topk_accuracy"]
-    assert list(found) == ["1", "2", "3"]
-    for k, value in found.items():
+    accuracies = recount(run, "--top-k", "2,3")["models"]["vit"]["topk_accuracy"]
+    assert list(accuracies) == ["1", "2", "3"]
+    for k, value in accuracies.items():
         wanted = sk.top_k_accuracy_score(labels[kept], logits[kept], k=int(k), labels=range(K))
         assert value == pytest.approx(wanted, abs=1e-12)
 
@@ -219,18 +219,18 @@ def test_a_k_beyond_what_is_kept_needs_logits(run: Path, vitscore: Call) -> None
     if "logits" in json.loads((run / "run.json").read_bytes())["options"]["save"]:
         assert list(json.loads(done.out)["models"]["vit"]["topk_accuracy"]) == ["1", "5"]
     else:
-        assert done.code == 2 and "k is not in the parts: --top-k - expected at most 3, got 5" in done.err
+        assert done.code == 2 and "k exceeds the top k of the parts: --top-k - expected at most 3, got 5" in done.err
 
 
 @pytest.mark.parametrize("given", ["owl,bee,1", "FILE"])
 def test_some_classes_are_scikit_learns_labels(given: str, run: Path, recount: Any, tmp_path: Path) -> None:
     (tmp_path / "some.txt").write_text("bee\nowl\ndog\n")
-    found = recount(run, "--only-classes", tmp_path / "some.txt" if given == "FILE" else given)
+    document = recount(run, "--only-classes", tmp_path / "some.txt" if given == "FILE" else given)
     only = [1, 2, 5]
     rows = rows_of(run)
     rows = rows[rows.label.isin(only)]
-    assert found["classes"] == ["dog", "owl", "bee"]
-    model = found["models"]["vit"]
+    assert document["classes"] == ["dog", "owl", "bee"]
+    model = document["models"]["vit"]
     assert_report(model["report"], report_of(rows.label, rows["vit.pred"].astype(int), only))
     assert model["mcc"] == pytest.approx(sk.matthews_corrcoef(rows.label, rows["vit.pred"].astype(int)), abs=1e-12)
     assert model["cohen_kappa"] == pytest.approx(sk.cohen_kappa_score(rows.label, rows["vit.pred"].astype(int)))
@@ -250,11 +250,11 @@ def test_some_keys_are_those_rows(suffix: str, run: Path, recount: Any, tmp_path
         pd.DataFrame({"key": keys}).to_parquet(file)
     else:
         file.write_text("\n".join(["key"] * (suffix == "csv") + keys) + "\n")
-    found = recount(run, "--keys", file)
+    document = recount(run, "--keys", file)
     rows = rows_of(run).reindex(keys).dropna(subset=["status"])
     rows = rows[rows.label >= 0]
-    assert_report(found["models"]["vit"]["report"], report_of(rows.label.astype(int), rows["vit.pred"].astype(int)))
-    assert found["ledger"] == recount(run)["ledger"]
+    assert_report(document["models"]["vit"]["report"], report_of(rows.label.astype(int), rows["vit.pred"].astype(int)))
+    assert document["ledger"] == recount(run)["ledger"]
 
 
 # Groups
@@ -270,7 +270,7 @@ def test_some_keys_are_those_rows(suffix: str, run: Path, recount: Any, tmp_path
 def test_groups_are_scikit_learns_on_grouped_ids(content: Any, run: Path, recount: Any, tmp_path: Path) -> None:
     file = tmp_path / "groups.json"
     file.write_text(json.dumps(content))
-    found = recount(run, "--groups", file)["models"]["vit"]
+    model = recount(run, "--groups", file)["models"]["vit"]
     rows = rows_of(run)
     rows = rows[rows.label >= 0]
     group = np.array([0, 0, 1, 0, 0, 1])
@@ -278,10 +278,10 @@ def test_groups_are_scikit_learns_on_grouped_ids(content: Any, run: Path, recoun
     wanted = sk.classification_report(
         labels, preds, labels=[0, 1], target_names=["beast", "flies"], output_dict=True, zero_division=0
     )
-    assert_report(found["groups"]["report"], wanted)
-    assert found["groups"]["mcc"] == pytest.approx(sk.matthews_corrcoef(labels, preds), abs=1e-12)
-    assert found["groups"]["confidence_intervals"]["accuracy"][0] < wanted["accuracy"]
-    assert_report(found["report"], report_of(rows.label, rows["vit.pred"].astype(int)))
+    assert_report(model["groups"]["report"], wanted)
+    assert model["groups"]["mcc"] == pytest.approx(sk.matthews_corrcoef(labels, preds), abs=1e-12)
+    assert model["groups"]["confidence_intervals"]["accuracy"][0] < wanted["accuracy"]
+    assert_report(model["report"], report_of(rows.label, rows["vit.pred"].astype(int)))
 
 
 def test_a_class_without_a_group_stands_for_itself(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from support.reportruns import MadeRun, class_names, jpeg
 from vitscore.metrics.fold import refold, write_metrics
 from vitscore.report import write_report
-from vitscore.report.figures import axis, percent
+from vitscore.report.figures import axis
 from vitscore.report.samples import contradictions
 from vitscore.report.thumbnails import draw
 
@@ -376,7 +376,6 @@ def test_axes_hold_their_values_and_have_round_ticks() -> None:
     scale = axis(0.9795, 0.997, start=0, stop=100)
     assert scale.low <= 0.9795 and scale.high >= 0.997 and len(scale.ticks) <= 7
     assert scale(scale.low) == 0 and scale(scale.high) == 100
-    assert percent(-0.00001) == "0.0" and percent(-0.021) == "−2.1"
 
 
 def test_the_report_imports_no_torch(start: Any, make: Callable[..., MadeRun]) -> None:

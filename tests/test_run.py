@@ -299,7 +299,7 @@ def test_the_run_says_what_it_waited_for(
     share = session["bottleneck"]["share"]
     assert share > 0.4 and share == pytest.approx(waiting[stage] / session["seconds"], abs=0.002)
     rate, told = done.out.splitlines()[-3:-1]
-    assert rate.endswith("images/s through 1 model(s), 2 forwards an image each")
+    assert rate.endswith("images/s through 1 model(s), 2 forwards per image")
     assert told == f"{stage}-bound ({100 * share:.0f}%): {session['bottleneck']['advice']}"
     assert max(len(rate), len(told)) <= 80
 

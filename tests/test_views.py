@@ -44,7 +44,7 @@ def test_logits_are_transformers_mean_over_flipped_pixels(make_shards: Call, vit
     assert vitscore(*command, "-o", plain).code == 0
     done = vitscore(*command, "-o", out, "--tta", "hflip")
     assert done.code == 0
-    assert "2 forwards an image" in done.out
+    assert "2 forwards per image" in done.out
     processor, model = (
         AutoImageProcessor.from_pretrained(checkpoint),
         AutoModelForImageClassification.from_pretrained(checkpoint),

@@ -1,7 +1,7 @@
-"""vitscore: score image classifiers over millions of images.
+"""Score image classifiers over millions of images.
 
-`score(...)` does what `vitscore run` does, and `load_run(DIR)` opens what it wrote. Both load on first use, so that
-importing the package (and `vitscore --help`) costs no torch.
+`score(...)` scores models like `vitscore run`; `load_run(DIR)` opens a finished run. Both are imported on first use, so
+that importing the package (and `vitscore --help`) does not load torch.
 """
 
 from __future__ import annotations

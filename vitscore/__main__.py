@@ -1,4 +1,4 @@
-"""The program's entry, by every door: `vitscore`, `python -m vitscore`, `accelerate launch vitscore`, torchrun."""
+"""Entry point of the program, for `vitscore`, `python -m vitscore`, `accelerate launch vitscore` and torchrun."""
 
 import atexit
 import gc
@@ -10,20 +10,20 @@ from vitscore.system.import_path import clean_path
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with a code; where torch is loaded at once, after what was asked for at exit.
+    """End the process with an exit code; if torch is loaded, right after the exit functions.
 
-    Tearing down the interpreter with torch, DALI and CUDA's libraries in it takes 0.5 to 0.9 s, and frees what the
+    Tearing down an interpreter with torch, DALI and CUDA libraries takes 0.5 to 0.9 s, only to free memory that the
     system frees anyway.
     """
     if "torch" not in sys.modules:
         sys.exit(code)
-    gc.freeze()  # some of them look for garbage among everything
+    gc.freeze()  # some exit functions run the garbage collector over all objects
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError:
-        sys.exit(code)  # Python says what is wrong with the stream
+        sys.exit(code)  # Python reports the error of the stream
     os._exit(code)
 
 

@@ -1,4 +1,4 @@
-"""vitscore from Python: `score(...)` does what `vitscore run` does, `load_run(DIR)` opens what it wrote.
+"""Python interface: `score(...)` scores models like `vitscore run`, `load_run(DIR)` opens a finished run.
 
 from vitscore import score
 run = score("demo", model=["demo-vit", "demo-clip"], output="demo-run")
@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vitscore.errors import UsageError
+from vitscore.metrics.notation import percent
 from vitscore.plan.options import make_options
 from vitscore.rundir.folder import require_record
 from vitscore.rundir.parts import finished_parts
 
 
 class Figures(Mapping[str, Any]):
-    """A part of metrics.json whose keys are attributes too: `figures.accuracy` is `figures["accuracy"]`."""
+    """A JSON object whose keys are also attributes: `figures.accuracy` is `figures["accuracy"]`."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
@@ -39,7 +40,7 @@ class Figures(Mapping[str, Any]):
         try:
             return self[key]
         except KeyError:
-            raise AttributeError(f"no figure {key!r}; there are {', '.join(self._values)}") from None
+            raise AttributeError(f"no figure {key!r}; available: {', '.join(self._values)}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -55,7 +56,7 @@ class Figures(Mapping[str, Any]):
 
 
 class Run:
-    """A finished run: its metrics, its predictions, its record."""
+    """A finished run: its metrics, predictions and record."""
 
     def __init__(self, folder: Path, document: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -63,7 +64,7 @@ class Run:
         self.record = Figures(record)
 
     def __getitem__(self, model: str) -> Figures:
-        """One model's figures."""
+        """Return one model's figures."""
         if model not in self.models:
             raise UsageError("no such model", where=model, expected=" or ".join(self.models))
         figures: Figures = self.metrics["models"][model]
@@ -78,13 +79,13 @@ class Run:
         return list(self.metrics["classes"])
 
     def predictions(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Every sample's row, shard by shard; where pandas is installed, `.to_pandas()` makes a DataFrame of it."""
+        """Return a table with a row for every sample, shard by shard; with pandas, `.to_pandas()` converts it."""
         parts = finished_parts(self.folder / "parts", self.record["identity_hash"])
         tables = [pq.read_table(parts[ordinal][0], columns=columns) for ordinal in sorted(parts)]
         return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
 
     def confusion(self, model: str) -> np.ndarray[Any, Any]:
-        """int64 (K, K); rows are the truth, columns the prediction."""
+        """Return a model's confusion matrix, int64 (K, K); rows are the truth, columns the prediction."""
         if model not in self.models:
             raise UsageError("no such model", where=model, expected=" or ".join(self.models))
         with np.load(self.folder / f"confusion_{model}.npz") as file:
@@ -96,23 +97,19 @@ class Run:
             return counts
 
     def __repr__(self) -> str:
-        scores = ", ".join(f"{name} {percent(self[name]['accuracy'])}" for name in self.models)
+        scores = ", ".join(f"{name} {percent(self[name]['accuracy'], 2, unit='%')}" for name in self.models)
         return f"Run({str(self.folder)!r}: {scores} on {self.metrics['ledger']['scored']:,} samples)"
 
     def _repr_html_(self) -> str:
-        """A small table of the models, for notebooks."""
+        """Return a small HTML table of the models, for notebooks."""
         from vitscore.report.templating import fill
 
         rows = []
         for name in self.models:
             report = self[name]["report"] or {"macro avg": {}, "weighted avg": {}}
-            f1_scores = [percent(report[kind].get("f1-score")) for kind in ("macro avg", "weighted avg")]
-            rows.append((name, percent(self[name]["accuracy"]), *f1_scores, f"{self[name]['samples']:,}"))
+            f1_scores = [percent(report[kind].get("f1-score"), 2, unit="%") for kind in ("macro avg", "weighted avg")]
+            rows.append((name, percent(self[name]["accuracy"], 2, unit="%"), *f1_scores, f"{self[name]['samples']:,}"))
         return fill("notebook.html", rows=rows)
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}%"
 
 
 def score(
@@ -123,20 +120,20 @@ def score(
     progress: bool | None = None,
     **options: Any,
 ) -> Run:
-    """Score models over shards, like `vitscore run` with the same names; goes on where an earlier call ended.
+    """Score models over shards like `vitscore run`; resume an earlier call with the same arguments.
 
     Args:
-        shards: any form that the command takes, or several.
-        model: `[NAME=]CHECKPOINT`, or several.
+        shards: one or more of the forms that the command accepts.
+        model: one or more of `[NAME=]CHECKPOINT`.
         output: the run's folder.
-        progress: show a progress line; None: on a terminal.
+        progress: whether to show a progress line; None shows it on a terminal only.
         **options: the other long options of `vitscore run`, with underscores (`batch_size=64`).
 
     Returns:
-        The finished run. Where several ranks score, every rank returns once all are done.
+        The finished run. With several ranks, every rank returns when all are done.
 
     Raises:
-        VitscoreError: what the command would have printed, with its `exit_code`.
+        VitscoreError: the error that the command would print, with its `exit_code`.
     """
     from vitscore.ranks.ranks import rank_from_environment
     from vitscore.run import run as runs
@@ -159,7 +156,7 @@ def load_run(folder: str | Path) -> Run:
     """Open a finished run.
 
     Raises:
-        UsageError: there is no run, or it has no metrics yet.
+        UsageError: the folder holds no run, or an unfinished one.
     """
     path = Path(folder)
     record = require_record(path)
@@ -174,6 +171,6 @@ def load_run(folder: str | Path) -> Run:
             where=str(path),
             expected=f"{shards['expected']} shards",
             got=f"{shards['done']}",
-            next_step="Start the same command again; it goes on.",
+            next_step="Start the same command again to resume it.",
         )
     return Run(path, document, record)

@@ -1,43 +1,41 @@
-"""Every error a user can cause, with the exit code it ends the program with.
+"""Errors that a user can cause, with their exit codes.
 
     VitscoreError
     ├── UsageError       2   wrong flag, wrong argument, no classes anywhere
     │   └── OtherRunError    the output folder holds another run
     ├── DataError        3   the data are at fault
-    │   ├── ShardError       a shard is missing, cut, or not a tar
+    │   ├── ShardError       a shard is missing, truncated, or not a tar
     │   ├── LabelError       a label is not one of the classes
     │   ├── ClassError       class names cannot be matched
     │   └── LedgerError      samples do not add up
     ├── SetupError       4   a driver, a package or a checkpoint is missing
     └── TooManyBadError  5   more bad samples than --max-bad allows
 
-The library raises them; only the command line turns them into text and exit codes. A bad sample is not an error: it is
-a row with a reason.
+The library raises them; only the command line turns them into text and exit codes. A bad sample is not an error but a
+row with a reason.
 """
 
 from __future__ import annotations
 
 
 class VitscoreError(Exception):
-    """`what failed: where - expected X, got Y. Next step.`, in one line.
+    """An error whose text is one line: `what failed: where - expected X, got Y. Next step.`
 
     Args:
-        what: what failed, in a few words ("label out of range").
+        what: the failure, in a few words ("label out of range").
         where: the place: a file, a shard and member, an option.
-        expected: what would have been right.
-        got: what was found.
-        next_step: one sentence that says how to go on.
+        expected: the value that would have been right.
+        got: the value that was there.
+        next_step: one sentence that says what to do.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", expected: str = "", got: str = "", next_step: str = "") -> None:
         line = f"{what}: {where}" if where else what
-        found = f"expected {expected}, got {got}" if expected and got else (f"got {got}" if got else "")
-        if expected and not got:
-            found = f"expected {expected}"
-        if found:
-            line += f" - {found}"
+        values = [f"{word} {value}" for word, value in (("expected", expected), ("got", got)) if value]
+        if values:
+            line += f" - {', '.join(values)}"
         line = line.rstrip(".") + "."
         if next_step:
             line += f" {next_step}"

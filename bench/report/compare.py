@@ -16,6 +16,7 @@ from typing import Any
 from vitscore.bench.harness.record import Record, read_all
 from vitscore.bench.harness.timing import Figure, figure
 from vitscore.errors import UsageError
+from vitscore.text.console import cut
 
 WIDTH = 80
 UNITS = {"_per_s": "1/s", "_s": "s", "_bytes": "bytes", "ratio": "ratio"}
@@ -146,10 +147,6 @@ def table(changes: Sequence[Change]) -> Iterator[str]:
         beyond = {True: "yes", False: "no", None: "-"}[change.is_beyond]
         values = "".join(f"{short(side['median']):>10}" for side in (change.a, change.b))
         yield f"  {cut(name, 37):<38}{values}{percent:>10}{beyond:>9}"
-
-
-def cut(name: str, room: int) -> str:
-    return name if len(name) <= room else name[: room - 1] + "…"
 
 
 def short(value: float) -> str:

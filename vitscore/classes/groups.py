@@ -1,7 +1,7 @@
-"""`--groups FILE`: superclasses, scored beside the classes.
+"""`--groups FILE`: superclasses that are scored in addition to the classes.
 
-A JSON object, from group to a list of its classes or from class to group; classes by name or id. A class without a
-group stands for itself, under its own name. No model and no torch here.
+The file is a JSON object from group to a list of its classes, or from class to group, with classes by name or id. A
+class without a group forms a group under its own name. No model and no torch here.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Array: TypeAlias = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Groups:
-    """Superclasses: their names, and for every class the id of its group."""
+    """Superclasses: their names, and the group id of every class."""
 
     names: tuple[str, ...]
     of_class: Array
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Groups | None:
-        """The groups of a run, from its run.json; None where it has none."""
+        """Return the groups recorded in a run.json, or None if the run has none."""
         groups = record.get("groups")
         return cls(tuple(groups["names"]), np.array(groups["of_class"], np.int64)) if groups else None
 
@@ -44,11 +44,12 @@ def read_groups(path: str | Path, classes: Sequence[str]) -> Groups:
 
     Args:
         path: the file.
-        classes: the data set's classes, as shown.
+        classes: display names of the data set's classes.
 
     Raises:
         UsageError: the file cannot be read.
-        ClassError: it holds something else, an unknown class, or a class in two groups.
+        ClassError: it does not hold groups, or has an unknown class, a class in two groups, or a class without a group
+            whose name is a group's.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -70,14 +71,14 @@ def read_groups(path: str | Path, classes: Sequence[str]) -> Groups:
                 raise ClassError(
                     "class without a group",
                     where=f"{where}[{name}]",
-                    next_step="It would stand for itself, but a group has its name: put it into a group.",
+                    next_step="A group has the same name, so the class cannot form its own: add it to a group.",
                 )
             names[name] = group_of[class_id] = len(names)
     return Groups(tuple(names), np.array([group_of[index] for index in range(len(classes))], np.int64))
 
 
 def _members(content: Any, where: str) -> list[tuple[str, str | int]]:
-    """Pairs of group and class, from either form."""
+    """Return pairs of group and class, from either form of the file."""
     if isinstance(content, dict) and content:
         if all(isinstance(value, list) for value in content.values()):
             pairs = [(group, member) for group, members in content.items() for member in members]

@@ -1,8 +1,8 @@
-"""`--label-map [NAME=]FILE|by-position`: people's own word on which head class means which class of the data set.
+"""`--label-map [NAME=]FILE|by-position`: explicit maps from head classes to the data set's classes.
 
-Part of `classes.py`'s matching. A map is for heads whose names do not fit, or that tell apart what the data set
-does not (several head classes to one class, joined by logsumexp of their logits). Head classes that the map does not
-mention still match by name. Maps never apply to zero-shot models: their head is the classes.
+A map serves heads whose names do not match, or that are finer than the data set (several head classes for one class,
+joined by logsumexp of their logits). Head classes that the map does not mention still match by name. Maps never apply
+to zero-shot models, whose head is the classes. `matching` decides which way a head is matched.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ LabelMap = Literal["by-position"] | Mapping[str, str | int]
 
 
 class HasKind(Protocol):
-    """What is asked of a checkpoint here."""
+    """A checkpoint of kind `classifier` or `zero-shot`."""
 
     @property
     def kind(self) -> str: ...
 
 
 def parse_label_maps(texts: Sequence[str], models: Mapping[str, HasKind]) -> dict[str, LabelMap]:
-    """Label maps by model name; one without a name is for every classifier that has none of its own.
+    """Return label maps by model name; a map without a name applies to every classifier that no other map names.
 
     Raises:
-        UsageError: a name that is no classifier of this run, or two maps for one model.
-        ClassError: a file that is no map.
+        UsageError: a name is not a classifier of this run, or a model has two maps.
+        ClassError: a file does not hold a map.
     """
     maps: dict[str, LabelMap] = {}
     for_all: LabelMap | None = None
@@ -58,7 +58,7 @@ def parse_label_maps(texts: Sequence[str], models: Mapping[str, HasKind]) -> dic
 
 
 def split_label_map(text: str) -> tuple[str, str]:
-    """`NAME=FILE` in two; the name is empty where there is none."""
+    """Split `NAME=FILE`; the name is empty if there is none."""
     match = re.fullmatch(r"([A-Za-z0-9._-]+)=(.*)", text, re.DOTALL)
     return (match[1], match[2]) if match else ("", text)
 
@@ -75,11 +75,11 @@ def _require_classifier(name: str, models: Mapping[str, HasKind], text: str) -> 
 
 
 def read_label_map(path: str | Path) -> dict[str, str | int]:
-    """A JSON object from head class (name or id) to data set class (name or id).
+    """Read a JSON object from head class (name or id) to data set class (name or id).
 
     Raises:
         UsageError: the file cannot be read.
-        ClassError: it holds something else, or one head class twice.
+        ClassError: it does not hold such an object, or has a head class twice.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -94,12 +94,12 @@ def read_label_map(path: str | Path) -> dict[str, str | int]:
     label_map = dict(pairs)
     if len(label_map) < len(pairs):
         repeated = next(head for head, _ in pairs if sum(head == other for other, _ in pairs) > 1)
-        raise ClassError("head class twice", where=f"{path}[{repeated}]", next_step="Name its second one by its id.")
+        raise ClassError("head class twice", where=f"{path}[{repeated}]", next_step="Name the second one by its id.")
     return label_map
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object with its repeated keys kept."""
+    """Items of a JSON object, including those with repeated keys."""
 
 
 def match_by_map(
@@ -110,12 +110,12 @@ def match_by_map(
     num_outputs: int,
     where: str,
 ) -> tuple[tuple[tuple[int, ...], ...], str]:
-    """The head's ids for every class by a map, and a summary.
+    """Return the head's ids for every class according to a map, and a summary.
 
     Classes that the map leaves out are matched by name to head classes that it leaves out.
 
     Raises:
-        ClassError: a name that neither side has, a head class with two targets, or a class without a head class.
+        ClassError: a name is unknown, a head class has two targets, or a class has no head class.
     """
     plain, heads = plain_names(classes), list(head_names or [""] * num_outputs)
     known_heads, known_classes = NameIndex(heads), NameIndex(plain, classes)
@@ -150,11 +150,11 @@ def match_by_map(
 
 
 class NameIndex:
-    """Class ids by what people write: a name, a display name, a folded name, or an id in digits.
+    """Look-up of class ids by name, display name, folded name, or id in digits.
 
     Args:
-        names: the classes' names; empty ones for a head without names.
-        shown: how they are displayed, where that differs.
+        names: names of the classes; empty strings for a head without names.
+        shown: display names, if they differ.
     """
 
     def __init__(self, names: Sequence[str], shown: Sequence[str] = ()) -> None:
@@ -163,10 +163,10 @@ class NameIndex:
         self._by_name, self._by_display, self._by_fold = _ids_of(names), _ids_of(shown), _ids_of(map(fold, names))
 
     def look_up(self, name: str | int, *, where: str, kind: str) -> int:
-        """The id that `name` stands for.
+        """Return the id of the class that `name` denotes.
 
         Raises:
-            ClassError: there is none, or more than one.
+            ClassError: no class or more than one matches.
         """
         text = str(name)
         for ids in (self._by_name.get(text), self._by_display.get(text), self._by_fold.get(fold(text))):
@@ -176,7 +176,7 @@ class NameIndex:
                         f"ambiguous {kind}", where=f"{where}[{text}]", got=f"ids {ids}", next_step="Name its id."
                     )
                 return ids[0]
-        # A head without names still has transformers' own, LABEL_0 on.
+        # transformers names the outputs of a head without names LABEL_0, LABEL_1, ...
         digits = text if self._has_names else text.removeprefix("LABEL_")
         if digits.isdecimal() and int(digits) < len(self._names):
             return int(digits)

@@ -1,8 +1,8 @@
-"""The data set's classes, and which outputs of a model's head stand for them.
+"""Determine the data set's classes and match the outputs of a model's head to them.
 
-Before the first image: class names come from `--classes`, a side file or the models themselves; each classifier's head
-is then matched to them by position, by name or by a map, or refused with the nearest names. The result is a `HeadMap`,
-which `models.py` applies to the logits; no model and no torch here.
+This happens before the first image. Class names come from `--classes`, a side file or the models themselves. Every
+classifier's head is then matched to them by position, by name or by a map, or refused with the nearest names. The
+result is a `HeadMap`, which `models.image_model` applies to the logits. No model and no torch here.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class HeadMap:
-    """Which outputs of a head stand for each class.
+    """Outputs of a head for every class.
 
     Args:
         how: "by position", "by name" or "by map".
-        columns: for every class of the data set the head's ids, one or several (joined by logsumexp).
-        summary: the same in a few words, for people.
+        columns: for every class of the data set, one or more ids of the head (several are joined by logsumexp).
+        summary: description of the match in a few words.
     """
 
     how: str
@@ -54,21 +54,21 @@ def resolve_classes(
     side_file: tuple[Sequence[str], str] | None,
     head_names: Mapping[str, Sequence[str] | None],
 ) -> tuple[tuple[str, ...], str]:
-    """The data set's classes by display name, and where they come from.
+    """Return the display names of the data set's classes, and their source.
 
     Args:
         explicit: names and source of `--classes`.
         side_file: names and source of the file beside the shards.
-        head_names: each classifier's own names; None where it has none.
+        head_names: names of every classifier's head; None if it has none.
 
     Raises:
-        UsageError: no names anywhere, or only models that disagree.
+        UsageError: there are no names, or only those of models that disagree.
     """
     if given := explicit or side_file:
         return unique_names(given[0]), given[1]
     named = {model: tuple(names) for model, names in head_names.items() if names}
     if not named:
-        raise UsageError("no class names", next_step="Name a file of them, one a line, with --classes FILE.")
+        raise UsageError("no class names", next_step="Give a file of names, one per line, with --classes FILE.")
     first, *others = named
     for other in others:
         if [fold(name) for name in named[other]] != [fold(name) for name in named[first]]:
@@ -76,7 +76,7 @@ def resolve_classes(
                 "the models' classes differ",
                 where=f"{first} and {other}",
                 got=_first_difference(named[first], named[other]),
-                next_step="Say which classes the data set has with --classes FILE.",
+                next_step="Give the data set's classes with --classes FILE.",
             )
     return unique_names(named[first]), f"id2label of {first}"
 
@@ -96,17 +96,17 @@ def match_head(
     num_outputs: int | None = None,
     model: str = "",
 ) -> HeadMap:
-    """Find the head's outputs for every class.
+    """Match the head's outputs to the classes.
 
     Args:
-        head_names: the head's own names by output; None where it has none.
-        classes: the data set's classes, as shown.
-        label_map: what `--label-map` says of this model.
-        num_outputs: the head's width, needed where it has no names.
+        head_names: names of the head's outputs; None if it has none.
+        classes: display names of the data set's classes.
+        label_map: this model's `--label-map`.
+        num_outputs: width of the head, required if it has no names.
         model: the model's name, for errors.
 
     Raises:
-        ClassError: some class has no output, or more than one by mere name.
+        ClassError: a class matches no output, or matches several by name.
     """
     width = len(head_names) if head_names is not None else num_outputs
     plain = plain_names(classes)
@@ -115,7 +115,7 @@ def match_head(
             raise ClassError(
                 "cannot match by position",
                 where=f"model {model}",
-                expected=f"a head of {len(classes)} outputs, one a class",
+                expected=f"a head of {len(classes)} outputs, one per class",
                 got=str(width),
                 next_step=f"Give a map: --label-map {model}=FILE (JSON from head class to data set class).",
             )
@@ -152,18 +152,18 @@ def _unmatched(
 ) -> ClassError:
     missing = [classes[index] for index in range(len(classes)) if index not in matched]
     is_in_order = bool(matched) and len(classes) == len(head_names) and all(our == its for our, its in matched.items())
-    order = ", all of them at their own position" if is_in_order else ""
+    order = ", all of them at the same position" if is_in_order else ""
     return ClassError(
         "cannot match the classes",
         where=f"model {model}",
         expected=f"one head class for each of {len(classes)} classes",
-        got=f"{len(matched)} matched{order}; not {name_with_nearest(missing, head_names)}",
+        got=f"{len(matched)} matched{order}; unmatched: {name_with_nearest(missing, head_names)}",
         next_step=ways_out(model, is_in_order=is_in_order, is_same_size=len(classes) == len(head_names)),
     )
 
 
 def ways_out(model: str, *, is_in_order: bool, is_same_size: bool) -> str:
-    """The two ways out of a refused match; the likelier one first, and by position only where the sizes agree."""
+    """Return advice on a refused match: the likelier option first, `by-position` only if the sizes agree."""
     position = f"--label-map {model}=by-position" + (" (the order is the same)" if is_in_order else "")
     mapping = f"--label-map {model}=FILE (JSON from head class to data set class)"
     if not is_same_size:

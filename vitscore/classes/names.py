@@ -1,8 +1,7 @@
-"""Class names: reading them, showing them, and comparing them.
+"""Read, display and compare class names.
 
-Below `classes.py` and `label_maps.py`, which match a model's head to the data set. Names are compared folded: case,
-accents, `_ - /` and runs of white space do not count, and each part between commas is a synonym ("tench, Tinca tinca").
-Nothing here knows of models.
+`matching` and `label_maps` build on this to match a model's head to the data set. Comparison folds names: it ignores
+case, accents, `_ - /` and runs of white space, and treats comma-separated parts as synonyms ("tench, Tinca tinca").
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _MAX_NAMED = 5
 
 
 def fold(name: str) -> str:
-    """A name as it is compared: no case, no accents, one space for `_ - /` and white space."""
+    """Return a name in the form used for comparison: no case, no accents, one space for `_ - /` and white space."""
     bare = "".join(char for char in unicodedata.normalize("NFKD", name) if not unicodedata.combining(char))
     for separator in "_-/":
         bare = bare.replace(separator, " ")
@@ -30,12 +29,12 @@ def fold(name: str) -> str:
 
 
 def synonyms(name: str) -> frozenset[str]:
-    """The folded name and its comma-separated parts."""
+    """Return the folded name and its folded comma-separated parts."""
     return frozenset(filter(None, (fold(name), *map(fold, name.split(",")))))
 
 
 def read_classes(path: str | Path) -> tuple[str, ...]:
-    """Class names from a text file (one a line) or a JSON file (a list, or an object from id to name).
+    """Read class names from a text file (one per line) or a JSON file (a list, or an object from id to name).
 
     Raises:
         UsageError: the file cannot be read.
@@ -50,7 +49,7 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
     names = [name.strip() for name in names]
     if not names or not all(names):
         got = f"an empty name for class {names.index('')}" if names else "none"
-        raise ClassError("bad class names", where=str(path), expected="one name a class", got=got)
+        raise ClassError("bad class names", where=str(path), expected="one name per class", got=got)
     return tuple(names)
 
 
@@ -69,7 +68,7 @@ def _parse_json_classes(text: str, path: Path) -> list[str]:
 
 
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Display names: `name [id]` for one that is repeated or is a key of scikit-learn's report."""
+    """Return display names: `name [id]` for a name that is repeated or is a key of scikit-learn's report."""
     shown = list(names)
     while True:
         counts = Counter(shown)
@@ -81,15 +80,15 @@ def unique_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def plain_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """Display names without their ` [id]`: what a head or a caption calls the class."""
+    """Return display names without their ` [id]`, as a head or a caption names the classes."""
     return tuple(name.removesuffix(f" [{index}]") for index, name in enumerate(classes))
 
 
 def match_names(head_names: Sequence[str], classes: Sequence[str]) -> tuple[dict[int, int], int]:
-    """Head id by class id, for every class that one head class alone fits; and how many needed a synonym.
+    """Return head ids by class id for unambiguous matches, and the number of classes that matched by a synonym.
 
-    Whole names that are equal win; what they leave is matched by synonyms that are unique on both sides. Two lists of
-    one length that share a name at every position are one list, and repeated names ("crane" twice) do no harm.
+    Equal whole names match first, then synonyms that are unique on both sides. Two lists of equal length that share a
+    name at every position match by position, so repeated names ("crane" twice) do no harm.
     """
     whole = _unique_pairs([{fold(name)} for name in classes], [{fold(name)} for name in head_names])
     of_classes, of_heads = [synonyms(name) for name in classes], [synonyms(name) for name in head_names]
@@ -108,23 +107,24 @@ def match_names(head_names: Sequence[str], classes: Sequence[str]) -> tuple[dict
 
 
 def _unique_pairs(ours: Sequence[Collection[str]], theirs: Sequence[Collection[str]]) -> dict[int, int]:
-    """Pairs that share a name and share one with nobody else."""
+    """Return the pairs that share a name with each other and with no other entry."""
     by_name: defaultdict[str, set[int]] = defaultdict(set)
     for their_id, names in enumerate(theirs):
         for name in names:
             by_name[name].add(their_id)
     candidates = [set().union(*(by_name.get(name, set()) for name in names)) for names in ours]
-    wanted = Counter(their_id for found in candidates for their_id in found)
-    pairs = {our_id: min(found) for our_id, found in enumerate(candidates) if len(found) == 1}
+    wanted = Counter(their_id for their_ids in candidates for their_id in their_ids)
+    pairs = {our_id: min(their_ids) for our_id, their_ids in enumerate(candidates) if len(their_ids) == 1}
     return {our_id: their_id for our_id, their_id in pairs.items() if wanted[their_id] == 1}
 
 
 def name_with_nearest(names: Sequence[str], known: Sequence[str]) -> str:
-    """Up to five names, each with the known name that is nearest to it."""
-    nearest = {fold(part): name for name in known for part in (*name.split(","), name)}
-    told = []
+    """List up to five names with the nearest known name of every one."""
+    known_by_fold = {fold(part): name for name in known for part in (*name.split(","), name)}
+    shown = []
     for name in names[:_MAX_NAMED]:
-        close = [found for part in name.split(",") for found in difflib.get_close_matches(fold(part), nearest, 1, 0.5)]
-        told.append(f"{name!r} (nearest: {nearest[close[0]]!r})" if close else repr(name))
+        folds = [fold(part) for part in name.split(",")]
+        close = [match for text in folds for match in difflib.get_close_matches(text, known_by_fold, 1, 0.5)]
+        shown.append(f"{name!r} (nearest: {known_by_fold[close[0]]!r})" if close else repr(name))
     more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(told) + more
+    return ", ".join(shown) + more

@@ -1,4 +1,4 @@
-"""Errors as one line on standard error, with their exit code."""
+"""Print errors as one line on standard error, with their exit code."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Any
 from vitscore.system.launcher import is_main_rank
 
 
-def tell_stopped() -> None:
-    tell("stopped: the same command goes on from the parts that are done.", 0, is_told=is_main_rank())
+def print_stopped() -> None:
+    print_error("stopped: the same command goes on from the parts that are done.", 0, is_shown=is_main_rank())
 
 
-def tell(line: str, code: int, *, is_told: bool = True) -> int:
-    if is_told:
+def print_error(line: str, code: int, *, is_shown: bool = True) -> int:
+    """Print `line` on standard error if `is_shown`; return `code`."""
+    if is_shown:
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
     return code
 
 
 def is_usage_error(error: Exception) -> bool:
-    """Whether typer found the command line itself at fault; its class moved between typer's releases."""
+    """Return whether typer rejected the command line; its class moved between typer's releases."""
     return any(cls.__name__ == "ClickException" for cls in type(error).__mro__)
 
 

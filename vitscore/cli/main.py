@@ -1,6 +1,6 @@
-"""The command line: every command mounted on one app, errors turned into one line and an exit code.
+"""Command line of vitscore: all commands in one app, errors as one line and an exit code.
 
-Nothing heavy is imported at the top: `vitscore --help` costs no torch.
+Nothing heavy is imported at the top, so `vitscore --help` loads no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from vitscore.cli.errors import is_usage_error, tell, tell_stopped, usage_line
+from vitscore.cli.errors import is_usage_error, print_error, print_stopped, usage_line
 from vitscore.errors import VitscoreError
 from vitscore.system.launcher import is_main_rank
 from vitscore.system.machine import VERSION
@@ -53,40 +53,40 @@ def mount_others() -> None:
     app.command(short_help="Score models over shards.")(run)
     app.command(short_help="Score the built-in models on handwritten digits.")(demo)
     register(app)
-    app.command(short_help="How accuracy falls as images get worse.")(robustness)
+    app.command(short_help="Measure how accuracy falls as images get worse.")(robustness)
     app.add_typer(shards_app, name="shards", help="Build and inspect shards.")
-    app.add_typer(bench_app, name="bench", short_help="Measure this machine; compare, plan and draw what was found.")
+    app.add_typer(bench_app, name="bench", short_help="Measure this machine; compare and draw results, plan runs.")
 
 
 mount_others()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, and turns every error a user can cause into one line."""
+    """Run the command line and return the exit code; print every error that a user can cause as one line."""
     arguments = sys.argv[1:] if arguments is None else arguments
     is_debug = "--debug" in arguments
     try:
-        with stopping_on_signals(tell_stopped):
+        with stopping_on_signals(print_stopped):
             code = app(arguments, prog_name="vitscore", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except VitscoreError as error:
         if is_debug:
             raise
-        return tell(str(error), error.exit_code, is_told=getattr(error, "is_told", is_main_rank()))
+        return print_error(str(error), error.exit_code, is_shown=getattr(error, "is_told", is_main_rank()))
     except Stopped as stopped:
-        tell_stopped()
+        print_stopped()
         return stopped.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            return tell(error.format_message(), 2)  # type: ignore[attr-defined]
+            return print_error(error.format_message(), 2)  # type: ignore[attr-defined]
         if is_usage_error(error):
-            return tell(usage_line(error), 2, is_told=is_main_rank())
+            return print_error(usage_line(error), 2, is_shown=is_main_rank())
         if is_debug:
             raise
         from vitscore.shards.redaction import scrub
 
         line = f"a bug: {type(error).__name__}: {' '.join(scrub(str(error)).split())}. --debug shows where."
-        return tell(line, 1, is_told=is_main_rank())
+        return print_error(line, 1, is_shown=is_main_rank())

@@ -1,4 +1,4 @@
-"""`vitscore run` and `vitscore demo`: flags to options, a run watched, its outcome shown."""
+"""`vitscore run` and `vitscore demo`: parse options, run, show progress and the result."""
 
 from __future__ import annotations
 
@@ -64,49 +64,58 @@ def run(
     output: OutputFolder = None,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.toml", help="Options from a file, by their long names; flags win."),
+        typer.Option(metavar="FILE.toml", help="Options by long name; the command line overrides them."),
     ] = None,
     classes: ClassesFile = None,
     templates: TemplatesFile = None,
     label_map: LabelMaps = None,
     labels: LabelsFile = None,
     groups: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON of superclasses, from group to its classes; scored too.")
+        Path | None, typer.Option(metavar="FILE", help="JSON of superclasses to score, from group to its classes.")
     ] = None,
     label_key: LabelKey = "cls",
-    image_key: Annotated[str | None, typer.Option(metavar="EXT", help="The image member's extension.")] = None,
-    split: Annotated[str, typer.Option(metavar="NAME", help="The split of a CLIP_benchmark data set.")] = "test",
+    image_key: Annotated[
+        str | None, typer.Option(metavar="EXT", help="Extension of the image member; default: any image.")
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split of a CLIP_benchmark data set.")] = "test",
     allow_pipe: AllowPipe = False,
     cache_dir: CacheFolder = None,
-    cache_size: Annotated[int, typer.Option(metavar="N", help="How many of them, a rank.")] = 3,
+    cache_size: Annotated[int, typer.Option(metavar="N", help="Maximum number of cached shards per rank.")] = 3,
     batch_size: BatchSize = None,
     device: Device = "auto",
     precision: Precision = "auto",
     compile: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="torch.compile the models; default: auto.")
+        bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile; default: automatic.")
     ] = None,
     decoder: Decoder = "auto",
     decode_threads: DecodeThreads = None,
     max_pixels: Annotated[int, typer.Option(metavar="N", help="Refuse images that declare more pixels.")] = 178_956_970,
-    top_k: Annotated[int, typer.Option(metavar="K", help="How many best classes a part keeps.")] = 5,
+    top_k: Annotated[int, typer.Option(metavar="K", help="Number of best classes to keep per sample.")] = 5,
     on_bad_sample: Annotated[
-        str, typer.Option(metavar="skip|fail|wrong", help="wrong: counts as a wrong answer.")
+        str,
+        typer.Option(metavar="skip|fail|wrong", help="Omit bad samples, end the run, or count wrong answers."),
     ] = "skip",
-    on_bad_shard: Annotated[str, typer.Option(metavar="fail|skip", help="fail: exit 3 at the end.")] = "fail",
-    max_bad: Annotated[str, typer.Option(metavar="COUNT|PERCENT%", help="Bad samples that a run accepts.")] = "10%",
+    on_bad_shard: Annotated[
+        str, typer.Option(metavar="fail|skip", help="Exit code at the end if a shard is bad: 3 (fail) or 0 (skip).")
+    ] = "fail",
+    max_bad: Annotated[
+        str, typer.Option(metavar="COUNT|PERCENT%", help="Bad samples to accept before failing.")
+    ] = "10%",
     save: Annotated[
         list[str] | None, typer.Option(metavar="logits,embeddings", help="Long outputs to keep in the parts.")
     ] = None,
     tta: Annotated[
         str,
-        typer.Option(metavar="none|hflip", help="hflip: average the logits with the mirrored image's; twice the work."),
+        typer.Option(
+            metavar="none|hflip", help="hflip: average the logits of the image and its mirror image, at twice the work."
+        ),
     ] = "none",
     augment: Annotated[
         list[str] | None,
         typer.Option(
             metavar="OP:ARG=V,...",
-            help="Change every resized image first, for example gaussian_noise:severity=3; repeat for a chain. "
-            "Operators: `vitscore robustness --list`.",
+            help="Change every resized image, for example gaussian_noise:severity=3; repeat for a chain. "
+            "`vitscore robustness --list` lists the operators.",
         ),
     ] = None,
     augment_seed: AugmentSeed = 0,
@@ -118,7 +127,7 @@ def run(
     progress: Progress = None,
     debug: Debug = False,
 ) -> None:
-    """Score models over shards; goes on where an earlier start of the same command ended."""
+    """Score models over shards; the same command resumes an interrupted run."""
     from vitscore.plan.options import make_options, read_config
 
     given = {name: value for name, value in context.params.items() if is_given(context, name)}
@@ -140,7 +149,7 @@ def run(
 def execute(
     options: RunOptions, *, is_dry: bool, per_class: bool = False, as_json: bool = False, progress: bool | None = None
 ) -> None:
-    """Run `options` and show what came of it."""
+    """Run `options` and show the result."""
     from vitscore.run import run as runs
     from vitscore.system.libraries import prepare_arrow
     from vitscore.text.console import make_console
@@ -167,7 +176,7 @@ def execute(
 
 
 def show_outcome(outcome: Outcome, *, per_class: bool, as_json: bool) -> None:
-    """The result on standard output, then the problem that decides the exit code, if any."""
+    """Print the result on standard output, then raise the problem that decides the exit code, if any."""
     from vitscore.text.console import make_console
     from vitscore.text.notes import figure_notes
     from vitscore.text.plan import views_text
@@ -196,7 +205,7 @@ def demo(
     overwrite: Overwrite = False,
     per_class: PerClass = False,
 ) -> None:
-    """Score the built-in ViT and CLIP on 500 held-out handwritten digits; on a CPU, in under a minute."""
+    """Score the built-in ViT and CLIP on 500 held-out handwritten digits; takes under a minute on a CPU."""
     from vitscore.plan.options import make_options
 
     values = {

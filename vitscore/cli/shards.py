@@ -1,7 +1,7 @@
-"""The command line of shards: make, index, ls, verify.
+"""`vitscore shards`: make, index, ls, verify.
 
-Flags in, calls to the library, results as plain text or JSON on standard output; progress on standard error, on a
-terminal only. Errors pass through to the command line's own `main`. Nothing heavy is imported at the top.
+Results go to standard output as plain text or JSON, progress to standard error, on a terminal only. `cli.main` handles
+errors. Nothing heavy is imported at the top.
 """
 
 from __future__ import annotations
@@ -16,17 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from vitscore.cli.options import AllowPipe, CacheFolder, LabelKey, Progress
+from vitscore.cli.options import AllowPipe, CacheFolder, Decoder, LabelKey, Progress
 from vitscore.errors import DataError, ShardError, UsageError
-from vitscore.text.shards import (
-    column_lines,
-    format_bytes,
-    parse_size,
-    printable,
-    summary_cells,
-    summary_entry,
-    total_of,
-)
+from vitscore.text.console import size_text
+from vitscore.text.shards import column_lines, parse_size, printable, summary_cells, summary_entry, total_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,13 +35,13 @@ Shards = Annotated[
         metavar="SHARDS...", help="As for run: demo, paths, globs, folders, lists, URLs.", show_default=False
     ),
 ]
-Split = Annotated[str, typer.Option(help="The split of a CLIP_benchmark data set.")]
+Split = Annotated[str, typer.Option(metavar="NAME", help="Split of a CLIP_benchmark data set.")]
 Classes = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Class names, one a line, in order of ids.", show_default=False)
+    Path | None, typer.Option(metavar="FILE", help="Class names, one per line, in order of ids.", show_default=False)
 ]
 ImageKey = Annotated[
     str | None,
-    typer.Option(metavar="EXT", help="The only extension that is an image; default: all.", show_default=False),
+    typer.Option(metavar="EXT", help="Extension of the image member; default: any image.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -59,33 +52,38 @@ def make(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A folder with one folder a class, a folder of CIFAR-10 or CIFAR-100 in an official form, or a CSV of "
-            "path,label.",
+            help="A folder with one folder per class, a folder of CIFAR-10 or CIFAR-100 in an official format, or a "
+            "CSV of path,label.",
             show_default=False,
         ),
     ],
     output: Annotated[
-        str, typer.Option("-o", "--output", metavar="DIR", help="Where the shards go.", show_default=False)
+        str, typer.Option("-o", "--output", metavar="DIR", help="Folder for the shards.", show_default=False)
     ],
-    per_shard: Annotated[int | None, typer.Option(metavar="COUNT", help="Samples a shard.", show_default=False)] = None,
+    per_shard: Annotated[
+        int | None, typer.Option(metavar="COUNT", help="Samples per shard.", show_default=False)
+    ] = None,
     shard_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="The largest size of a shard; default: 256MB.", show_default=False),
+        typer.Option(metavar="SIZE", help="Maximum size of a shard; default: 256MB.", show_default=False),
     ] = None,
     classes: Classes = None,
-    split: Annotated[str, typer.Option(help="The part of CIFAR: train, test or all.")] = "test",
-    coarse: Annotated[bool, typer.Option("--coarse", help="CIFAR-100's 20 superclasses as labels.")] = False,
+    split: Annotated[str, typer.Option(metavar="train|test|all", help="Split of CIFAR.")] = "test",
+    coarse: Annotated[bool, typer.Option("--coarse", help="Label with CIFAR-100's 20 superclasses.")] = False,
     shuffle: Annotated[
-        int | None, typer.Option(metavar="SEED", help="Mix the samples by this seed.", show_default=False)
+        int | None, typer.Option(metavar="SEED", help="Shuffle the samples with this seed.", show_default=False)
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("-j", "--workers", help="Processes that write; default: the usable cores.", min=1)
+        int | None,
+        typer.Option("-j", "--workers", metavar="N", help="Writer processes; default: the usable cores.", min=1),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards of another making.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace shards made from another source or with other options.")
+    ] = False,
     as_json: Json = False,
     progress: Progress = None,
 ) -> None:
-    """Make shards; goes on where an interrupted making of the same shards stopped."""
+    """Make shards; the same command resumes after an interruption."""
     from vitscore.shards.making.make import make_shards, read_source
     from vitscore.shards.sidefiles import read_classes
 
@@ -105,10 +103,10 @@ def make(
     if as_json:
         typer.echo(json.dumps(asdict(made), indent=2))
         return
-    found = f" ({made.num_already_there} were there)" if made.num_already_there else ""
+    reused = f" ({made.num_already_there} already there)" if made.num_already_there else ""
     kinds = f", {made.num_classes} classes" if made.num_classes is not None else ""
     typer.echo(
-        f"{made.num_samples} samples{kinds}, {made.num_shards} shards{found}, {format_bytes(made.num_bytes)}: "
+        f"{made.num_samples} samples{kinds}, {made.num_shards} shards{reused}, {size_text(made.num_bytes)}: "
         f"{printable(made.folder)}"
     )
     for note in made.notes:
@@ -120,7 +118,9 @@ def index(
     shards: Shards,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help=".parquet or .jsonl; default: JSON lines here."),
+        typer.Option(
+            "-o", "--output", metavar="FILE", help=".parquet or .jsonl; default: JSON lines on standard output."
+        ),
     ] = None,
     split: Split = "test",
     allow_pipe: AllowPipe = False,
@@ -160,7 +160,7 @@ def ls(
     cache_dir: CacheFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Show what shards hold: samples, bytes, formats, classes."""
+    """Show the contents of shards: samples, bytes, formats, classes."""
     from vitscore.shards.labels import LabelRule
     from vitscore.shards.listing import common_folder, summarise_shard
     from vitscore.shards.locate import locate
@@ -195,21 +195,27 @@ def verify(
     split: Split = "test",
     classes: Classes = None,
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Labels by key: csv or parquet.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="CSV or Parquet (key, label) that overrides the shards' labels.", show_default=False
+        ),
     ] = None,
     label_key: LabelKey = "cls",
     image_key: ImageKey = None,
-    decoder: Annotated[str, typer.Option(help="auto, dali or torchvision.")] = "auto",
+    decoder: Decoder = "auto",
     decode_threads: Annotated[
-        int | None, typer.Option("-j", "--decode-threads", help="Threads that decode; default: the usable CPUs.", min=1)
+        int | None,
+        typer.Option("-j", "--decode-threads", metavar="N", help="Decoding threads; default: the usable CPUs.", min=1),
     ] = None,
-    max_pixels: Annotated[int, typer.Option(help="Images that declare more pixels are faults.")] = 178_956_970,
+    max_pixels: Annotated[
+        int, typer.Option(metavar="N", help="Report images that declare more pixels as faults.")
+    ] = 178_956_970,
     allow_pipe: AllowPipe = False,
     cache_dir: CacheFolder = None,
     as_json: Json = False,
     progress: Progress = None,
 ) -> None:
-    """Decode everything and report every fault; exit 3 if there is one."""
+    """Decode everything and report every fault; exit code 3 if there is one."""
     from vitscore.shards.labels import LabelRule, load_labels
     from vitscore.shards.locate import locate
     from vitscore.shards.making.make import usable_cores
@@ -221,7 +227,7 @@ def verify(
     rule = LabelRule(
         class_names(corpus, classes), label_key=label_key, overrides=load_labels(labels) if labels else None
     )
-    # Only now, as it loads torch: a mistake in the flags answers at once.
+    # Imported late because it loads torch: a wrong option is reported at once.
     from vitscore.decode.verify import verify_shards
 
     faults: list[Fault] = []
@@ -251,21 +257,21 @@ def verify(
         typer.echo(f"{verified.num_samples} samples in {verified.num_shards} shards: every one decodes")
     if not verified.is_sound:
         raise DataError(
-            "faults found",
+            "shards have faults",
             got=f"{verified.num_bad_samples} bad samples of {verified.num_samples}, "
             f"{verified.num_bad_shards} bad shards of {verified.num_shards}",
         )
 
 
 def class_names(corpus: Corpus, file: Path | None) -> tuple[str, ...] | None:
-    """`--classes`, else the side file; None takes any label."""
+    """Return the names of `--classes`, or else of the side file; None accepts any label."""
     from vitscore.shards.sidefiles import read_classes
 
     return read_classes(file) if file else corpus.classes
 
 
 def raise_shard_faults(faults: Sequence[tuple[str, str]], num_shards: int) -> None:
-    """One error for the bad shards, if any: the first by name, the others by number."""
+    """Raise one error for the bad shards, if any: it names the first and counts them."""
     if faults:
         name, fault = faults[0]
         raise ShardError("bad shard", where=name, got=f"{fault} ({len(faults)} of {num_shards} shards are bad)")
@@ -280,7 +286,7 @@ def write_json_lines(
 
 
 def write_index(output: Path, shards: Sequence[Shard], rows_of: Callable[[Shard], list[dict[str, Any]]]) -> None:
-    """Write the index to a file, a shard at a time, whole or not at all."""
+    """Write the index to a file, shard by shard, atomically."""
     from vitscore.system.durable import durable_path
 
     with durable_path(output) as temporary:
@@ -300,7 +306,7 @@ def write_index(output: Path, shards: Sequence[Shard], rows_of: Callable[[Shard]
 
 @contextlib.contextmanager
 def progress_bar(what: str, total: int, *, unit: str, is_shown: bool | None) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, on a terminal or where it is asked for; yields the function that moves it."""
+    """Show a progress bar on standard error, on a terminal or if asked for; yield the function that advances it."""
     if not (sys.stderr.isatty() if is_shown is None else is_shown):
         yield lambda num_done: None
         return

@@ -15,7 +15,7 @@ from vitscore.kernels import RowScores
 
 # Axes: B rows, T the k of top-k.
 
-FIGURES = 5
+NUM_FIGURES = 5
 """Label log-probability, sum of squares, log-sum-exp, margin, entropy: the order of `DeviceRows`."""
 
 
@@ -30,17 +30,17 @@ class ScoreBuffer:
 
     def __init__(self, whole: torch.Tensor, *, max_rows: int, width: int) -> None:
         self.whole = whole
-        ids, floats = max_rows * width * 4, FIGURES * max_rows * 4
+        ids, floats = max_rows * width * 4, NUM_FIGURES * max_rows * 4
         # The four-byte numbers come first, so that every view is aligned.
         pieces = torch.split(whole, [ids, ids, floats, max_rows])
         self.ids_BT = pieces[0].view(torch.int32).view(max_rows, width)
         self.probs_BT = pieces[1].view(torch.float32).view(max_rows, width)
-        self.figures_5B = pieces[2].view(torch.float32).view(FIGURES, max_rows)
+        self.figures_5B = pieces[2].view(torch.float32).view(NUM_FIGURES, max_rows)
         self.is_finite_B = pieces[3]
 
     @staticmethod
     def num_bytes(max_rows: int, width: int) -> int:
-        return max_rows * (2 * width * 4 + FIGURES * 4 + 1)
+        return max_rows * (2 * width * 4 + NUM_FIGURES * 4 + 1)
 
     @property
     def arrays(self) -> tuple[torch.Tensor, ...]:

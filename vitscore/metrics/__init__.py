@@ -1,4 +1,4 @@
-"""Parts to figures: counts, metrics, intervals and paired comparisons. No torch, no terminal."""
+"""Metrics of finished parts: counts, figures, intervals and paired comparisons. No torch, no terminal."""
 
 from vitscore.metrics.figures import compute_metrics
 

@@ -1,4 +1,4 @@
-"""Streaming counts of one model: what its metrics are computed from."""
+"""Streaming counts of one model's predictions, from which its metrics are computed."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from vitscore.errors import LabelError
-from vitscore.kernels.arrays import as_array, as_ids, check_same_length
+from vitscore.kernels.arrays import Array, as_array, as_ids, check_same_length
 from vitscore.kernels.counts import ConfusionCounts
 from vitscore.kernels.reliability import NUM_BINS, add_in_order, add_reliability
 
-Array: TypeAlias = npt.NDArray[Any]
 Cells: TypeAlias = tuple[Array, Array, Array]
 TOP_K = (1, 5)
 
 
 class ModelCounts:
-    """What is counted of one model's predictions; the same for any cutting of the rows into batches."""
+    """Counts of one model's predictions, independent of how the rows are split into batches."""
 
     def __init__(self, num_classes: int, *, top_k: Sequence[int] = TOP_K) -> None:
         self.num_classes = num_classes
@@ -29,7 +27,7 @@ class ModelCounts:
         self.num_unlabelled = 0
         self.num_probabilities = 0
         self.num_unknown = 0
-        """Samples of these whose label's probability is not known: then there is no NLL and no Brier score."""
+        """Samples whose label has an unknown probability; with any of them, NLL and Brier score are undefined."""
         self.logprob_sum = 0.0
         self.brier_sum = 0.0
         self.bin_counts_M = np.zeros(NUM_BINS, np.int64)
@@ -38,7 +36,7 @@ class ModelCounts:
 
     @property
     def num_samples(self) -> int:
-        """Labelled samples that count, answered or not."""
+        """Number of counted samples with a label, whether or not the model answered."""
         return self.confusion.num_samples + int(self.unanswered_K.sum())
 
     def update(
@@ -54,15 +52,15 @@ class ModelCounts:
         """Count a batch.
 
         Args:
-            labels_B: class ids; -1 where there is none: counted as unlabelled, else left out.
-            preds_B: class ids; -1 where the model gave no answer (its logits were not finite).
-            topk_BT: best ids first; narrower than a wanted k: that k is not reported. Without it, top-1 only.
-            prob_B: the prediction's probability; without it no NLL, Brier score and ECE.
-            label_logprob_B: log of the label's probability; NaN where it is not known.
-            sum_sq_prob_B: sum of squared probabilities.
+            labels_B: class ids; -1 for a sample without a label, which adds to `num_unlabelled` and to nothing else.
+            preds_B: class ids; -1 if the model gave no answer (its logits were not finite).
+            topk_BT: the T most probable ids, best first; a k above T is not reported. By default, top-1 only.
+            prob_B: probability of the prediction; NLL, Brier score and ECE need this and the next two.
+            label_logprob_B: log-probability of the label; NaN if unknown.
+            sum_sq_prob_B: sum of squared probabilities over the classes.
 
         Returns:
-            How many labelled samples were counted.
+            The number of labelled samples in the batch.
         """
         labels_B, preds_B = self._checked(labels_B), as_ids(preds_B, "predictions")
         check_same_length(labels=labels_B, predictions=preds_B)
@@ -82,7 +80,7 @@ class ModelCounts:
         return int(is_labelled_B.sum())
 
     def count_wrong(self, labels_B: Any) -> None:
-        """Count labelled samples as wrong answers: in their class' support, in no column; -1 is left out."""
+        """Count labelled samples as wrong answers, which add to their class's support and to no column; skip -1."""
         labels_B = self._checked(labels_B)
         self.unanswered_K += np.bincount(labels_B[labels_B != -1], minlength=self.num_classes)
 
@@ -113,7 +111,7 @@ class ModelCounts:
         add_reliability(self.bin_counts_M, self.bin_confidence_M, self.bin_correct_M, prob_B, is_right_B)
 
     def merge(self, other: ModelCounts) -> None:
-        """Add another's counts, as if its samples had been counted here."""
+        """Add the counts of `other`, as if its samples had been counted here."""
         self.confusion.merge(other.confusion)
         self.unanswered_K += other.unanswered_K
         self.topk_hits = {k: hits + other.topk_hits[k] for k, hits in self.topk_hits.items() if k in other.topk_hits}
@@ -127,12 +125,12 @@ class ModelCounts:
         self.bin_correct_M += other.bin_correct_M
 
     def totals(self) -> tuple[Array, Array, Array]:
-        """For each class: right answers, support, predictions."""
+        """Return right answers, support and predictions of every class."""
         right_K, support_K, predicted_K = self.confusion.totals()
         return right_K, support_K + self.unanswered_K, predicted_K
 
     def cells(self) -> Cells:
-        """Truth, answer and count of every cell that occurs; an answer outside the classes is column K."""
+        """Return truth, answer and count of the non-empty cells; answers outside the classes are column K."""
         rows, cols, counts, _ = self.confusion.pairs()
         missed = np.flatnonzero(self.unanswered_K)
         outside = np.full(len(missed), self.num_classes)

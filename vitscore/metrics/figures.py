@@ -1,11 +1,11 @@
-"""Counts to figures: everything metrics.json says about one model.
+"""Figures of one model, computed from its counts: its entry in metrics.json.
 
-`ModelCounts` streams over predictions and merges; `model_metrics` turns its counts into the figures. Stands between the
-parts (fold reads them) and the report. Knows no file and no tensor; `compute_metrics` lends the same figures to
-transformers' Trainer. Axes: B rows, K classes, T the k of top-k, M reliability bins.
+`fold` streams the parts into `ModelCounts`, `model_metrics` turns the counts into figures, and the report shows them.
+`compute_metrics` offers the main figures to transformers' Trainer. Neither files nor tensors appear here. Axes: B rows,
+K classes, T the k of top-k, M reliability bins.
 
 Definitions are scikit-learn's. An answer outside the classes (a bad sample that counts as wrong, a row of NaN logits)
-is in its class' support and in no column. A figure that is not defined is None.
+adds to the support of its class and to no column. An undefined figure is None.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 
 from vitscore.classes.groups import Groups
 from vitscore.errors import UsageError
-from vitscore.kernels.arrays import as_array
+from vitscore.kernels.arrays import Array, as_array
 from vitscore.kernels.counts import ConfusionCounts
-from vitscore.metrics.counts import Array, Cells, ModelCounts
+from vitscore.metrics.counts import Cells, ModelCounts
 from vitscore.metrics.intervals import LEVEL, bootstrap, wilson
 
 _AVERAGES = ("accuracy", "macro avg", "weighted avg")
@@ -41,13 +41,16 @@ _BOUNDS = {
 def model_metrics(
     counts: ModelCounts, classes: Sequence[str], *, only: Array | None = None, groups: Groups | None = None
 ) -> dict[str, Any]:
-    """One model's entry in metrics.json, in the contract's order.
+    """Return one model's entry in metrics.json, in the documented order.
 
     Args:
-        counts: what was counted.
+        counts: counts of the model's predictions.
         classes: K names.
-        only: ids of the classes that are reported, as scikit-learn's `labels=`; all samples must be of them.
-        groups: also score these superclasses.
+        only: ids of the classes to report, like scikit-learn's `labels=`; every sample must belong to one of them.
+        groups: superclasses to score as well.
+
+    Raises:
+        UsageError: the number of names is not K.
     """
     if len(classes) != counts.num_classes:
         got = f"{len(classes)} names"
@@ -73,12 +76,12 @@ def model_metrics(
 
 
 def group_metrics(cells: Cells, groups: Groups) -> dict[str, Any]:
-    """The figures of superclasses: an answer is right where it is of the truth's group."""
+    """Return the figures of superclasses; an answer is right if its group is the label's."""
     rows, cols, counts = cells
     num_groups = len(groups.names)
     group_of = np.append(groups.of_class, num_groups)
-    found, places = np.unique(group_of[rows] * (num_groups + 1) + group_of[cols], return_inverse=True)
-    grouped = (*np.divmod(found, num_groups + 1), np.bincount(places, weights=counts).astype(np.int64))
+    keys, places = np.unique(group_of[rows] * (num_groups + 1) + group_of[cols], return_inverse=True)
+    grouped = (*np.divmod(keys, num_groups + 1), np.bincount(places, weights=counts).astype(np.int64))
     totals = totals_of(grouped, num_groups)
     figures = class_figures(*totals)
     return {
@@ -92,7 +95,7 @@ def group_metrics(cells: Cells, groups: Groups) -> dict[str, Any]:
 
 
 def totals_of(cells: Cells, num_classes: int) -> tuple[Array, Array, Array]:
-    """For each class, as float64: right answers, support, predictions."""
+    """Return right answers, support and predictions of every class, as float64."""
     rows, cols, counts = cells
     is_right = rows == cols
     return (
@@ -103,7 +106,7 @@ def totals_of(cells: Cells, num_classes: int) -> tuple[Array, Array, Array]:
 
 
 def _averages_of(right_K: Array, support_K: Array, predicted_K: Array, *, classes: Sequence[str]) -> dict[str, Any]:
-    """The report, and two averages that it has no place for: over the truth's classes alone, and over all answers."""
+    """Return the report, the macro average over the classes in the truth, and the micro average."""
     n, num_right, answered = (float(total_K.sum()) for total_K in (support_K, right_K, predicted_K))
     if not n:
         return {"report": None, "macro_in_truth": None, "micro": None}
@@ -122,7 +125,7 @@ def _averages_of(right_K: Array, support_K: Array, predicted_K: Array, *, classe
 def classification_report(
     right_K: Array, support_K: Array, predicted_K: Array, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """scikit-learn's report (all classes, zero_division=0) as a dict, from totals per class; always with accuracy."""
+    """Return scikit-learn's report (all classes, zero_division=0) as a dict that always has `accuracy`."""
     per_class = zip(*_per_class(right_K, support_K, predicted_K), support_K, strict=True)
     rows = zip(report_names(classes), per_class, strict=True)
     headers = ("precision", "recall", "f1-score", "support")
@@ -138,7 +141,7 @@ def classification_report(
 
 
 def report_names(classes: Sequence[str]) -> list[str]:
-    """Names that can stand as keys of a report: a repeated one, or the name of an average, becomes `name [id]`."""
+    """Return unique keys for a report: a repeated name, or one that equals an average's, becomes `name [id]`."""
     seen = Counter(classes)
     names = [f"{name} [{i}]" if seen[name] > 1 or name in _AVERAGES else name for i, name in enumerate(classes)]
     return report_names(names) if len(set(names)) < len(names) else names
@@ -147,7 +150,7 @@ def report_names(classes: Sequence[str]) -> list[str]:
 def class_figures(
     right_K: Array, support_K: Array, predicted_K: Array, *, only: Array | None = None
 ) -> dict[str, float | None]:
-    """Every figure that totals per class determine, averaged over the classes `only`; None where it is not defined."""
+    """Return the figures that the totals per class determine, averaged over `only`; an undefined one is None."""
     n = float(support_K.sum())
     figures = _per_class(right_K, support_K, predicted_K)
     precision_K, recall_K, f1_K = figures if only is None else tuple(figure_K[only] for figure_K in figures)
@@ -167,7 +170,7 @@ def class_figures(
 
 
 def _agreement(right_K: Array, support_K: Array, predicted_K: Array) -> dict[str, float | None]:
-    """Matthews' and Cohen's coefficients; answers outside the classes are one class more, without truth."""
+    """Return Matthews' and Cohen's coefficients; answers outside the classes form an extra class without samples."""
     n, num_right = float(support_K.sum()), float(right_K.sum())
     if n == 0:
         return {"mcc": None, "cohen_kappa": None}
@@ -175,14 +178,14 @@ def _agreement(right_K: Array, support_K: Array, predicted_K: Array) -> dict[str
     chance = float(support_K @ predicted_K)
     truth_spread = n * n - float(support_K @ support_K)
     answer_spread = n * n - float(predicted_K @ predicted_K) - outside * outside
-    # scikit-learn's own convention for 0 / 0 here; kappa it calls undefined.
+    # As in scikit-learn: MCC is 0 for 0 / 0, kappa is undefined.
     both = math.sqrt(truth_spread) * math.sqrt(answer_spread)
     mcc = (num_right * n - chance) / both if both else 0.0
     return {"mcc": mcc, "cohen_kappa": _ratio(num_right * n - chance, n * n - chance)}
 
 
 def _per_class(right_K: Array, support_K: Array, predicted_K: Array) -> tuple[Array, Array, Array]:
-    """Precision, recall and F1, 0 where the denominator is 0."""
+    """Return precision, recall and F1 of every class, 0 if the denominator is 0."""
     precision_K = right_K / np.maximum(predicted_K, 1)
     recall_K = right_K / np.maximum(support_K, 1)
     both_K = support_K + predicted_K
@@ -196,7 +199,7 @@ def _averages(right_K: Array, support_K: Array, predicted_K: Array, weights_K: A
 
 
 def _probability_figures(counts: ModelCounts) -> dict[str, float | None]:
-    """Over the samples that have probabilities: negative log-likelihood, Brier score (0 to 2), calibration error."""
+    """Return negative log-likelihood, Brier score (0 to 2) and ECE over the samples that have probabilities."""
     n = counts.num_probabilities
     num_known = 0 if counts.num_unknown else n
     gaps_M = np.abs(counts.bin_correct_M - counts.bin_confidence_M)
@@ -208,7 +211,7 @@ def _probability_figures(counts: ModelCounts) -> dict[str, float | None]:
 
 
 def _reliability(counts: ModelCounts) -> dict[str, list[Any]]:
-    """For each of the equal bins of confidence: samples, their mean confidence, their accuracy."""
+    """Return number of samples, mean confidence and accuracy of each confidence bin; the bins are equally wide."""
     bins = [int(n) for n in counts.bin_counts_M]
     return {
         "samples": bins,
@@ -235,10 +238,13 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 def compute_metrics(prediction: Any) -> dict[str, float]:
-    """Accuracy and macro precision, recall and F1 of an evaluation, as transformers' Trainer asks for them.
+    """Return accuracy and macro precision, recall and F1; pass it to transformers' Trainer as `compute_metrics`.
 
     Args:
         prediction: an `EvalPrediction`: `predictions` (logits (N, K), or a tuple that begins with them), `label_ids`.
+
+    Raises:
+        UsageError: the logits do not have two axes.
     """
     logits, labels = prediction.predictions, prediction.label_ids
     logits_NK = as_array(logits[0] if isinstance(logits, tuple | list) else logits)

@@ -1,8 +1,9 @@
-"""From the parts to metrics.json: a fold, in ordinal order, over the only results there are.
+"""Fold the parts of a run, in ordinal order, into metrics.json and the confusion matrices.
 
-Reads one part at a time and only the columns that count, so memory does not grow with the run. What comes out depends
-on the parts alone: not on who wrote them, when, in how many starts or on how many ranks. Here the books are checked:
-every sample that an index expected is scored or bad, once, or the error names the shard. Needs no model and no torch.
+One part is read at a time, and only the columns that are counted, so memory does not grow with the run. The result is a
+pure function of the parts: it does not depend on when they were written, in how many starts or by how many ranks. The
+fold also checks the ledger: every sample that an index expected is scored or bad, exactly once, or an error names the
+shard. Needs no model and no torch.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vitscore.classes.groups import Groups
 from vitscore.errors import LedgerError, UsageError
+from vitscore.kernels.arrays import Array
 from vitscore.kernels.counts import Confusion, SparseConfusion
 from vitscore.metrics.counts import TOP_K, ModelCounts
 from vitscore.metrics.figures import model_metrics, report_names
@@ -35,33 +36,31 @@ from vitscore.rundir.rows import ModelRows, Rows, read_rows
 from vitscore.shards.reasons import reason_kind
 from vitscore.system.durable import write_bytes_durably, write_json_durably
 
-_AGAIN = "Remove its part and run again: the shard is scored anew."
-
-Array: TypeAlias = npt.NDArray[Any]
+_AGAIN = "Remove its part and start the run again; the shard is then scored again."
 
 
 @dataclass(frozen=True)
 class Folded:
-    """What the parts come to."""
+    """Result of folding the parts."""
 
     document: dict[str, Any]
-    """metrics.json."""
+    """Content of metrics.json."""
     confusions: dict[str, Confusion]
     """By model: rows truth, columns prediction."""
     parts: Parts
-    """What was folded."""
+    """The parts that were folded."""
 
 
 def refold(folder: Path, *, parts: Parts | None = None, recount: Recount | None = None) -> Folded:
-    """Fold the parts of the run in `folder`; with `recount`, what they come to if something were otherwise.
+    """Fold the parts of the run in `folder`.
 
     Args:
-        folder: the run's.
-        parts: its finished parts, where they are known already.
-        recount: see `fold`.
+        folder: the run's folder.
+        parts: its finished parts, if already known.
+        recount: changes to apply to the rows, see `fold`.
 
     Raises:
-        UsageError: there is no run.
+        UsageError: the folder holds no run, or its record cannot be read.
         LedgerError: the parts do not add up.
     """
     try:
@@ -75,7 +74,7 @@ def refold(folder: Path, *, parts: Parts | None = None, recount: Recount | None 
             next_step="Check the path.",
         ) from None
     except (OSError, ValueError) as error:
-        raise UsageError("the run's record cannot be read", where=str(folder), got=str(error)) from None
+        raise UsageError("cannot read the run's record", where=str(folder), got=str(error)) from None
     if parts is None:
         parts = finished_parts(folder / "parts", record["identity_hash"])
     return fold([(ordinal, path) for ordinal, (path, _) in parts.items()], shards, record, recount=recount)
@@ -91,13 +90,13 @@ def fold(
     """Fold parts into the document of metrics.json and the confusion matrices.
 
     Args:
-        parts: ordinal and path of each, by rising ordinal.
-        shards: the frozen list: `ordinal`, `name`.
+        parts: ordinal and path of every part, in ascending order.
+        shards: the table of shards.parquet: `ordinal`, `name`.
         record: run.json: `classes`, `models` (their order is kept), `options.on_bad_sample`, `groups`.
-        recount: what to count otherwise; the ledger stays the run's.
+        recount: changes to apply to the rows before they are counted; they do not affect the ledger.
 
     Raises:
-        LedgerError: a shard is not in the list, is there twice, or its samples do not add up.
+        LedgerError: a part's shard is not in the table, a shard has two parts, or its samples do not add up.
     """
     _refuse_repeated_shards(shards)
     names = dict(zip(shards["ordinal"].to_pylist(), shards["name"].to_pylist(), strict=True))
@@ -108,25 +107,24 @@ def fold(
         if footer is None or names.get(ordinal) != footer.shard or footer.ordinal != ordinal:
             got = "no footer" if footer is None else f"{footer.shard} as number {footer.ordinal}"
             wanted = f"{names[ordinal]} as number {ordinal}" if ordinal in names else "a shard of this run"
-            raise LedgerError("part does not belong here", where=str(path), expected=wanted, got=got)
+            raise LedgerError("part does not belong to this run", where=str(path), expected=wanted, got=got)
         if ordinal in seen:
-            raise LedgerError(
-                "shard is there twice", where=footer.shard, got=f"{seen[ordinal][0].name} and {path.name}"
-            )
+            got = f"{seen[ordinal][0].name} and {path.name}"
+            raise LedgerError("duplicate part for shard", where=footer.shard, got=got)
         seen[ordinal] = path, footer
         folding.add_part(path, footer)
     return folding.result(seen, num_shards=len(names))
 
 
 def write_metrics(folder: Path, folded: Folded) -> None:
-    """Write the confusion matrices, then metrics.json, each whole or not at all; the same bytes for the same parts."""
+    """Write the confusion matrices and then metrics.json, atomically; the same parts give the same bytes."""
     for name, confusion in folded.confusions.items():
         write_bytes_durably(folder / f"confusion_{name}.npz", confusion_bytes(confusion))
     write_json_durably(folder / "metrics.json", folded.document)
 
 
 def confusion_bytes(confusion: Confusion) -> bytes:
-    """A confusion matrix as an .npz without times in it."""
+    """Return a confusion matrix as an .npz archive without timestamps."""
     arrays: Mapping[str, Any] = {"counts": confusion}
     if isinstance(confusion, SparseConfusion):
         arrays = {**confusion._asdict(), "shape": np.array(confusion.shape, np.int64)}
@@ -141,7 +139,7 @@ def confusion_bytes(confusion: Confusion) -> bytes:
 
 
 class _Folding:
-    """The running state: counts of each model and pair, and the ledger."""
+    """State of a fold: the counts of every model and pair, and the ledger."""
 
     def __init__(self, record: Mapping[str, Any], recount: Recount | None) -> None:
         self.recount = recount
@@ -212,12 +210,12 @@ class _Folding:
         }
         if self.recount:
             self.recount.check()
-            document["recount"] = self.recount.told()
+            document["recount"] = self.recount.summary()
         return Folded(document, {name: counts.confusion.compute() for name, counts in self.counts.items()}, parts)
 
 
 def add_predictions(counts: ModelCounts, labels_B: Array, rows: ModelRows) -> None:
-    """Count one model's rows, answered or not."""
+    """Count one model's rows, with or without an answer."""
     counts.update(
         labels_B,
         rows.pred,
@@ -229,24 +227,24 @@ def add_predictions(counts: ModelCounts, labels_B: Array, rows: ModelRows) -> No
 
 
 def _refuse_repeated_shards(shards: pa.Table) -> None:
-    """With every name and every number once, rows of different parts are different samples."""
+    """Check that names and ordinals are unique, so that rows of different parts are different samples."""
     for column in ("ordinal", "name"):
         values = shards[column].to_pylist()
         if len(set(values)) < len(values):
             value, times = Counter(values).most_common(1)[0]
             raise LedgerError(
-                "shard is there twice", where="shards.parquet", expected=f"{column} {value} once", got=f"{times} times"
+                "duplicate shard", where="shards.parquet", expected=f"{column} {value} once", got=f"{times} times"
             )
 
 
 def _check_shard(footer: Footer, rows: Rows) -> None:
-    """Every row is of the part's own shard: a sample of another one would be counted there too."""
+    """Check that every row names the part's own shard; a sample of another shard would be counted twice."""
     is_own = pc.fill_null(pc.equal(rows.shards, footer.shard), False)
     if len(rows) and not pc.all(is_own).as_py():
         position = pc.index(is_own, False).as_py()
         got = f"{rows.keys[position].as_py()} of {rows.shards[position].as_py()}"
         raise LedgerError(
-            "sample of another shard", where=footer.shard, expected="its own samples", got=got, next_step=_AGAIN
+            "sample of another shard", where=footer.shard, expected="its own samples only", got=got, next_step=_AGAIN
         )
 
 

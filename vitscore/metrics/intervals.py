@@ -1,15 +1,14 @@
-"""How sure the figures are: Wilson's interval for rates, a seeded bootstrap from counts for the rest.
+"""Confidence intervals of the figures: Wilson's for rates, a seeded bootstrap for the rest.
 
-Stands behind metrics: gets counts, never samples, so its cost does not grow with the number of images. The bootstrap
-redraws every cell of the confusion matrix as a Poisson count (the multinomial bootstrap with the sample size left
-free, which the figures, being ratios, do not notice). Spread and bias of the redrawn figures are put around the
-estimate on the scale of the log-odds, which keeps intervals inside [0, 1] and makes up for classes so rare that a
-redrawn sample lacks them.
+Intervals are computed from counts, so their cost does not depend on the number of images. The bootstrap redraws every
+cell of the confusion matrix as a Poisson count. This is the multinomial bootstrap with a free sample size, which does
+not matter to the figures because they are ratios. Spread and bias of the redrawn figures are applied to the estimate on
+the log-odds scale, which keeps intervals inside [0, 1] and compensates for rare classes that a redrawn sample lacks.
 
-Half a right and half a wrong answer, shared out by support, are added first, as Anscombe does for log-odds: a model
-that made no mistake on 50 images is not known to be perfect. In simulations with 2 to 100 classes and 30 to 1,000
-samples the intervals hold the truth 92 to 98 times in 100; with a handful of samples a class and very uneven classes
-the macro averages' do so about 88 times.
+Before that, half a right and half a wrong answer are added, distributed over the classes by support, as Anscombe does
+for log-odds: no mistake on 50 images does not prove a model perfect. In simulations with 2 to 100 classes and 30 to
+1,000 samples the intervals cover the truth 92 to 98 times in 100; those of the macro averages about 88 times with a
+handful of samples per class and very uneven classes.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from statistics import NormalDist
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from vitscore.kernels.arrays import Array
 from vitscore.kernels.resample import redraw_totals
 
 LEVEL = 0.95
@@ -29,15 +28,14 @@ SEED = 20_240_229
 Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 MOST_REPLICATES, FEWEST_REPLICATES = 500, 100
 CELLS_TO_DRAW = 20_000_000
-"""Poisson draws in all; keeps a thousand classes with a mistake in every cell at a few seconds."""
+"""Limit on Poisson draws over all replicates; 1,000 classes with a mistake in every cell then take a few seconds."""
 
-Floats: TypeAlias = npt.NDArray[Any]
 Interval: TypeAlias = list[float]
-Figures: TypeAlias = Callable[[Floats, Floats, Floats], Mapping[str, float | None]]
+Figures: TypeAlias = Callable[[Array, Array, Array], Mapping[str, float | None]]
 
 
 def wilson(num_right: int, num_samples: int) -> Interval | None:
-    """Wilson's score interval of a rate; None without samples."""
+    """Return Wilson's score interval of a rate; None without samples."""
     if num_samples == 0:
         return None
     low, high = wilson_of_rate(num_right / num_samples, num_samples)
@@ -45,7 +43,7 @@ def wilson(num_right: int, num_samples: int) -> Interval | None:
 
 
 def wilson_of_rate(rate: float, n: float) -> Interval:
-    """Wilson's score interval for a number of answers that need not be whole."""
+    """Return Wilson's score interval of a rate over `n` answers, which need not be an integer."""
     shrink = 1 + Z * Z / n
     centre = (rate + Z * Z / (2 * n)) / shrink
     half = Z / shrink * math.sqrt(rate * (1 - rate) / n + Z * Z / (4 * n * n))
@@ -53,22 +51,22 @@ def wilson_of_rate(rate: float, n: float) -> Interval:
 
 
 def bootstrap(
-    cells: tuple[Floats, Floats, Floats],
+    cells: tuple[Array, Array, Array],
     num_classes: int,
     figures: Figures,
     *,
     bounds: Mapping[str, tuple[float, float]],
 ) -> dict[str, Interval | None]:
-    """Intervals of figures that depend on the right answers, support and predictions of every class.
+    """Return intervals of figures that depend on right answers, support and predictions of every class.
 
     Args:
         cells: rows, columns and counts of a confusion matrix; a column of K or more is an answer outside the classes.
         num_classes: K.
-        figures: from (right, support, predicted), each of length K, to the named figures.
-        bounds: the range of each figure.
+        figures: computes the named figures from (right, support, predicted), three arrays of length K.
+        bounds: lowest and highest value of every figure.
 
     Returns:
-        An interval for each name in `bounds`; None where the figure is undefined.
+        An interval for every name in `bounds`; None if the figure is undefined.
     """
     rows, cols, counts = cells
     estimate = figures(*_totals(rows, cols, counts.astype(np.float64), num_classes))
@@ -85,7 +83,7 @@ def bootstrap(
     return {name: _around(estimate[name], centre[name], np.array(drawn[name]), *bounds[name]) for name in bounds}
 
 
-def _totals(rows: Floats, cols: Floats, counts: Floats, num_classes: int) -> tuple[Floats, Floats, Floats]:
+def _totals(rows: Array, cols: Array, counts: Array, num_classes: int) -> tuple[Array, Array, Array]:
     is_right = rows == cols
     right = np.bincount(rows[is_right], weights=counts[is_right], minlength=num_classes)
     support = np.bincount(rows, weights=counts, minlength=num_classes)
@@ -93,8 +91,8 @@ def _totals(rows: Floats, cols: Floats, counts: Floats, num_classes: int) -> tup
     return right, support, predicted
 
 
-def _smoothed(rows: Floats, cols: Floats, counts: Floats, num_classes: int) -> tuple[Floats, Floats, Floats]:
-    """Add half a right and half a wrong answer in all, to each class its share; the wrong go to the next class."""
+def _smoothed(rows: Array, cols: Array, counts: Array, num_classes: int) -> tuple[Array, Array, Array]:
+    """Add half a right and half a wrong answer, distributed by support; wrong answers name the next class."""
     support = np.bincount(rows, weights=counts, minlength=num_classes)
     present = np.flatnonzero(support)
     share = 0.5 * support[present] / support.sum()
@@ -104,8 +102,8 @@ def _smoothed(rows: Floats, cols: Floats, counts: Floats, num_classes: int) -> t
     return rows, cols, np.concatenate([counts.astype(np.float64), share, share])
 
 
-def _around(estimate: float | None, centre: float | None, drawn: Floats, low: float, high: float) -> Interval | None:
-    """The bootstrap's spread around its bias-corrected centre, on the log-odds scale; always holds the estimate."""
+def _around(estimate: float | None, centre: float | None, drawn: Array, low: float, high: float) -> Interval | None:
+    """Return the interval around the bias-corrected centre, on the log-odds scale; it always includes the estimate."""
     if estimate is None or centre is None or len(drawn) < FEWEST_REPLICATES // 2:
         return None
     width = high - low
@@ -116,7 +114,7 @@ def _around(estimate: float | None, centre: float | None, drawn: Floats, low: fl
     corrected = place - (float(drawn.mean()) - centre) / width
     odds = _log_odds(corrected if 0 < corrected < 1 else place)
     ends = [low + width / (1 + math.exp(-(odds + side * Z * spread))) for side in (-1, 1)]
-    # Rounded, since the bootstrap's own noise is far above the sixth digit and the last bits depend on the machine.
+    # The bootstrap's noise is far above the sixth digit, and the last bits depend on the machine.
     return [round(min(ends[0], estimate), 6), round(max(ends[1], estimate), 6)]
 
 

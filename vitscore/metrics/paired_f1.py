@@ -1,32 +1,30 @@
-"""Two models on the same samples, class by class: the difference of macro F1 with its interval, and of every class.
+"""Paired comparison of two models by class: the difference of macro F1 with its interval, and every class's F1.
 
-Beside compare.py, which knows only who is right. `PairedCells` counts how often each truth met each pair of answers;
-it streams, merges, and holds 16 bytes for each (truth, answer, answer) that occurs, at most one a sample. The
-difference of macro F1 is a smooth function of those counts, so its spread follows from what each sample contributes to
-it (the delta method, or infinitesimal jackknife); no random number is drawn.
+`pairs` counts only which model is right. `PairedCells` counts every combination of label and two answers: it streams,
+merges, and takes 16 bytes for each (label, answer, answer) that occurs, so at most 16 bytes per sample. The difference
+of macro F1 is a smooth function of these counts, so its variance follows from the influence of every sample (the delta
+method, or infinitesimal jackknife); no random numbers are drawn.
 
-Before that, half a sample that only the one and half a sample that only the other model has right are shared out over
-the classes by support, as Agresti and Min do for the difference of paired rates: models that never disagreed on 50
-images are not known to be equal. Knows no file, no tensor. Axes: B rows, K classes, S cells that occur.
+Before that, half a sample that only the first model has right and half a sample that only the second has right are
+distributed over the classes by support, as Agresti and Min do for the difference of paired rates: models that agree on
+50 images need not be equal. Neither files nor tensors appear here. Axes: B rows, K classes, S non-empty cells.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from vitscore.kernels.arrays import as_ids, check_same_length
+from vitscore.kernels.arrays import Array, as_ids, check_same_length
 from vitscore.metrics.intervals import Z
 
-Array: TypeAlias = npt.NDArray[Any]
 MOST_PENDING = 1 << 20
 
 
 class Cells(NamedTuple):
-    """Cells that occur, and how often; an answer K is one outside the classes."""
+    """Non-empty cells and their counts; an answer of K is outside the classes."""
 
     labels_S: Array
     a_S: Array
@@ -35,7 +33,7 @@ class Cells(NamedTuple):
 
 
 class PairedCells:
-    """How often each truth met each pair of answers; the same for any cutting of the rows into batches."""
+    """Counts of (label, answer of a, answer of b), independent of how the rows are split into batches."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -45,7 +43,7 @@ class PairedCells:
         self._num_pending = 0
 
     def update(self, labels_B: Any, preds_a_B: Any, preds_b_B: Any) -> int:
-        """Count a batch; a row where an id is -1 is left out. Returns how many were counted."""
+        """Count a batch, skipping rows with an id of -1; return the number of rows counted."""
         labels_B, preds_a_B, preds_b_B = (as_ids(ids_B).astype(np.int64) for ids_B in (labels_B, preds_a_B, preds_b_B))
         check_same_length(labels=labels_B, a=preds_a_B, b=preds_b_B)
         counted_B = (labels_B >= 0) & (preds_a_B >= 0) & (preds_b_B >= 0)
@@ -53,20 +51,20 @@ class PairedCells:
         return int(counted_B.sum())
 
     def count_wrong(self, labels_B: Any) -> None:
-        """Count labelled samples that no model could answer: in their class' support, in no column of either."""
+        """Count labelled samples without any prediction: they add to their class's support and to no column."""
         labels_B = as_ids(labels_B).astype(np.int64)
         labels_B = labels_B[labels_B >= 0]
         outside_B = np.full(len(labels_B), self.num_classes)
         self._add(labels_B, outside_B, outside_B)
 
     def merge(self, other: PairedCells) -> None:
-        """Add another's counts, as if its samples had been counted here."""
+        """Add the counts of `other`, as if its samples had been counted here."""
         self._compact()
         other._compact()
         self._set(np.concatenate([self._keys_S, other._keys_S]), np.concatenate([self._counts_S, other._counts_S]))
 
     def compute(self) -> Cells:
-        """The cells, sorted by truth, then answers."""
+        """Return the cells, sorted by label, then by answers."""
         self._compact()
         width = self.num_classes + 1
         labels_S, answers_S = np.divmod(self._keys_S, width * width)
@@ -96,10 +94,10 @@ class PairedCells:
 
 
 def macro_f1_difference(cells: Cells, num_classes: int) -> tuple[float, list[float]] | None:
-    """Macro F1 of a minus that of b, and its 95% interval; None without samples.
+    """Return macro F1 of a minus that of b, and its 95% interval; None without samples.
 
-    In simulations with 2 to 100 classes the interval holds the truth 93 to 97 times in 100 from about ten samples a
-    class on, more often where the models hardly ever differ, and 80 to 92 times with two to six samples a class.
+    In simulations with 2 to 100 classes the interval covers the truth 93 to 97 times in 100 from about ten samples per
+    class on, more often if the models hardly ever differ, and 80 to 92 times with two to six samples per class.
     """
     if not cells.counts_S.sum():
         return None
@@ -117,7 +115,7 @@ def _answers(cells: Cells, model: str) -> Array:
 
 
 def _f1(cells: Cells, model: str, num_classes: int) -> tuple[Array, Array]:
-    """F1 of every class, and support plus predictions: what F1 is divided by."""
+    """Return F1 of every class, and its denominator: support plus predictions."""
     answers_S, counts_S = _answers(cells, model), cells.counts_S
     is_right_S = answers_S == cells.labels_S
     right_K = np.bincount(cells.labels_S[is_right_S], weights=counts_S[is_right_S], minlength=num_classes)
@@ -131,17 +129,17 @@ def _macro_f1(cells: Cells, model: str, num_classes: int) -> float:
 
 
 def _influence(cells: Cells, model: str, num_classes: int) -> Array:
-    """How macro F1 changes with one more sample of each cell."""
+    """Return the change of macro F1 per additional sample in each cell."""
     f1_K, both_K = _f1(cells, model, num_classes)
     one_K = np.divide(1.0, both_K, out=np.zeros(num_classes), where=both_K > 0)
-    loss_K = np.append(f1_K * one_K, 0.0)  # the answer outside the classes costs no class anything
+    loss_K = np.append(f1_K * one_K, 0.0)  # an answer outside the classes lowers no class's precision
     answers_S = _answers(cells, model)
     gain_S = np.where(answers_S == cells.labels_S, 2 * one_K[cells.labels_S], 0.0)
     return np.asarray((gain_S - loss_K[cells.labels_S] - loss_K[answers_S]) / num_classes)
 
 
 def _smoothed(cells: Cells, num_classes: int) -> Cells:
-    """Half a sample more that only a, and half that only b has right, to each class its share; wrong: the next one."""
+    """Add half a sample right in a only and half right in b only, by support; a wrong answer names the next class."""
     support_K = np.bincount(cells.labels_S, weights=cells.counts_S, minlength=num_classes)
     present = np.flatnonzero(support_K)
     share = 0.5 * support_K[present] / support_K.sum()
@@ -155,7 +153,7 @@ def _smoothed(cells: Cells, num_classes: int) -> Cells:
 
 
 def class_differences(cells: Cells, num_classes: int) -> dict[str, Array]:
-    """For every class: support, F1 of a and of b, and how many of its samples only a and only b has right."""
+    """Return for every class: support, F1 of a and of b, and the numbers of samples that only a or only b has right."""
     a_is_right_S, b_is_right_S = cells.a_S == cells.labels_S, cells.b_S == cells.labels_S
 
     def total(is_wanted_S: Array) -> Array:

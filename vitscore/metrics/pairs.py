@@ -1,9 +1,9 @@
-"""Two models on the same samples: who is right where, how far apart they are, and whether that can be told.
+"""Paired comparison of two models on the same samples: agreement, differences with intervals, significance.
 
-Gets counts from the fold over the parts; gives one entry of `comparisons` in metrics.json and one plain sentence.
+The fold over the parts supplies the counts; the result is one entry of `comparisons` in metrics.json and one sentence.
 The difference of accuracies has Tango's score interval for paired proportions (T. Tango, Statistics in Medicine 17,
-1998), which stays sound with few disagreements or none; the test is McNemar's, exact, with Holm's correction over all
-pairs; paired.py has the difference of macro F1. Knows no file, no tensor.
+1998), which stays sound with few or no disagreements. The test is McNemar's exact test with Holm's correction over all
+pairs. `paired_f1` computes the difference of macro F1. Neither files nor tensors appear here.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from vitscore.metrics.intervals import LEVEL, Z
 from vitscore.metrics.paired_f1 import PairedCells, macro_f1_difference
 
 POWER = 0.8
-"""How surely the number of images that "would be needed" shows a difference of the size that was seen."""
+"""Probability that the number of images that "would be needed" shows a difference of the observed size."""
 
 
 @dataclass
 class PairCounts:
-    """Samples by which of two models is right; only those that have a label and both predictions."""
+    """Samples counted by which of two models is right; only samples with a label and both predictions."""
 
     both: int = 0
     only_a: int = 0
@@ -40,7 +40,7 @@ class PairCounts:
         return self.both + self.only_a + self.only_b + self.neither
 
     def update(self, labels_B: Any, preds_a_B: Any, preds_b_B: Any) -> int:
-        """Count a batch; a row where an id is -1 is left out. Returns how many were counted."""
+        """Count a batch, skipping rows with an id of -1; return the number of rows counted."""
         labels_B, preds_a_B, preds_b_B = as_ids(labels_B), as_ids(preds_a_B), as_ids(preds_b_B)
         check_same_length(labels=labels_B, a=preds_a_B, b=preds_b_B)
         counted_B = (labels_B >= 0) & (preds_a_B >= 0) & (preds_b_B >= 0)
@@ -54,11 +54,11 @@ class PairCounts:
         return len(a_B)
 
     def count_wrong(self, labels_B: Any) -> None:
-        """Count labelled samples that no model could answer, and that count as wrong answers of both."""
+        """Count labelled samples without any prediction as wrong answers of both models."""
         self.neither += int((as_ids(labels_B) >= 0).sum())
 
     def merge(self, other: PairCounts) -> None:
-        """Add another's counts, as if its samples had been counted here."""
+        """Add the counts of `other`, as if its samples had been counted here."""
         self.both += other.both
         self.only_a += other.only_a
         self.only_b += other.only_b
@@ -67,25 +67,25 @@ class PairCounts:
 
 
 class Pair:
-    """What is counted of two models on the same samples."""
+    """Counts of two models on the same samples."""
 
     def __init__(self, num_classes: int) -> None:
         self.counts = PairCounts()
         self.cells = PairedCells(num_classes)
 
     def update(self, labels_B: Any, preds_a_B: Any, preds_b_B: Any) -> None:
-        """Count a batch; a row where an id is -1 is left out, an id of K is an answer outside the classes."""
+        """Count a batch, skipping rows with an id of -1; an id of K is an answer outside the classes."""
         self.counts.update(labels_B, preds_a_B, preds_b_B)
         self.cells.update(labels_B, preds_a_B, preds_b_B)
 
     def count_wrong(self, labels_B: Any) -> None:
-        """Count labelled samples that no model could answer, and that count as wrong answers of both."""
+        """Count labelled samples without any prediction as wrong answers of both models."""
         self.counts.count_wrong(labels_B)
         self.cells.count_wrong(labels_B)
 
 
 def compare_pairs(pairs: Mapping[tuple[str, str], Pair]) -> list[dict[str, Any]]:
-    """`comparisons` of metrics.json: an entry for every pair of models, corrected for their number."""
+    """Return `comparisons` of metrics.json: an entry for every pair, its p-value corrected for the number of pairs."""
     entries = [compare(a, b, pair.counts, cells=pair.cells) for (a, b), pair in pairs.items()]
     tested = [entry for entry in entries if entry["mcnemar_p"] is not None]
     for entry, p in zip(tested, holm([entry["mcnemar_p"] for entry in tested]), strict=True):
@@ -94,13 +94,13 @@ def compare_pairs(pairs: Mapping[tuple[str, str], Pair]) -> list[dict[str, Any]]
 
 
 def compare(a: str, b: str, counts: PairCounts, *, cells: PairedCells | None = None) -> dict[str, Any]:
-    """One entry of `comparisons`, in the contract's order; figures are None without common samples.
+    """Return one entry of `comparisons`, in the documented order; figures are None without common samples.
 
     Args:
-        a: a model's name; differences are a minus b.
-        b: another's.
-        counts: who is right.
-        cells: the same samples, for macro F1; without it there is no difference of macro F1.
+        a: name of the first model; differences are a minus b.
+        b: name of the second model.
+        counts: counts by which model is right.
+        cells: counts of the same samples by class; without them the difference of macro F1 is None.
     """
     n = counts.samples
     macro_f1 = macro_f1_difference(cells.compute(), cells.num_classes) if cells is not None else None
@@ -123,7 +123,7 @@ def compare(a: str, b: str, counts: PairCounts, *, cells: PairedCells | None = N
 
 
 def conclusion(comparison: Mapping[str, Any]) -> str:
-    """One sentence that the numbers support; `comparison` is an entry of `comparisons`."""
+    """Return one sentence that the figures support; `comparison` is an entry of `comparisons`."""
     n, difference = comparison["samples"], comparison["accuracy_difference"]
     a, b = comparison["a"], comparison["b"]
     if not n:
@@ -146,13 +146,13 @@ def conclusion(comparison: Mapping[str, Any]) -> str:
 
 
 def deciding_p(comparison: Mapping[str, Any]) -> float:
-    """The p-value that decides: Holm's where several pairs were compared."""
+    """Return the p-value that decides: the one corrected by Holm if several pairs were compared."""
     corrected = comparison.get("mcnemar_p_holm")
     return float(comparison["mcnemar_p"] if corrected is None else corrected)
 
 
 def is_shown(comparison: Mapping[str, Any]) -> bool:
-    """Whether interval and test both say that one model is ahead."""
+    """Return whether interval and test both show that one model is ahead."""
     if not comparison["samples"]:
         return False
     low, high = comparison["accuracy_difference_ci"]
@@ -160,7 +160,7 @@ def is_shown(comparison: Mapping[str, Any]) -> bool:
 
 
 def overall(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence over all pairs: which model is best, and of which others that cannot be said."""
+    """Return one sentence over all pairs: the best model, and the models it cannot be shown to beat."""
     if len(comparisons) == 1 or not all(entry["samples"] for entry in comparisons):
         return conclusion(comparisons[0])
     wins = {entry[side]: 0 for entry in comparisons for side in ("a", "b")}
@@ -175,7 +175,7 @@ def overall(comparisons: Sequence[Mapping[str, Any]]) -> str:
     if not open_pairs:
         return f"{best} is ahead of all {len(wins) - 1} others, {images}"
     rivals = [entry["b"] if entry["a"] == best else entry["a"] for entry in open_pairs]
-    return f"{best} has the highest accuracy, but no difference to {' or '.join(rivals)} can be shown {images}"
+    return f"{best} has the highest accuracy, but no difference from {' or '.join(rivals)} can be shown {images}"
 
 
 def _points(fraction: float) -> str:
@@ -184,9 +184,9 @@ def _points(fraction: float) -> str:
 
 
 def images_needed(only_a: int, only_b: int, num_samples: int) -> int | None:
-    """How many images would show a difference of the size seen, to two digits; None where none was seen.
+    """Return how many images would show a difference of the observed size, to two digits; None if there is none.
 
-    McNemar's test at the usual level with 80% power (R. J. Connor, Biometrics 43, 1987).
+    Computed for McNemar's test at the 5% level with 80% power (R. J. Connor, Biometrics 43, 1987).
     """
     if only_a == only_b:
         return None
@@ -198,12 +198,12 @@ def images_needed(only_a: int, only_b: int, num_samples: int) -> int | None:
 
 
 def paired_interval(only_a: int, only_b: int, num_samples: int) -> list[float]:
-    """Tango's score interval, at the 95% level, of the difference a - b of two rates on the same samples."""
+    """Return Tango's 95% score interval of the difference a - b of two rates on the same samples."""
     return [-_upper_end(only_b, only_a, num_samples), _upper_end(only_a, only_b, num_samples)]
 
 
 def _upper_end(only_a: int, only_b: int, n: int) -> float:
-    """The largest difference that the score test does not reject, by bisection."""
+    """Return the largest difference that the score test does not reject, found by bisection."""
     low, high = (only_a - only_b) / n, 1.0
     while True:
         middle = 0.5 * (low + high)
@@ -216,7 +216,7 @@ def _upper_end(only_a: int, only_b: int, n: int) -> float:
 
 
 def _score(only_a: int, only_b: int, n: int, difference: float) -> float:
-    """The score statistic at a supposed difference; the rate of `only b` is its likeliest value under it."""
+    """Return the score statistic at an assumed difference, with the maximum-likelihood rate of `only b` under it."""
     half_b = -only_a - only_b + (2 * n - only_a + only_b) * difference
     root = math.sqrt(max(half_b * half_b + 8 * n * only_b * difference * (1 - difference), 0.0))
     rate_b = (root - half_b) / (4 * n)
@@ -228,15 +228,15 @@ def _score(only_a: int, only_b: int, n: int, difference: float) -> float:
 
 
 def mcnemar_p(only_a: int, only_b: int) -> float:
-    """McNemar's exact test: the two-sided binomial test of the disagreements against a fair coin.
+    """Return the p-value of McNemar's exact test: a two-sided binomial test of the disagreements at rate 1/2.
 
-    Its cost grows with the square root of their number, and its precision does not suffer from it: the first term
-    comes from the saddle-point form of the binomial, the others from their ratio.
+    The cost grows with the square root of the number of disagreements. Precision does not depend on it: the first term
+    comes from the saddle-point form of the binomial, every other one from the ratio of successive terms.
     """
     n, few = only_a + only_b, min(only_a, only_b)
     if 2 * few == n:
         return 1.0
-    # Two times the tail, relative to its largest term.
+    # The tail relative to its largest term.
     ratio_sum, term, k = 1.0, 1.0, few
     while k > 0 and term > 1e-17 * ratio_sum:
         term *= k / (n - k + 1)
@@ -246,7 +246,7 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
 
 
 def _log_fair_binomial(k: int, n: int) -> float:
-    """Log of the chance of k heads in n throws; no difference of large numbers (C. Loader, 2000)."""
+    """Return the log-probability of k heads in n fair coin tosses, without cancellation (C. Loader, 2000)."""
     if k in (0, n):
         return -n * math.log(2)
     away = _stirling_error(n) - _stirling_error(k) - _stirling_error(n - k)
@@ -255,7 +255,7 @@ def _log_fair_binomial(k: int, n: int) -> float:
 
 
 def _stirling_error(n: int) -> float:
-    """log(n!) minus Stirling's formula."""
+    """Return log(n!) minus Stirling's approximation."""
     if n < 16:
         return math.lgamma(n + 1) - (n + 0.5) * math.log(n) + n - 0.5 * math.log(2 * math.pi)
     square = n * n
@@ -263,7 +263,7 @@ def _stirling_error(n: int) -> float:
 
 
 def _deviance(x: float, mean: float) -> float:
-    """x log(x / mean) + mean - x, by a series where x is near the mean."""
+    """Return x log(x / mean) + mean - x, by a series if x is near the mean."""
     gap = (x - mean) / (x + mean)
     if abs(gap) >= 0.1:
         return x * math.log(x / mean) + mean - x
@@ -277,7 +277,7 @@ def _deviance(x: float, mean: float) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values that may be compared to one level together, in the order given."""
+    """Return p-values adjusted by Holm's step-down correction for multiple tests, in the given order."""
     order = np.argsort(np.asarray(p_values, np.float64), kind="stable")
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

@@ -1,10 +1,10 @@
-"""What `vitscore metrics` is asked to count otherwise: other labels, classes, keys, k, from the parts alone.
+"""Recount a run from its parts with other labels, classes, keys or k, as `vitscore metrics` options ask.
 
     rows of a part ─► recount ─► rows ─► fold
 
-Where the logits were saved, everything is computed anew from them, as the run would have. Without them a figure that
-the parts do not determine (the probability of a corrected label outside the top k, say) is left out, not guessed. No
-model and no torch here; nothing is written. Axes: B rows, K classes, T the k of top-k.
+If the logits were saved, everything is computed from them, as a run would do. Otherwise a figure that the parts do not
+determine (for example the probability of a corrected label outside the top k) is omitted, not guessed. Nothing is
+written; no model and no torch are needed. Axes: B rows, K classes, T the k of top-k.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,26 +23,27 @@ from vitscore.classes.groups import Groups, read_groups
 from vitscore.classes.label_maps import BY_POSITION, NameIndex, read_label_map, split_label_map
 from vitscore.classes.names import plain_names
 from vitscore.errors import ClassError, LabelError, UsageError
+from vitscore.kernels.arrays import Array
 from vitscore.kernels.rows import score_rows
-from vitscore.rundir.rows import FIGURES, ModelRows, Rows
+from vitscore.rundir.rows import COUNTED_COLUMNS, ModelRows, Rows
 from vitscore.shards.labels import LabelRule, load_labels
-
-Array: TypeAlias = npt.NDArray[Any]
 
 
 @dataclass
 class Recount:
-    """Changes to the rows of a run's parts, and how many rows each one met."""
+    """Changes to the rows of a run's parts, and the number of rows each change applied to."""
 
     num_classes: int
     has_logits: bool = False
     labels: dict[str, int] | None = None
-    """Corrected labels, by key."""
+    """Corrected class ids, by key."""
     keys: frozenset[str] | None = None
+    """Keys of the only samples to count."""
     maps: dict[str, Array] = field(default_factory=dict)
-    """By model: for each class that it predicted the class that it stands for."""
+    """For every model with a label map: the meant class of every predicted class."""
     top_k: tuple[int, ...] | None = None
     only: Array | None = None
+    """Ids of the only classes to count."""
     groups: Groups | None = None
     num_rows: int = 0
     num_labels_given: int = 0
@@ -52,43 +52,42 @@ class Recount:
 
     @property
     def figures(self) -> tuple[str, ...]:
-        """The columns that are needed."""
-        return (*FIGURES, "logits") if self.has_logits else (*FIGURES, "topk_prob")
+        """The columns to read of every model."""
+        return (*COUNTED_COLUMNS, "logits" if self.has_logits else "topk_prob")
 
-    def told(self) -> dict[str, Any]:
-        """What was changed, for `recount` of the document."""
-        told: dict[str, Any] = {"samples": self.num_rows, "from_logits": self.has_logits}
+    def summary(self) -> dict[str, Any]:
+        """Return the applied changes: the entry `recount` of the document."""
+        summary: dict[str, Any] = {"samples": self.num_rows, "from_logits": self.has_logits}
         if self.labels is not None:
-            told["labels"] = {
+            summary["labels"] = {
                 "given": len(self.labels),
                 "found": self.num_labels_given,
                 "changed": self.num_labels_changed,
                 "of_bad_samples": self.num_labels_of_bad,
             }
         if self.keys is not None:
-            told["keys"] = len(self.keys)
+            summary["keys"] = len(self.keys)
         if self.maps:
-            told["label_maps"] = sorted(self.maps)
+            summary["label_maps"] = sorted(self.maps)
         if self.only is not None:
-            told["classes"] = len(self.only)
-        return told
+            summary["classes"] = len(self.only)
+        return summary
 
     def check(self) -> None:
-        """Judge at the end what only all rows can tell.
+        """Check, after all rows, that the given keys occurred.
 
         Raises:
             LabelError: no sample has one of the given keys.
         """
         if self.keys is not None and not self.num_rows:
-            raise LabelError(
-                "no sample left", where="--keys", expected="keys of the parts", got=f"{len(self.keys)} others"
-            )
+            got = f"{len(self.keys)} other keys"
+            raise LabelError("no sample left", where="--keys", expected="keys of samples in the parts", got=got)
         if self.labels is not None and not self.num_labels_given:
-            got = f"{len(self.labels)} other keys"
-            raise LabelError("no sample has one of these keys", where="--labels", expected="keys of the parts", got=got)
+            wanted, got = "keys of samples in the parts", f"{len(self.labels)} other keys"
+            raise LabelError("no sample has one of these keys", where="--labels", expected=wanted, got=got)
 
     def apply(self, rows: Rows) -> Rows:
-        """The rows as they are to be counted."""
+        """Return the rows to count: filtered, relabelled and mapped."""
         if self.keys is not None:
             rows = rows.take(np.array([key in self.keys for key in rows.keys.to_pylist()], bool))
         old_labels_B = rows.labels_B
@@ -114,7 +113,7 @@ class Recount:
             return self._from_logits(model, rows.labels_B, class_map)
         if class_map is not None:
             if len(np.unique(class_map)) < self.num_classes:
-                # Several classes to one: their joint probability is not in the parts, only which one came first.
+                # Several classes are joined; the parts hold the best one, not their joint probability.
                 return ModelRows(_mapped(class_map, model.pred))
             back_K = np.argsort(class_map)
             topk = None if model.topk is None else _mapped(class_map, model.topk)
@@ -151,7 +150,7 @@ class Recount:
 
 
 def corrected(keys: pa.Array, labels_B: Array, labels: Mapping[str, int]) -> tuple[Array, Array]:
-    """Labels with those that are given by key, and which rows these are."""
+    """Return the labels with corrections applied, and a mask of the rows that have one."""
     given = [labels.get(key) for key in keys.to_pylist()]
     is_given_B = np.array([label is not None for label in given], bool)
     labels_B = labels_B.copy()
@@ -160,25 +159,25 @@ def corrected(keys: pa.Array, labels_B: Array, labels: Mapping[str, int]) -> tup
 
 
 def _mapped(class_map: Array, ids: Array) -> Array:
-    """Ids through a map; -1 stays."""
+    """Return `ids` mapped through `class_map`; -1 stays."""
     return np.append(class_map, -1)[ids].astype(np.int32)
 
 
 def _logprobs(model: ModelRows, labels_B: Array, same_B: Array) -> Array:
-    """Log-probabilities of labels: as they were where nothing changed, else from the top k, else not known."""
+    """Return the labels' log-probabilities: as stored for unchanged rows, else from the top k, else NaN."""
     assert model.label_logprob is not None
-    found_B = np.full(len(labels_B), np.nan, np.float32)
+    logprob_B = np.full(len(labels_B), np.nan, np.float32)
     if model.topk is not None and model.topk_prob is not None:
         is_label_BT = (model.topk == labels_B[:, None]) & (labels_B[:, None] >= 0)
         with np.errstate(divide="ignore"):
             logs_BT = np.where(is_label_BT & (model.topk_prob > 0), np.log(model.topk_prob), np.nan)
         has_label_B = ~np.isnan(logs_BT).all(axis=1)
-        found_B[has_label_B] = np.nanmax(logs_BT[has_label_B], axis=1)
-    return np.where(same_B, model.label_logprob, found_B)
+        logprob_B[has_label_B] = np.nanmax(logs_BT[has_label_B], axis=1)
+    return np.where(same_B, model.label_logprob, logprob_B)
 
 
 def join_logits(logits_BK: Array, class_map: Array) -> tuple[Array, Array]:
-    """Logits of the classes that a map leads to, several joined by logsumexp; and which classes it leaves empty."""
+    """Return the logits of the mapped classes, joined by logsumexp, and a mask of classes that no class maps to."""
     num_classes = len(class_map)
     top_B1 = logits_BK.max(axis=1, keepdims=True, initial=-np.inf)
     joined_BK = np.full(logits_BK.shape, -np.inf, np.float64)
@@ -190,7 +189,7 @@ def join_logits(logits_BK: Array, class_map: Array) -> tuple[Array, Array]:
         else:
             joined_BK[:, target] = top_B1[:, 0] + np.log(np.maximum(np.exp(picked - top_B1).sum(axis=1), 1e-300))
     is_empty_K = ~np.isin(np.arange(num_classes), class_map)
-    # A finite logit whose probability is nothing: the kernel takes an infinite one for a fault.
+    # Finite, with a probability of 0: the kernel treats infinite logits as a fault.
     return np.where(is_empty_K, top_B1 - 1e4, joined_BK).astype(np.float32), is_empty_K
 
 
@@ -204,26 +203,26 @@ def make_recount(
     only_classes: str | None = None,
     groups: Path | None = None,
 ) -> Recount | None:
-    """What the flags of `vitscore metrics` ask for; None where they ask for nothing.
+    """Return the recount that the options of `vitscore metrics` describe; None without any of them.
 
     Args:
         record: the run's run.json.
-        labels: CSV or Parquet (key, label).
-        keys: a text file of keys, one a line, or CSV or Parquet with a column `key`.
-        label_maps: `[NAME=]FILE`: JSON from the class that was predicted to the class that is meant.
-        top_k: numbers and commas.
-        only_classes: a file of class names, or names and commas.
-        groups: see groups.py.
+        labels: CSV or Parquet file (key, label).
+        keys: text file of keys, one per line, or CSV or Parquet file with a column `key`.
+        label_maps: `[NAME=]FILE`: JSON object from predicted class to meant class.
+        top_k: comma-separated numbers.
+        only_classes: file of class names, or comma-separated names.
+        groups: JSON file of superclasses, see `classes.groups`.
 
     Raises:
-        VitscoreError: a file or a value is at fault.
+        VitscoreError: a file or a value is invalid.
     """
     if not any((labels, keys, label_maps, top_k, only_classes, groups)):
         return None
     classes = list(record["classes"])
     has_logits = "logits" in record.get("options", {}).get("save", ())
     made = Recount(len(classes))
-    # Logits are long: they are read only where something depends on them.
+    # Logits are long, so they are read only if something depends on them.
     made.has_logits = has_logits and bool(labels or label_maps or top_k)
     if labels is not None:
         made.labels = read_corrections(labels, classes)
@@ -242,10 +241,10 @@ def make_recount(
 
 
 def read_corrections(path: Path, classes: Sequence[str]) -> dict[str, int]:
-    """Class ids by key, from a file of labels.
+    """Read class ids by key from a file of labels.
 
     Raises:
-        LabelError: a label is not a class.
+        LabelError: a label is not one of the classes.
     """
     rule = LabelRule(plain_names(classes))
     ids = {}
@@ -257,7 +256,7 @@ def read_corrections(path: Path, classes: Sequence[str]) -> dict[str, int]:
 
 
 def read_keys(path: Path) -> frozenset[str]:
-    """Keys, one a line, or the column `key` of a CSV or Parquet file.
+    """Read keys from a text file (one per line) or from the column `key` of a CSV or Parquet file.
 
     Raises:
         UsageError: the file cannot be read, or holds no key.
@@ -270,28 +269,30 @@ def read_keys(path: Path) -> frozenset[str]:
             is_csv = path.suffix.lower() == ".csv"
             keys = [row["key"] for row in csv.DictReader(lines)] if is_csv else [line for line in lines if line.strip()]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        wanted = "keys, one a line, or a column `key`"
+        wanted = "keys, one per line, or a column `key`"
         raise UsageError("cannot read keys", where=str(path), expected=wanted, got=type(error).__name__) from None
     if not keys:
-        raise UsageError("no keys", where=str(path), expected="keys, one a line, or a column `key`")
+        raise UsageError("no keys", where=str(path), expected="keys, one per line, or a column `key`")
     return frozenset(map(str, keys))
 
 
 def read_class_map(
     text: str, classes: Sequence[str], models: Sequence[str], *, known: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """A map `[NAME=]FILE` by model: for each class that was predicted the class that is meant; others stay.
+    """Read a label map `[NAME=]FILE`; return, by model, the meant class of every predicted class.
+
+    Classes that the file does not mention keep their meaning.
 
     Raises:
-        UsageError: no such model, two maps for one, or a map by position.
-        ClassError: a class that there is not.
+        UsageError: no such model, two maps for one model, or a map by position.
+        ClassError: the file names an unknown class.
     """
     name, source = split_label_map(text)
     if source == BY_POSITION:
         raise UsageError(
             "the parts hold classes, not positions",
             where=f"--label-map {text}",
-            expected="a file: JSON from the class that was predicted to the class that is meant",
+            expected="a file: JSON from predicted class to meant class",
         )
     if name and name not in models:
         raise UsageError("no such model", where=f"--label-map {text}", expected=" or ".join(models), got=name)
@@ -307,10 +308,10 @@ def read_class_map(
 
 
 def parse_top_k(text: str, num_classes: int, kept: int | None) -> tuple[int, ...]:
-    """`3` or `1,3,10`.
+    """Parse `3` or `1,3,10` into ascending numbers that include 1.
 
     Raises:
-        UsageError: no such numbers, or more than the parts hold.
+        UsageError: the text is not a list of numbers, or one exceeds the classes or the `kept` top k of the parts.
     """
     try:
         wanted = tuple(sorted({int(part) for part in text.split(",")}))
@@ -319,10 +320,11 @@ def parse_top_k(text: str, num_classes: int, kept: int | None) -> tuple[int, ...
     if not wanted or wanted[0] < 1:
         raise UsageError("wrong value", where="--top-k", expected="numbers from 1 (3 or 1,3,10)", got=text)
     if wanted[-1] > num_classes:
-        raise UsageError("wrong value", where="--top-k", expected=f"at most {num_classes}, the classes", got=text)
+        limit = f"at most {num_classes}, the number of classes"
+        raise UsageError("wrong value", where="--top-k", expected=limit, got=text)
     if kept is not None and wanted[-1] > kept:
         raise UsageError(
-            "k is not in the parts",
+            "k exceeds the top k of the parts",
             where="--top-k",
             expected=f"at most {kept}",
             got=str(wanted[-1]),
@@ -332,10 +334,10 @@ def parse_top_k(text: str, num_classes: int, kept: int | None) -> tuple[int, ...
 
 
 def read_only(text: str, classes: Sequence[str]) -> Array:
-    """Ids of the classes in a file (one a line) or in the text itself (`cat,dog`), sorted.
+    """Return the sorted ids of the classes named in a file (one per line) or in the text itself (`cat,dog`).
 
     Raises:
-        ClassError: there is no such class.
+        ClassError: no class is named, or an unknown one.
     """
     path = Path(text)
     names = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else text.split(",")

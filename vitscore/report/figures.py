@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from vitscore.metrics.intervals import wilson
+from vitscore.metrics.notation import percent
 from vitscore.report.samples import Confidence
 from vitscore.report.svg import NUM_COLOURS, Element, line, marker, plot, text, titled
 
@@ -41,11 +42,6 @@ def axis(low: float, high: float, *, start: float, stop: float, num_ticks: int =
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return Axis(first * step, last * step, start, stop, tuple(step * tick for tick in range(first, last + 1)))
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """A fraction in percent, with a true minus sign."""
-    return f"{100 * value:z.{digits}f}".replace("-", "−")
 
 
 def tick_text(value: float, scale: Axis) -> str:

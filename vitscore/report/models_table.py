@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from vitscore.metrics.notation import percent
 from vitscore.report import words
 from vitscore.report.data import Findings
-from vitscore.report.figures import percent
 
 Model: TypeAlias = Mapping[str, Any]
 """A model's entry in metrics.json."""

@@ -14,11 +14,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from vitscore.metrics.notation import percent
 from vitscore.report import figures, record, words
 from vitscore.report.comparison import comparisons
 from vitscore.report.confidence import confidences
 from vitscore.report.data import Findings, payload
-from vitscore.report.figures import percent
 from vitscore.report.models_table import models_table
 from vitscore.report.svg import key
 from vitscore.report.templating import assets, fill

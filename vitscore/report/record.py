@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vitscore.metrics.notation import percent
 from vitscore.report.data import Findings
-from vitscore.report.figures import percent
 
 KNOWN = {"schema", "identity", "identity_hash", "options", "choices", "classes", "classes_source", "templates"}
 KNOWN |= {"models", "corpus", "versions", "hardware", "sessions"}

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vitscore.report.figures import percent
+from vitscore.metrics.notation import percent
 
 
 @cache

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vitscore.metrics.notation import percent
 from vitscore.metrics.pairs import conclusion
 from vitscore.report.data import Findings
-from vitscore.report.figures import percent
 
 
 def counted(number: int, noun: str) -> str:

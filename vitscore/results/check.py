@@ -1,11 +1,11 @@
-"""The ledger, proved again: the parts against the metrics, and the shards against the parts.
+"""Verify a finished run: its metrics against the parts, and the parts against the shards.
 
     parts ─► fold ─► the bytes of metrics.json and of the confusion files
     shards ─► index ─► number, keys, order, bytes, fault, labels and reasons of every part
 
-`vitscore metrics DIR --check` ends here. The parts say of themselves how many samples their shards hold; whether that
-is so, only the shards can tell, so each is opened and indexed anew. Labels are read again, images are not: what a model
-predicted is proved only as far as the metrics depend on it. Needs no model and no torch.
+This is `vitscore metrics DIR --check`. A part records how many samples its shard holds; only the shard can confirm it,
+so every shard is opened and indexed again. Labels are read again, images are not, so predictions are verified only as
+far as the metrics depend on them. Needs no model and no torch.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Checked:
-    """What was proved."""
+    """Totals of a verified run."""
 
     shards: int
     samples: int
     scored: int
     bad: int
     has_labels: bool
-    """Whether labels were derived again; not where the file of `--labels` is gone."""
+    """Whether labels were verified; they cannot be if the `--labels` file is missing."""
 
     @property
     def document(self) -> dict[str, Any]:
@@ -54,26 +54,26 @@ class Checked:
 
     @property
     def lines(self) -> list[str]:
-        lines = [f"{self.shards:,} shards, {self.samples:,} samples: every sample is in one part, once"]
-        lines.append(f"{self.scored:,} scored and {self.bad:,} bad; metrics.json and the confusion files are theirs")
-        return lines if self.has_labels else [*lines, "labels were not checked: the file of --labels is not there"]
+        lines = [f"{self.shards:,} shards, {self.samples:,} samples: every sample is in the parts exactly once"]
+        lines.append(f"{self.scored:,} scored and {self.bad:,} bad; metrics.json and the confusion files match")
+        return lines if self.has_labels else [*lines, "labels were not checked: the --labels file is missing"]
 
 
 def check_run(
     folder: Path, *, shards: Sequence[str] = (), allow_pipe: bool = False, cache_dir: Path | None = None
 ) -> Checked:
-    """Prove the ledger of the finished run in `folder`; remote shards are fetched anew.
+    """Verify the finished run in `folder`; remote shards are fetched again.
 
     Args:
-        folder: the run's.
-        shards: where its shards are now; by default where run.json says, which keeps URLs without secrets.
+        folder: the run's folder.
+        shards: where its shards are now; by default as recorded in run.json, which keeps URLs without secrets.
         allow_pipe: whether `shards` may be commands.
-        cache_dir: where remote and compressed shards lie while they are read.
+        cache_dir: folder for remote and compressed shards while they are read.
 
     Raises:
-        UsageError: there is no run, or `shards` names none.
+        UsageError: the folder holds no run, or `shards` names no shard.
         SetupError: a shard cannot be reached.
-        LedgerError: the first difference, and the shard or file that has it.
+        LedgerError: there is a difference; the error names the first one and its shard or file.
     """
     record = require_record(folder)
     parts = _parts_of(folder, record)
@@ -95,7 +95,7 @@ def check_run(
 
 
 def _parts_of(folder: Path, record: Mapping[str, Any]) -> dict[int, tuple[Path, Footer]]:
-    """The run's parts; unlike a fold, which passes over what is not of this run, a proof wants nothing else there."""
+    """Return the run's parts; unlike a fold, which ignores them, refuse files that are not parts of this run."""
     for path in sorted((folder / "parts").glob("*.parquet")):
         footer = read_footer(path) if PART_NAME.fullmatch(path.name) else None
         if footer is None:
@@ -107,58 +107,58 @@ def _parts_of(folder: Path, record: Mapping[str, Any]) -> dict[int, tuple[Path, 
 
 
 def _check_files(folder: Path, folded: Folded) -> None:
-    """The files of figures are, byte for byte, what the parts come to."""
+    """Check that metrics.json and the confusion files are, byte for byte, the result of folding the parts."""
     wanted = {"metrics.json": json_bytes(folded.document)}
     wanted |= {f"confusion_{name}.npz": confusion_bytes(confusion) for name, confusion in folded.confusions.items()}
     for name, content in wanted.items():
         try:
-            found = (folder / name).read_bytes()
+            stored = (folder / name).read_bytes()
         except OSError as error:
             raise _difference("file cannot be read", str(folder / name), "a file", error.strerror or "none") from None
-        if found != content:
-            what = _first_difference(content, found) if name == "metrics.json" else "other counts"
+        if stored != content:
+            got = _first_difference(content, stored) if name == "metrics.json" else "other counts"
             raise LedgerError(
-                "not what the parts come to",
+                "file does not match the parts",
                 where=str(folder / name),
-                got=what,
+                got=got,
                 next_step=f"`vitscore metrics {folder}` writes it again from the parts.",
             )
 
 
-def _first_difference(wanted: bytes, found: bytes) -> str:
-    """Where two documents differ first: a dotted name and both values."""
+def _first_difference(wanted: bytes, stored: bytes) -> str:
+    """Describe the first difference of two JSON documents: a dotted name and both values."""
     try:
-        there, here = _leaves(json.loads(found)), _leaves(json.loads(wanted))
+        got, expected = _leaves(json.loads(stored)), _leaves(json.loads(wanted))
     except ValueError:
         return "no JSON"
-    for name in [*here, *there]:
-        if name not in there or name not in here or there[name] != here[name]:
-            return f"{name} {there.get(name, 'missing')} instead of {here.get(name, 'nothing')}"
+    for name in [*expected, *got]:
+        if name not in got or name not in expected or got[name] != expected[name]:
+            return f"{name} {got.get(name, 'missing')} instead of {expected.get(name, 'nothing')}"
     return "the same figures in other bytes"
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:
-    """A document's values by dotted names."""
+    """Return a document's leaf values by dotted name."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    below = {inner: leaf for key, each in items for inner, leaf in _leaves(each, f"{name}.{key}".strip(".")).items()}
-    return below or {name: value}
+    leaves = {path: leaf for key, item in items for path, leaf in _leaves(item, f"{name}.{key}".strip(".")).items()}
+    return leaves or {name: value}
 
 
 def _check_listing(listed: Sequence[Mapping[str, Any]], parts: Mapping[int, tuple[Path, Footer]]) -> None:
-    """Every shard of the list has its part; that no other is there, the fold has seen."""
+    """Check that every listed shard has a part; the fold has checked that there are no others."""
     for position, row in enumerate(listed):
         if row["ordinal"] != position:
             raise _difference("shards.parquet has a gap", row["name"], f"number {position}", str(row["ordinal"]))
         if position not in parts:
-            raise LedgerError("shard has no part", where=row["name"], next_step="The run's own command goes on.")
+            raise LedgerError("shard has no part", where=row["name"], next_step="The run's command scores it.")
 
 
 def _find_shards(
     listed: Sequence[Mapping[str, Any]], specs: Sequence[str], *, split: str, allow_pipe: bool
 ) -> list[Shard]:
-    """The shards of the run, where they are now: by name, else by base name where it is unique."""
+    """Return where the run's shards are now, matched by name, or by base name if that is unique."""
     try:
-        found = locate(specs, split=split, allow_pipe=allow_pipe).shards
+        located = locate(specs, split=split, allow_pipe=allow_pipe).shards
     except UsageError as error:
         raise UsageError(
             "shards cannot be found",
@@ -168,9 +168,9 @@ def _find_shards(
         ) from None
     names = [row["name"] for row in listed]
     places = []
-    for name, shards in zip(names, find_again(names, found), strict=True):
+    for name, shards in zip(names, find_again(names, located), strict=True):
         if len(shards) != 1:
-            got = "none" if not shards else f"{len(shards)} of that name"
+            got = f"{len(shards)} of that name" if shards else "none"
             raise LedgerError(
                 "shard cannot be found",
                 where=name,
@@ -183,15 +183,15 @@ def _find_shards(
 
 
 def _label_rule(record: Mapping[str, Any]) -> LabelRule | None:
-    """How the run read labels; None where its file of labels is gone."""
+    """Return the rule by which the run read labels; None if its `--labels` file is missing."""
     options = record["options"]
     overrides = None
     if options["labels"]:
         path = Path(options["labels"])
         if not path.is_file():
             return None
-        if (found := digest_file(path)) != (wanted := record["identity"]["labels"]):
-            raise _difference("labels have changed", str(path), f"sha256 {wanted[:12]}", found[:12])
+        if (digest := digest_file(path)) != (wanted := record["identity"]["labels"]):
+            raise _difference("labels have changed", str(path), f"sha256 {wanted[:12]}", digest[:12])
         overrides = load_labels(path)
     return LabelRule(record["classes"], label_key=options["label_key"], overrides=overrides)
 
@@ -206,13 +206,13 @@ def _check_shard(
     image_key: str | None,
     left: int | None,
 ) -> int | None:
-    """Index a shard again and compare its part; returns how many samples the limit leaves to the next."""
+    """Index a shard again and compare its part; return how much of the limit is left for the next shards."""
     labels = rule or LabelRule(None)
     with OpenShard(place, image_key=image_key, labels=labels, will_read=False, cache=cache) as opened:
         _require_reached(footer, opened)
         if opened.fault != footer.fault:
             hint = (
-                f"Looked for at {public_spec(place.path)}; name the shards with --shards."
+                f"It was expected at {public_spec(place.path)}; name the shards with --shards."
                 if opened.fault == MISSING
                 else ""
             )
@@ -228,7 +228,8 @@ def _check_shard(
             raise _difference("shard has changed", footer.shard, f"{footer.num_bytes} bytes", got)
         num_rows = opened.num_samples if left is None else min(left, opened.num_samples)
         if num_rows != footer.expected:
-            raise _difference("number of samples", footer.shard, f"{num_rows}, as in the shard", str(footer.expected))
+            wanted = f"{num_rows}, as in the shard"
+            raise _difference("number of samples differs", footer.shard, wanted, str(footer.expected))
         table = pq.read_table(path, columns=["key", "label", "reason"])
         _check_keys(footer, opened.keys[:num_rows], table["key"].to_pylist())
         if rule is not None:
@@ -237,7 +238,7 @@ def _check_shard(
 
 
 def _require_reached(footer: Footer, opened: OpenShard) -> None:
-    """What was not there to be read, then or now, proves nothing."""
+    """Refuse a shard that is unreachable now or was when it was scored, since nothing can be verified."""
     if reason_kind(opened.fault or "") == UNREACHABLE:
         raise SetupError(
             "shard cannot be reached",
@@ -250,18 +251,18 @@ def _require_reached(footer: Footer, opened: OpenShard) -> None:
             "shard was not reached",
             where=footer.shard,
             got=footer.fault or "",
-            next_step="The run's own command scores it now.",
+            next_step="The run's command tries it again.",
         )
 
 
-def _check_keys(footer: Footer, expected: Sequence[str], found: Sequence[str]) -> None:
-    for row, (there, here) in enumerate(zip(expected, found, strict=True)):
-        if there != here:
-            raise _difference("keys differ", f"{footer.shard}, sample {row}", there, here)
+def _check_keys(footer: Footer, expected: Sequence[str], stored: Sequence[str]) -> None:
+    for row, (wanted, got) in enumerate(zip(expected, stored, strict=True)):
+        if wanted != got:
+            raise _difference("keys differ", f"{footer.shard}, sample {row}", wanted, got)
 
 
 def _check_labels(footer: Footer, opened: OpenShard, table: pa.Table) -> None:
-    """Labels, and the reasons that stand before any image is decoded."""
+    """Compare labels, and the reasons that do not depend on decoding."""
     labels, reasons = table["label"].to_numpy(), table["reason"].to_pylist()
     for start in range(0, len(labels), ROWS_AT_ONCE):
         stop = min(start + ROWS_AT_ONCE, len(labels))

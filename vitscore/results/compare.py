@@ -1,10 +1,10 @@
-"""`vitscore compare DIR[:NAME] ...`: models of one run or of several, on the samples that they all have.
+"""`vitscore compare DIR[:NAME] ...`: compare models of one or several runs on their common samples.
 
-    parts of each run ─► rows ─► join ─► pairs and models ─► one document
+    parts of every run ─► rows ─► join ─► pairs and models ─► one document
 
-Only samples with a label and an answer of every model count; how many were left out, and why, is in the document.
-Classes are matched by name, so that runs whose classes stand in another order can be compared. Needs no model and no
-torch; writes nothing. Axes: N rows of a run, J samples that all runs have, K classes.
+Only samples with a label and an answer from every model count; the document says how many were left out, and why.
+Classes are matched by name, so runs may list them in different orders. Needs no model and no torch; writes nothing.
+Axes: N rows of a run, J joined samples, K classes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from vitscore.classes.names import fold
 from vitscore.errors import ClassError, LabelError, UsageError
+from vitscore.kernels.arrays import Array
 from vitscore.metrics.counts import ModelCounts
 from vitscore.metrics.figures import model_metrics, report_names
 from vitscore.metrics.paired_f1 import class_differences
@@ -33,25 +33,24 @@ from vitscore.rundir.folder import require_record
 from vitscore.rundir.parts import finished_parts
 from vitscore.rundir.rows import ModelRows, read_rows
 
-Array: TypeAlias = npt.NDArray[Any]
 DISAGREEMENTS = 10
 
 
 @dataclass
 class RunRows:
-    """What is compared of one run: names, labels and predictions of all its rows."""
+    """Names, labels and predictions of all rows of one run."""
 
     source: str
     record: dict[str, Any]
     models: list[str]
     num_shards: int
-    """Parts that are there; fewer than its shards where the run is not finished."""
+    """Number of finished parts; fewer than its shards if the run is not finished."""
     shards: pa.Array
     keys: pa.Array
     labels_N: Array
     is_bad_N: Array
     preds: dict[str, Array]
-    """By model; -1 where there is no answer, K where a bad sample counts as a wrong one."""
+    """By model; -1 without an answer, K for a bad sample that counts as a wrong answer."""
     probs: dict[str, Array]
 
     @property
@@ -60,17 +59,17 @@ class RunRows:
 
 
 def compare_runs(sources: Sequence[str], *, labels: Path | None = None, top: int = DISAGREEMENTS) -> dict[str, Any]:
-    """Compare models.
+    """Compare models and return the document that `vitscore compare --json` prints.
 
     Args:
         sources: `DIR` (all models of a run) or `DIR:NAME`.
-        labels: CSV or Parquet (key, label) that wins over the runs' labels.
-        top: how many disagreements to show for each pair.
+        labels: CSV or Parquet file (key, label) that overrides the runs' labels.
+        top: how many disagreements to list for every pair.
 
     Raises:
         UsageError: fewer than two models, or no such run or model.
         ClassError: the runs have different classes.
-        LabelError: they have no sample in common, or disagree about the truth.
+        LabelError: the runs have no common sample, or disagree about a label.
     """
     runs = read_runs(sources)
     classes = match_classes(runs)
@@ -81,7 +80,7 @@ def compare_runs(sources: Sequence[str], *, labels: Path | None = None, top: int
             "no common sample",
             where=" and ".join(run.source for run in runs),
             got=f"{_example(runs[0])} in one, {_example(runs[1])} in another",
-            next_step="Runs are joined on the shard's base name and the key, else on the key.",
+            next_step="Samples are matched by shard name and key, or by key alone if keys are unique.",
         )
     labels_J = common_labels(runs, joined.rows, labels, classes)
     names = display_names(runs)
@@ -101,7 +100,7 @@ def compare_runs(sources: Sequence[str], *, labels: Path | None = None, top: int
     entries = compare_pairs(pairs)
     for entry in entries:
         a, b = entry["a"], entry["b"]
-        found = most_confident(labels_J, preds[a], preds[b], probs[a], probs[b], top=top)
+        disagreements = most_confident(preds[a], preds[b], probs[a], probs[b], top=top)
         entry["conclusion"] = conclusion(entry)
         entry["per_class"] = per_class(pairs[a, b], shown)
         entry["disagreements"] = [
@@ -112,7 +111,7 @@ def compare_runs(sources: Sequence[str], *, labels: Path | None = None, top: int
                 "preds": [int(preds[a][place]), int(preds[b][place])],
                 "probs": [round(float(probs[a][place]), 6), round(float(probs[b][place]), 6)],
             }
-            for place in found
+            for place in disagreements
         ]
     return {
         "schema": 1,
@@ -145,7 +144,7 @@ def compare_runs(sources: Sequence[str], *, labels: Path | None = None, top: int
 
 
 def read_runs(sources: Sequence[str]) -> list[RunRows]:
-    """The runs that `sources` name, one entry a folder, with the models that are asked for."""
+    """Read the runs named by `sources`, one entry per folder, with the chosen models."""
     wanted: dict[Path, tuple[str, dict[str, Any], list[str]]] = {}
     for source in sources:
         folder, model = split_source(source)
@@ -168,7 +167,7 @@ def read_runs(sources: Sequence[str]) -> list[RunRows]:
 
 
 def split_source(source: str) -> tuple[Path, str | None]:
-    """`DIR:NAME` in two; a folder whose own name has a colon is a folder."""
+    """Split `DIR:NAME`; an existing path with a colon in its name is a folder."""
     match = re.fullmatch(r"(.+):([A-Za-z0-9._-]+)", source, re.DOTALL)
     if match and not Path(source).exists():
         return Path(match[1]), match[2]
@@ -210,7 +209,7 @@ def _example(run: RunRows) -> str:
 
 
 def match_classes(runs: Sequence[RunRows]) -> list[str]:
-    """The first run's classes; labels and predictions of the others are brought to their order, in place.
+    """Return the first run's classes; renumber labels and predictions of the others accordingly, in place.
 
     Raises:
         ClassError: the runs have different classes.
@@ -242,10 +241,10 @@ def _few(names: Sequence[str]) -> str:
 
 
 def common_labels(runs: Sequence[RunRows], rows: Sequence[Array], labels: Path | None, classes: Sequence[str]) -> Array:
-    """The label of every joined sample; -1 where no run has one.
+    """Return the label of every joined sample; -1 if no run has one.
 
     Raises:
-        LabelError: two runs have different ones.
+        LabelError: two runs have different labels for a sample that the `labels` file does not settle.
     """
     labels_J = runs[0].labels_N[rows[0]].copy()
     given_J = np.zeros(len(labels_J), bool)
@@ -261,15 +260,15 @@ def common_labels(runs: Sequence[RunRows], rows: Sequence[Array], labels: Path |
                 "runs disagree about the truth",
                 where=keys[place].as_py(),
                 got=f"{classes[labels_J[place]]} in {runs[0].source}, {classes[their_J[place]]} in {run.source}; "
-                f"so for {int(differs_J.sum()):,} of {len(labels_J):,} common samples",
-                next_step="Say which labels are right with --labels FILE.",
+                f"{int(differs_J.sum()):,} of {len(labels_J):,} common samples differ",
+                next_step="Give the right labels with --labels FILE.",
             )
         labels_J = np.where(labels_J >= 0, labels_J, their_J)
     return labels_J
 
 
 def display_names(runs: Sequence[RunRows]) -> dict[tuple[int, str], str]:
-    """Model names; those that several runs use get their folder's in front."""
+    """Return a unique name for every model, prefixed with its run's folder if several runs use the name."""
     used = Counter(model for run in runs for model in run.models)
     named = {(i, model): model for i, run in enumerate(runs) for model in run.models}
     names = {
@@ -282,7 +281,7 @@ def display_names(runs: Sequence[RunRows]) -> dict[tuple[int, str], str]:
 
 
 def count_pair(labels_J: Array, a_J: Array, b_J: Array, num_classes: int) -> Pair:
-    """Count two models; samples that neither could answer count as wrong answers of both, and as no agreement."""
+    """Count two models; a sample that neither answered is wrong for both and not an agreement."""
     pair = Pair(num_classes)
     is_outside_J = (a_J == num_classes) & (b_J == num_classes)
     pair.count_wrong(labels_J[is_outside_J])
@@ -291,7 +290,7 @@ def count_pair(labels_J: Array, a_J: Array, b_J: Array, num_classes: int) -> Pai
 
 
 def model_entry(run: RunRows, model: str, labels_J: Array, pred_J: Array, classes: Sequence[str]) -> dict[str, Any]:
-    """A model's figures on the common samples, and what they cost."""
+    """Return a model's figures on the common samples, and its recorded cost."""
     counts = ModelCounts(len(classes), top_k=(1,))
     counts.update(labels_J, np.where(pred_J == len(classes), -1, pred_J))
     entry = model_metrics(counts, classes)
@@ -322,18 +321,18 @@ def model_entry(run: RunRows, model: str, labels_J: Array, pred_J: Array, classe
 
 
 def per_class(pair: Pair, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Class by class, the largest difference of F1 first: who is right alone, tested exactly, corrected by Holm."""
-    found = class_differences(pair.cells.compute(), len(classes))
-    ids = np.flatnonzero(found["support"])
-    only_a, only_b = found["only_a"][ids].tolist(), found["only_b"][ids].tolist()
+    """Return an entry for every class in the truth, the largest difference of F1 first; p-values are Holm's."""
+    figures = class_differences(pair.cells.compute(), len(classes))
+    ids = np.flatnonzero(figures["support"])
+    only_a, only_b = figures["only_a"][ids].tolist(), figures["only_b"][ids].tolist()
     adjusted = holm([mcnemar_p(a, b) for a, b in zip(only_a, only_b, strict=True)])
-    difference = (found["f1_a"] - found["f1_b"])[ids]
+    difference = (figures["f1_a"] - figures["f1_b"])[ids]
     order = np.argsort(-np.abs(difference), kind="stable")
     return [
         {
             "class": classes[ids[place]],
-            "support": int(found["support"][ids[place]]),
-            "f1": [float(found["f1_a"][ids[place]]), float(found["f1_b"][ids[place]])],
+            "support": int(figures["support"][ids[place]]),
+            "f1": [float(figures["f1_a"][ids[place]]), float(figures["f1_b"][ids[place]])],
             "f1_difference": float(difference[place]),
             "only_a": only_a[place],
             "only_b": only_b[place],
@@ -343,8 +342,8 @@ def per_class(pair: Pair, classes: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def most_confident(labels_J: Array, a_J: Array, b_J: Array, prob_a_J: Array, prob_b_J: Array, *, top: int) -> list[int]:
-    """Samples with different answers, by the smaller of the two probabilities, the largest first; ties in order."""
+def most_confident(a_J: Array, b_J: Array, prob_a_J: Array, prob_b_J: Array, *, top: int) -> list[int]:
+    """Return the `top` samples with different answers by the smaller of both probabilities, largest first, stably."""
     differ = np.flatnonzero((a_J != b_J) & ~np.isnan(prob_a_J) & ~np.isnan(prob_b_J))
     confidence = np.minimum(prob_a_J[differ], prob_b_J[differ])
     chosen: list[int] = differ[np.argsort(-confidence, kind="stable")[:top]].tolist()

@@ -1,11 +1,11 @@
-"""`vitscore export DIR`: a run in the forms that other tools read.
+"""`vitscore export DIR`: write a run in the formats of other tools.
 
-    metrics.json's figures ─► CLIP_benchmark's JSON, timm's results CSV
+    figures of metrics.json ─► CLIP_benchmark's JSON, timm's results CSV
     parts ─► a probability matrix with labels and keys, for cleanlab
 
-The first two are figures alone. The matrix is written a block of rows at a time, so memory does not grow with the run;
-it is exact where the logits were saved, and otherwise refused unless an approximation is asked for. No model and no
-torch here. Axes: N labelled rows, B rows of a block, K classes, T the k of top-k.
+The matrix is written block by block, so memory does not grow with the run. It is exact if the logits were saved;
+otherwise it is refused unless an approximation is asked for. Needs no model and no torch. Axes: N labelled rows,
+B rows of a block, K classes, T the k of top-k.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import io
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vitscore.errors import DataError, UsageError
+from vitscore.kernels.arrays import Array
 from vitscore.metrics.fold import refold
+from vitscore.metrics.notation import percent
 from vitscore.rundir.folder import require_record
 from vitscore.rundir.parts import finished_parts
 from vitscore.rundir.rows import ModelRows, Rows, read_rows
 from vitscore.system.durable import durable_path, json_bytes, write_bytes_durably, writing
 
-Array: TypeAlias = npt.NDArray[Any]
 FORMATS = ("clip-benchmark", "timm", "cleanlab")
 _DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -35,18 +35,18 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 def export(
     folder: Path, form: str, output: Path, *, model: str | None = None, dataset: str = "", approximate: bool = False
 ) -> list[str]:
-    """Write a run in another tool's form; returns lines that say what was written.
+    """Write a run in another tool's format; return lines that report what was written.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         form: one of FORMATS.
         output: the file to write.
-        model: the only model; needed for `clip-benchmark` and `cleanlab` where the run has several.
+        model: the model to export; required for `clip-benchmark` and `cleanlab` if the run has several.
         dataset: the data set's name in CLIP_benchmark's JSON.
-        approximate: let `cleanlab` spread what the top k leave evenly over the other classes.
+        approximate: let `cleanlab` spread the probability outside the top k evenly over the other classes.
 
     Raises:
-        UsageError: no such run, form or model, or the parts lack the logits.
+        UsageError: no such run, format or model, or the parts lack the logits.
         DataError: no sample has a label and a prediction.
     """
     if form not in FORMATS:
@@ -62,24 +62,25 @@ def export(
 
 
 def one_model(record: Mapping[str, Any], name: str | None) -> str:
-    """The model that is meant.
+    """Return `name`, or the run's only model.
 
     Raises:
-        UsageError: the run has none of that name, or several and none was named.
+        UsageError: the run has no model of that name, or has several and none is named.
     """
     models = list(record["models"])
     if name is None and len(models) == 1:
         return str(models[0])
     if name is None or name not in models:
-        raise UsageError("which model", where="--model", expected=" or ".join(models), got=name or "none")
+        what = "no model named" if name is None else "no such model"
+        raise UsageError(what, where="--model", expected=" or ".join(models), got=name or "none")
     return name
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
-    """The figures of every model, from the parts.
+    """Return the figures of every model, computed from the parts.
 
     Raises:
-        DataError: there are none, for want of labels.
+        DataError: no sample has a label and a prediction.
     """
     document = refold(folder).document
     if all(model["report"] is None for model in document["models"].values()):
@@ -91,7 +92,7 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 def write_clip_benchmark(
     output: Path, metrics: Mapping[str, Any], record: Mapping[str, Any], name: str, *, dataset: str
 ) -> list[str]:
-    """One evaluation as CLIP_benchmark's `clip_benchmark eval` dumps it; acc5 is null below five classes."""
+    """Write the figures of one model in the format of `clip_benchmark eval`; acc5 is null without top-5 accuracy."""
     figures = metrics[name]
     document = {
         "dataset": dataset,
@@ -107,7 +108,7 @@ def write_clip_benchmark(
     }
     with writing(output.parent):
         write_bytes_durably(output, json_bytes(document))
-    return [f"{name} written to {output}, as CLIP_benchmark writes it"]
+    return [f"{name} written to {output}, in CLIP_benchmark's format"]
 
 
 TIMM_COLUMNS = (
@@ -124,11 +125,12 @@ TIMM_COLUMNS = (
 
 
 def write_timm(output: Path, metrics: Mapping[str, Any], record: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """A row a model with the columns of timm's results files, best first; what is not known is empty."""
+    """Write a row per model with the columns of timm's results files, best model first; unknown values are empty."""
     rows = []
     for name in sorted(names, key=lambda name: -(metrics[name]["accuracy"] or 0)):
         figures, recorded = metrics[name], record["models"][name]
-        top1, top5 = _percent(figures["accuracy"]), _percent(figures["topk_accuracy"].get("5"))
+        accuracies = figures["accuracy"], figures["topk_accuracy"].get("5")
+        top1, top5 = (percent(value, 3, missing="") for value in accuracies)
         parameters = recorded.get("parameters")
         rows.append(
             {
@@ -149,21 +151,17 @@ def write_timm(output: Path, metrics: Mapping[str, Any], record: Mapping[str, An
     writer.writerows(rows)
     with writing(output.parent):
         write_bytes_durably(output, text.getvalue().encode())
-    return [f"{len(rows)} model(s) written to {output}, with the columns of timm's results"]
+    return [f"{len(rows)} model(s) written to {output}, in the format of timm's results"]
 
 
-def _percent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{100 * fraction:.3f}"
-
-
-def _error(percent: str) -> str:
-    return f"{100 - float(percent):.3f}" if percent else ""
+def _error(accuracy: str) -> str:
+    return f"{100 - float(accuracy):.3f}" if accuracy else ""
 
 
 def write_matrix(output: Path, folder: Path, record: Mapping[str, Any], name: str, *, approximate: bool) -> list[str]:
-    """`pred_probs` float32 (N, K), `labels` int64 (N), `keys` (N) and `classes` (K), in one .npz that np.load opens.
+    """Write `pred_probs` float32 (N, K), `labels` int64 (N), `keys` (N) and `classes` (K) to an .npz for np.load.
 
-    Rows are the samples with a label and a prediction, in the parts' order.
+    Rows are the samples with a label and a prediction, in the order of the parts.
     """
     has_logits = "logits" in record["options"].get("save", ())
     if not has_logits and not approximate:
@@ -171,7 +169,7 @@ def write_matrix(output: Path, folder: Path, record: Mapping[str, Any], name: st
             "the parts lack the logits",
             where=str(folder),
             expected="a run with --save logits",
-            next_step="Or accept --approximate: the top k, and the rest spread evenly over the other classes.",
+            next_step="Or use --approximate: the rest of the top k is spread evenly over the other classes.",
         )
     num_classes = len(record["classes"])
     parts = [path for path, _ in finished_parts(folder / "parts", record["identity_hash"]).values()]
@@ -198,14 +196,14 @@ def write_matrix(output: Path, folder: Path, record: Mapping[str, Any], name: st
             _store(archive, "pred_probs", (len(keys), num_classes), np.dtype(np.float32), blocks())
             for title, array in whole.items():
                 _store(archive, title, array.shape, array.dtype, [array])
-    how = "exact, from the logits" if has_logits else "approximate: the rest of the top k is spread evenly"
+    how = "exact, from the logits" if has_logits else "approximate: probability outside the top k is spread evenly"
     return [f"{len(keys):,} x {num_classes:,} probabilities of {name} written to {output} ({how})"]
 
 
 def _store(
     archive: zipfile.ZipFile, title: str, shape: tuple[int, ...], dtype: np.dtype[Any], blocks: Iterable[Array]
 ) -> None:
-    """Write an array as `title.npy`, block by block."""
+    """Write an array to the archive as `title.npy`, block by block."""
     with archive.open(zipfile.ZipInfo(f"{title}.npy", date_time=_DATE), "w", force_zip64=True) as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_2_0(file, header)
@@ -220,7 +218,7 @@ def _labelled(parts: Sequence[Path], name: str, figures: Sequence[str]) -> Itera
 
 
 def softmax(rows: ModelRows, num_classes: int) -> Array:
-    """Probabilities from the logits, float32 (B, K)."""
+    """Return probabilities computed from the logits, float32 (B, K)."""
     if rows.logits is None:
         return np.zeros((0, num_classes), np.float32)
     exp_BK = np.exp(rows.logits.astype(np.float64) - rows.logits.max(axis=1, keepdims=True, initial=-np.inf))
@@ -228,7 +226,7 @@ def softmax(rows: ModelRows, num_classes: int) -> Array:
 
 
 def spread_rest(rows: ModelRows, num_classes: int) -> Array:
-    """The top k's own probabilities, what they leave spread evenly over the other classes, float32 (B, K)."""
+    """Return the top k's probabilities, with the rest spread evenly over the other classes, float32 (B, K)."""
     if rows.topk is None or rows.topk_prob is None:
         return np.zeros((0, num_classes), np.float32)
     num_rows, width = rows.topk.shape

@@ -1,39 +1,37 @@
-"""Samples of several runs, joined: which rows are the same sample.
+"""Join the samples of several runs: find the rows that belong to the same sample.
 
-By the rule of identity: on (shard's base name, key), else on the key, each only where it is unique in both runs. Rows
-that have no partner are counted, not guessed. Stands between the parts and the comparison of runs; knows no figure.
-Axes: N rows of a run, J joined samples.
+Samples are matched by shard name and key, or by key alone; a name must be unique in both runs to match. Rows without a
+match are counted, not guessed. The comparison of runs computes its figures on the joined rows. Axes: N rows of a run,
+J joined samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Array: TypeAlias = npt.NDArray[Any]
+from vitscore.kernels.arrays import Array
 
 
 @dataclass(frozen=True)
 class Joined:
-    """The samples that all runs have."""
+    """The samples common to all runs."""
 
     rows: list[Array]
-    """For each run the row (J) of every common sample, in the first run's order."""
+    """For every run, the rows (J) of the common samples, in the first run's order."""
     num_by_key: int
-    """How many were joined on the key alone."""
+    """Number of samples matched by key alone."""
 
 
 def join(names: Sequence[tuple[pa.Array, pa.Array]]) -> Joined:
     """Join runs by the names of their samples.
 
     Args:
-        names: for each run the shards and the keys of its rows.
+        names: for every run, the shards and the keys of its rows.
     """
     first_shards, first_keys = names[0]
     num_rows = len(first_keys)
@@ -41,7 +39,7 @@ def join(names: Sequence[tuple[pa.Array, pa.Array]]) -> Joined:
     is_by_key_N = np.zeros(num_rows, bool)
     for shards, keys in names[1:]:
         match_N = np.full(num_rows, -1, np.int64)
-        # The whole name first: two folders of one corpus may hold shards of the same base name.
+        # The whole shard name comes first: two folders of a corpus may hold shards of the same base name.
         pairs = [
             (with_shard(first_shards, first_keys), with_shard(shards, keys)),
             (with_shard(base_names(first_shards), first_keys), with_shard(base_names(shards), keys)),
@@ -59,9 +57,9 @@ def join(names: Sequence[tuple[pa.Array, pa.Array]]) -> Joined:
 
 
 def _match(match_N: Array, ours: pa.Array, theirs: pa.Array) -> Array:
-    """Give rows without a partner one of the same name, where that is free and unique on both sides, in place."""
-    found = pc.index_in(ours, value_set=theirs)
-    row_N = found.fill_null(-1).to_numpy().astype(np.int64)
+    """Match rows without a partner by names that are unique on both sides, in place; return the newly matched rows."""
+    indices = pc.index_in(ours, value_set=theirs)
+    row_N = indices.fill_null(-1).to_numpy().astype(np.int64)
     is_taken = np.zeros(len(theirs), bool)
     is_taken[match_N[match_N >= 0]] = True
     is_free = is_unique(theirs) & ~is_taken
@@ -72,7 +70,7 @@ def _match(match_N: Array, ours: pa.Array, theirs: pa.Array) -> Array:
 
 
 def is_unique(values: pa.Array) -> Array:
-    """For each value whether it is there once."""
+    """Return a mask of the values that occur once."""
     codes = values.dictionary_encode().indices.to_numpy()
     return np.asarray(np.bincount(codes)[codes] == 1) if len(codes) else np.zeros(0, bool)
 
@@ -82,7 +80,7 @@ def with_shard(shards: pa.Array, keys: pa.Array) -> pa.Array:
 
 
 def base_names(shards: pa.Array) -> pa.Array:
-    """Shard names without their folders."""
+    """Return shard names without their folders."""
     encoded = shards.dictionary_encode()
     bases = [name.rstrip("/").rpartition("/")[2] for name in encoded.dictionary.to_pylist()]
     return pa.array(bases, pa.string()).take(encoded.indices)

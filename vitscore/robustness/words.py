@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vitscore.metrics.intervals import LEVEL
+from vitscore.text.console import cut
 
 NAME_ROOM = 17
 LEVEL_ROOM, MEAN_ROOM = 5, 6
@@ -122,10 +123,6 @@ def _block(document: Mapping[str, Any], models: Sequence[str], levels: Sequence[
     if len(document["models"]) > 1:
         own = [model["to_baseline"]["mean_corruption_error"] for model in figures]
         yield means("mCE to baseline", ["-" if value is None else f"{100 * value:.1f}" for value in own])
-
-
-def cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 1] + "…"
 
 
 def whole(fraction: float | None) -> str:

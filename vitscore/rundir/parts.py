@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FOOTER_KEY = b"vitscore"
 GROUP_BYTES = 32 << 20
-FIGURES = ("pred", "prob", "topk", "topk_prob", "label_logprob", "sum_sq_prob")
+SCORE_COLUMNS = ("pred", "prob", "topk", "topk_prob", "label_logprob", "sum_sq_prob")
 PART_NAME = re.compile(r"(\d{7,})-.*\.parquet\Z")
 
 Array = np.ndarray[Any, Any]
@@ -133,7 +133,7 @@ class ModelColumns:
     @property
     def figures(self) -> tuple[str, ...]:
         """The fields of `Predictions` that are kept, but for the long ones."""
-        return FIGURES[:2] if self.is_brief else FIGURES
+        return SCORE_COLUMNS[:2] if self.is_brief else SCORE_COLUMNS
 
     def fields(self) -> list[pa.Field]:
         if self.is_brief:

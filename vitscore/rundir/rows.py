@@ -23,7 +23,8 @@ ROWS_AT_ONCE = 65_536
 LOGIT_ROWS_AT_ONCE = 2_048
 """Where logits are read: bounds a block by 2,048 * K * 4 bytes a model."""
 LEDGER_COLUMNS = ("key", "shard", "label", "status", "reason")
-FIGURES = ("pred", "prob", "topk", "label_logprob", "sum_sq_prob")
+COUNTED_COLUMNS = ("pred", "prob", "topk", "label_logprob", "sum_sq_prob")
+"""The columns of a model that its metrics are counted from."""
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -77,7 +78,7 @@ class Rows:
         )
 
 
-def read_rows(path: Path, models: Sequence[str], *, figures: Sequence[str] = FIGURES) -> Iterator[Rows]:
+def read_rows(path: Path, models: Sequence[str], *, figures: Sequence[str] = COUNTED_COLUMNS) -> Iterator[Rows]:
     """The rows of the part at `path`, block by block.
 
     Raises:

@@ -1,11 +1,11 @@
-"""Files that are whole or not there: a temporary name, fsync, rename, fsync of the folder.
+"""Write files atomically and durably: temporary name, fsync, rename, fsync of the folder.
 
-Everything a run leaves behind goes through here. Whatever is killed, and whenever, a reader sees the old file or the
-new one, never half of one; and so it is after a power loss between any two system calls, on a file system that keeps
-what was flushed. Temporary files are dotfiles that name the process that wrote them: host, process id, start time.
+Every file of a run is written through this module. If a process is killed at any time, a reader sees the old file or
+the new one, never a partial one. The same holds after a power loss between any two system calls, on a file system that
+keeps flushed data. Temporary files are dotfiles named after the process that writes them: host, process id, start time.
 
-Whoever creates or removes folder entries flushes the folder before anything is built upon them: the order in which
-unflushed entries reach the disk is anybody's guess. A call that a signal interrupted is made again.
+Code that creates or removes folder entries must flush the folder before anything relies on them, because unflushed
+entries reach the disk in any order. A call that a signal interrupts is repeated.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ T = TypeVar("T")
 
 
 def host_name() -> str:
-    """This machine's name, fit for a file's."""
+    """Return this machine's name, with only characters that are safe in a file name."""
     return "".join(c if c.isalnum() else "-" for c in socket.gethostname()) or "host"
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path` that no other process writes to: host, process id and start time are part of it."""
+    """Return a path beside `path` that no other process uses; it holds host, process id and start time."""
     process_id = os.getpid()
     started = start_time(process_id)
     process = f"{process_id}" if started is None else f"{process_id}-{started}"
@@ -40,9 +40,9 @@ def temporary_name(path: Path) -> Path:
 
 
 def sweep(folder: Path) -> int:
-    """Remove the temporary files that dead processes of this machine left in `folder`; returns how many.
+    """Remove temporary files of dead processes of this machine from `folder`; return how many.
 
-    Those of living processes stay, and those of other machines, whose processes cannot be asked.
+    Files of live processes stay, and so do those of other machines, whose processes cannot be checked.
     """
     swept = 0
     for path in folder.glob(f".*.{host_name()}.*{TEMPORARY_SUFFIX}"):
@@ -56,36 +56,36 @@ def sweep(folder: Path) -> int:
 
 
 def is_alive(process_id: int, *, started: int | None = None) -> bool:
-    """Whether a process of this machine runs under this id.
+    """Return whether a process of this machine is alive.
 
     Args:
-        process_id: the id.
-        started: its start time where known; a process that started at another time only inherited the id.
+        process_id: the process id.
+        started: its start time, if known; a process with another start time reuses the id.
     """
     try:
         os.kill(process_id, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        pass  # It is there, and another user's.
+        pass  # It exists and belongs to another user.
     stat = process_stat(process_id)
     if stat is None:
         return True
-    # A dead process that its parent has not asked after yet still has its id; it writes nothing any more.
+    # A zombie, a dead process whose parent has not waited for it, keeps its id but no longer writes.
     return stat[0] not in "ZX" and started in (None, int(stat[19]))
 
 
 def start_time(process_id: int) -> int | None:
-    """When a process started, in the kernel's ticks since the machine did; None where the system does not tell."""
+    """Return a process's start time in clock ticks since boot; None if the system does not provide it."""
     stat = process_stat(process_id)
     return None if stat is None else int(stat[19])
 
 
 def process_stat(process_id: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the third on (state, parent, ...); None where there are none."""
+    """Return the fields of /proc/PID/stat from the third on (state, parent, ...); None if there are none."""
     try:
         with open(f"/proc/{process_id}/stat", "rb") as file:
-            # The second field is the program's name, in brackets, and may hold anything.
+            # The second field is the program's name in parentheses and may hold any character.
             fields = file.read().decode("ascii", "replace").rpartition(")")[2].split()
     except OSError:
         return None
@@ -93,7 +93,7 @@ def process_stat(process_id: int) -> list[str] | None:
 
 
 def uninterrupted(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Make a system call again for as long as a signal interrupts it; Python does so only for some."""
+    """Repeat a system call while signals interrupt it; Python does so only for some calls."""
     while True:
         try:
             return call(*args, **kwargs)
@@ -102,10 +102,10 @@ def uninterrupted(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 class NewFile:
-    """A file that is being written under a temporary name; `commit` makes it the file of its name.
+    """A file written under a temporary name; `commit` gives it its final name.
 
-    Not buffered: what `write` has returned from is the system's. Small enough a file object for pyarrow to write to,
-    whose own files give up at a call that a signal interrupts.
+    It is unbuffered: after `write` returns, the data is with the operating system. pyarrow can write to it, and should:
+    pyarrow's files fail on a call that a signal interrupts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,7 +122,7 @@ class NewFile:
         return True
 
     def write(self, data: Any) -> int:
-        """Write all of `data`; a discarded file swallows what a library still has to say at its end."""
+        """Write all of `data`; a discarded file ignores it, because libraries still write when they close."""
         view = memoryview(data).cast("B")
         num_bytes = len(view)
         while view and not self._is_discarded:
@@ -133,10 +133,10 @@ class NewFile:
         pass
 
     def commit(self) -> None:
-        """Flush the content to the disk, give the file its name, flush the folder.
+        """Flush the content to disk, rename the file, and flush the folder.
 
         Raises:
-            OSError: `path` is as it was before; or the whole new file, where only the folder could not be flushed.
+            OSError: `path` is unchanged, or is the whole new file if only the folder could not be flushed.
         """
         try:
             os.fsync(self._file.fileno())
@@ -148,7 +148,7 @@ class NewFile:
         sync_folder(self.path.parent)
 
     def discard(self) -> None:
-        """Drop the file; nothing stays of it."""
+        """Delete the temporary file."""
         self._is_discarded = True
         with contextlib.suppress(OSError):
             self._file.close()
@@ -156,19 +156,19 @@ class NewFile:
             uninterrupted(self.temporary.unlink)
 
     def _close(self) -> None:
-        # A close that a signal interrupts has closed the file.
+        # On Linux an interrupted close has closed the file.
         with contextlib.suppress(InterruptedError):
             self._file.close()
 
 
 @contextlib.contextmanager
 def durable_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write; on success it becomes `path` for good, on failure it is removed.
+    """Yield a temporary path to write to; rename it to `path` on success, remove it on failure.
 
-    For what must have a path; `NewFile` asks less of the writer.
+    This is for writers that need a path; other writers use `NewFile`.
 
     Raises:
-        OSError: the file could not be written; `path` is as it was before.
+        OSError: the file could not be written; `path` is unchanged.
     """
     temporary = temporary_name(path)
     try:
@@ -184,10 +184,10 @@ def durable_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(where: Path) -> Iterator[None]:
-    """Turn an OSError of the system into the one line that a user can act on.
+    """Turn an OSError into a one-line error that a user can act on.
 
     Raises:
-        SetupError: exit code 4; what was being written is as it was before.
+        SetupError: exit code 4; the file that was being written is unchanged.
     """
     try:
         yield
@@ -203,7 +203,7 @@ def writing(where: Path) -> Iterator[None]:
 
 
 def write_bytes_durably(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all."""
+    """Write `data` to `path`, atomically and durably."""
     file = NewFile(path)
     try:
         file.write(data)
@@ -214,37 +214,37 @@ def write_bytes_durably(path: Path, data: bytes) -> None:
 
 
 def write_json_durably(path: Path, document: Any) -> None:
-    """Write `document` as indented JSON with a final newline, whole or not at all; NaN is an error."""
+    """Write `document` as indented JSON with a final newline, atomically and durably; NaN is an error."""
     write_bytes_durably(path, json_bytes(document))
 
 
 def json_bytes(document: Any) -> bytes:
-    """What `write_json_durably` writes."""
+    """Return the bytes that `write_json_durably` writes."""
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def make_folder_durably(path: Path) -> None:
-    """Make a folder, and those above it that are missing, so that they survive a power loss.
+    """Make a folder and its missing parents so that they survive a power loss.
 
-    The folder above is flushed also where `path` is there already: who made it may have died before doing so.
+    The parent is flushed even if `path` exists: the process that made it may have died before the flush.
     """
     if not path.parent.is_dir():
         make_folder_durably(path.parent)
     uninterrupted(path.mkdir, exist_ok=True)
-    # A folder that may be entered but not read, as `/scratch` may be, cannot be opened to be flushed.
+    # A folder that may be entered but not read (as `/scratch` may be) cannot be opened and flushed.
     with contextlib.suppress(PermissionError):
         sync_folder(path.parent)
 
 
 def sync_file(path: Path) -> None:
-    """Flush a file's content to the disk."""
+    """Flush a file's content to disk."""
     sync(path, os.O_RDONLY)
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to the disk, so that a rename in it survives a power loss.
+    """Flush a folder's entries to disk, so that a rename in it survives a power loss.
 
-    Some file systems cannot, and say so; there is nothing else that could be done on them.
+    Some file systems do not support this and return an error, which is ignored: there is no alternative.
     """
     if not hasattr(os, "O_DIRECTORY"):
         return
@@ -260,6 +260,6 @@ def sync(path: Path, flags: int) -> None:
     try:
         os.fsync(fd)
     finally:
-        # Nothing was written through this descriptor: its close has nothing to tell.
+        # Nothing was written through this descriptor, so an error from close means nothing.
         with contextlib.suppress(OSError):
             os.close(fd)

@@ -1,6 +1,6 @@
-"""The import path of a process started from a checkout.
+"""Clean the import path of a process started from a checkout.
 
-Standard library only: this runs before anything else is imported.
+Uses the standard library only, because it runs before anything else is imported.
 """
 
 import os
@@ -8,11 +8,11 @@ import sys
 
 
 def clean_path() -> None:
-    """Take the package's folder and the checkout's root off `sys.path`.
+    """Remove the package's folder and the checkout's root from `sys.path`.
 
-    Started as a folder or with `-m` from the checkout, Python puts the folder or the checkout itself there; then
-    `import kernels` or `import metrics` anywhere would find this project's own modules (transformers looks for a public
-    package called `kernels`).
+    Python adds one of them when it is started on the folder or with `-m` from the checkout. `import kernels` or
+    `import metrics` anywhere would then find this project's modules (transformers looks for a public package called
+    `kernels`).
     """
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     root = os.path.dirname(package)

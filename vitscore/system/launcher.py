@@ -1,9 +1,8 @@
-"""The process that started this one: accelerate, torchrun, or nobody who matters.
+"""Detect the launcher of this process (accelerate, torchrun or none) and end the process when the launcher dies.
 
-A rank that outlives its launcher holds a GPU and writes into a run that somebody may have started again, so a rank
-ends with its launcher: Linux sends it SIGTERM, and where that is not heeded the process ends by force a little later.
-Called at the very start of the program, before anything that takes time is imported. A program started from a shell
-stays when the shell goes.
+A rank that outlives its launcher occupies a GPU and writes into a run that a user may have restarted. Linux therefore
+sends it SIGTERM; if that has no effect, the process exits by force a little later. This is set up at the very start of
+the program, before any slow import. A program started from a shell survives the shell.
 """
 
 from __future__ import annotations
@@ -16,12 +15,8 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vitscore.system.durable import host_name, start_time
-
-if TYPE_CHECKING:
-    pass
 
 PR_SET_PDEATHSIG = 1
 VARIABLES = {
@@ -40,37 +35,37 @@ VARIABLES = {
     "FORK_LAUNCHED",
 }
 PREFIXES = ("TORCHELASTIC_", "ACCELERATE_")
-"""What launchers tell a rank by its environment."""
+"""Environment variables, with VARIABLES, by which launchers pass information to a rank."""
 LOOK_EVERY_S = 0.5
 GRACE_S = 10.0
-"""How long a rank may take to end by itself once its launcher is gone."""
+"""Time that a rank has to end in order once its launcher has died."""
 _launcher_pid: int | None = None
 
 
 def name() -> str:
-    """`none`, `accelerate` or `torchrun`."""
+    """Return the launcher's name: `none`, `accelerate` or `torchrun`."""
     if any(variable.startswith("ACCELERATE_") for variable in os.environ):
         return "accelerate"
     return "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "none"
 
 
 def identity() -> str:
-    """The launcher's process, the same for its restarts of a rank; without a launcher, this process."""
+    """Return an identifier of the launcher's process, which stays the same when it restarts ranks; else of this one."""
     pid = os.getppid() if name() != "none" else os.getpid()
     return f"{host_name()}/{pid}/{start_time(pid) or 0}"
 
 
 def is_alive() -> bool:
-    """Whether the launcher is; True where there is none."""
+    """Return whether the launcher is alive; True if there is none."""
     return _launcher_pid is None or os.getppid() == _launcher_pid
 
 
 def end_with_launcher() -> None:
-    """Have this process get SIGTERM when its launcher dies, and end it by force where it does not heed that."""
+    """Arrange for SIGTERM when the launcher dies, and for a forced exit if the process then does not end."""
     global _launcher_pid
     if _launcher_pid is not None or name() == "none":
         return
-    # Read when torch loads. The loss of the ranks' store is told in one line; torch would add a native trace.
+    # torch reads this when it loads. The loss of the ranks' store is reported in one line, without torch's stack trace.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     parent = os.getppid()
     if not _is_launcher(parent):
@@ -85,10 +80,10 @@ def end_with_launcher() -> None:
 
 
 def leave() -> None:
-    """Take what a launcher told this process out of its environment, so that the processes it starts know of none.
+    """Remove the launcher's variables from the environment, so that child processes run without a launcher.
 
-    torchrun gives each of several ranks one thread (`OMP_NUM_THREADS=1`), unless the user said otherwise; a process of
-    its own gets the machine's again.
+    torchrun sets `OMP_NUM_THREADS=1` if there are several ranks and the user has not set it; it is removed too, so that
+    child processes use all the machine's threads.
     """
     if name() != "none" and os.environ.get("OMP_NUM_THREADS") == "1":
         del os.environ["OMP_NUM_THREADS"]
@@ -98,7 +93,7 @@ def leave() -> None:
 
 
 def _is_launcher(pid: int) -> bool:
-    """Whether a process looks like a launcher; in a container it may well be number 1."""
+    """Return whether a process looks like a launcher; in a container it may have the id 1."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -1,6 +1,7 @@
-"""Settings of the process itself: what libraries read once, before or while they are imported.
+"""Process-wide settings of libraries, which they read once, before or during import.
 
-Before everything else of a run. Only for processes of our own: the command line's, the benches'.
+They are applied before everything else in a run, and only in processes that vitscore owns: those of the command line
+and the benches.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from importlib.abc import MetaPathFinder
 from typing import Any
 
 M_ARENA_MAX = -8
-"""glibc's number for the setting."""
+"""glibc's number of the parameter."""
 
 
 def prepare_math_library() -> None:
-    """Have MKL give a row the same bits whatever the number of threads; it reads this once, when torch loads it.
+    """Make MKL return the same bits for a row with any number of threads; MKL reads the setting when torch loads it.
 
-    Measured in fp32: without it 2 of 326 models and batch shapes differ between one and two threads, with it none, at
-    no cost that could be seen.
+    Measured in fp32: without it, 2 of 326 combinations of model and batch shape differ between one and two threads.
+    With it none do, at no measurable cost.
     """
     if "torch" not in sys.modules:
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def prepare_allocator() -> None:
-    """Have glibc keep two heaps for all threads, instead of up to eight a core that each hold on to what was freed.
+    """Limit glibc to two heaps for all threads; by default it has up to eight per core, which all retain freed memory.
 
     Measured: a ViT-Tiny run peaks at 1,311 MB instead of 1,434.
     """
@@ -38,9 +39,9 @@ def prepare_allocator() -> None:
 
 
 def prepare_arrow() -> None:
-    """Have pyarrow not look for pandas, which takes it a fifth of a second where there is one.
+    """Keep pyarrow from importing pandas, which takes a fifth of a second if it is installed.
 
-    For a process of our own: in one that also makes Arrow arrays of pandas' objects, they would be sequences like any.
+    Only for processes that vitscore owns: pyarrow would then treat pandas objects as ordinary sequences.
     """
     if "pandas" in sys.modules:
         return
@@ -49,7 +50,7 @@ def prepare_arrow() -> None:
     try:
         import pyarrow
 
-        pyarrow.array([0])  # it looks once
+        pyarrow.array([0])  # pyarrow looks for pandas once, here
     finally:
         sys.meta_path.remove(finder)
 
@@ -61,9 +62,9 @@ class _NoPandas(MetaPathFinder):
 
 
 def look_for_garbage_less() -> None:
-    """Have the garbage collector look after 100,000 new objects, not 700.
+    """Run the garbage collector after 100,000 new objects instead of 700.
 
-    Imports leave a million objects that stay: looking among them took a quarter of the time to import, and while a run
-    scores a tenth of a ViT-Tiny's forward on two cores.
+    Imports create a million permanent objects. Scanning them took a quarter of the import time, and during a run a
+    tenth of a ViT-Tiny's forward on two cores.
     """
     gc.set_threshold(100_000, 50, 1000)

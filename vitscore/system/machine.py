@@ -1,6 +1,6 @@
-"""What this machine is: cores, memory, GPUs, versions of the packages that matter; for the record, and for the choices.
+"""Describe this machine: cores, memory, GPUs, package versions, peak memory of the process.
 
-Reads, decides nothing. torch is asked only where it is loaded or a GPU has to be named.
+The run record and the automatic choices use these facts. Only `hardware` imports torch, to name the GPUs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from vitscore.system.durable import start_time
 
 VERSION = "0.1.0"
-"""Of this package."""
+"""Version of this package."""
 VERSIONED = (
     "vitscore",
     "torch",
@@ -32,39 +32,39 @@ VERSIONED = (
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of the packages that can change a result, and of Python."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that can change a result."""
+    by_name: dict[str, str | None] = {"python": platform.python_version()}
     for name in (*VERSIONED, "nvidia-dali-cuda130"):
         try:
-            found[name] = metadata.version(name)
+            by_name[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            by_name[name] = None
+    return by_name
 
 
 def hardware() -> dict[str, Any]:
-    """The machine, as far as it explains a rate: CPU, usable cores, memory, GPUs."""
-    found: dict[str, Any] = {"cpu": cpu_name(), "cpus": num_usable_cpus(), "system": platform.system()}
+    """Return the hardware that explains a rate: CPU, usable cores, memory, GPUs."""
+    facts: dict[str, Any] = {"cpu": cpu_name(), "cpus": num_usable_cpus(), "system": platform.system()}
     with contextlib.suppress(ValueError, OSError, AttributeError):
-        found["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        facts["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(ImportError):
         import torch
 
-        found["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return found
+        facts["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return facts
 
 
 def cpu_name() -> str:
-    return _cpu_says("model name") or platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> frozenset[str]:
-    """What the CPU says that it can do, in Linux' words (`avx512_bf16`, `amx_bf16`); empty where it does not say."""
-    return frozenset(_cpu_says("flags", "Features").split())
+    """Return the CPU's features as Linux names them (`avx512_bf16`, `amx_bf16`); empty if unknown."""
+    return frozenset(_cpuinfo("flags", "Features").split())
 
 
-def _cpu_says(*fields: str) -> str:
-    """The first CPU's value of one of these fields in Linux' own list; empty where there is none."""
+def _cpuinfo(*fields: str) -> str:
+    """Return the first CPU's value of one of these fields of /proc/cpuinfo; empty if there is none."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith(fields):
@@ -73,7 +73,7 @@ def _cpu_says(*fields: str) -> str:
 
 
 def num_usable_cpus() -> int:
-    """CPUs that this process may use: its affinity, and its container's quota."""
+    """Return the number of CPUs that this process may use, by its affinity and its container's quota."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
@@ -84,8 +84,8 @@ def num_usable_cpus() -> int:
 
 
 def peak_rss_bytes() -> int:
-    """This process' peak resident memory."""
-    # What getrusage says of the peak begins with the memory of the process that started this one.
+    """Return the peak resident memory of this process."""
+    # The peak that getrusage reports includes the memory of the process that started this one.
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
     import resource  # only Unix has it
@@ -95,7 +95,7 @@ def peak_rss_bytes() -> int:
 
 
 def process_age_s() -> float | None:
-    """Seconds since this process was started, its imports included; None where the system does not tell."""
+    """Return the seconds since this process started, imports included; None if the system does not provide them."""
     ticks = start_time(os.getpid())
     if ticks is None:
         return None

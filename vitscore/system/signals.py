@@ -1,9 +1,8 @@
-"""Ctrl-C and SIGTERM: an orderly end within seconds, and a forced one where that takes too long.
+"""Handle Ctrl-C and SIGTERM: an orderly end within seconds, or a forced one if that takes too long.
 
-The first signal becomes an exception in the main thread, so that everything on the way up cleans up after itself.
-Later ones change nothing: launchers send several. A thread of its own hears of the signal even while the main thread
-is deep in native code, and ends the process when `GRACE_S` are over; what then stays behind is a temporary file, which
-the next start sweeps.
+The first signal raises an exception in the main thread, so that every caller cleans up. Later signals are ignored,
+because launchers send several. A separate thread notices the signal even while the main thread runs native code, and
+ends the process after `GRACE_S`. That may leave a temporary file, which the next start sweeps.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ GRACE_S = 10.0
 
 
 class Stopped(BaseException):
-    """A signal to stop, as an exception that nothing on the way up takes for its own."""
+    """A signal to stop, raised as an exception that no handler of ordinary errors catches."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -28,11 +27,11 @@ class Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def stopping_on_signals(tell: Callable[[], None]) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into Stopped, and have the old handlers back afterwards.
+def stopping_on_signals(report: Callable[[], None]) -> Iterator[None]:
+    """Raise Stopped on SIGINT and SIGTERM, and restore the old handlers afterwards.
 
     Args:
-        tell: called before the process is ended by force.
+        report: called before the process is ended by force.
     """
     is_stopping = False
 
@@ -47,7 +46,7 @@ def stopping_on_signals(tell: Callable[[], None]) -> Iterator[None]:
     old_wakeup = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     is_over = threading.Event()
-    watch = threading.Thread(target=_watch, args=(heard, is_over, set(before), tell), name="signals", daemon=True)
+    watch = threading.Thread(target=_watch, args=(heard, is_over, set(before), report), name="signals", daemon=True)
     watch.start()
     try:
         yield
@@ -61,13 +60,13 @@ def stopping_on_signals(tell: Callable[[], None]) -> Iterator[None]:
         heard.close()
 
 
-def _watch(heard: socket.socket, is_over: threading.Event, numbers: set[int], tell: Callable[[], None]) -> None:
-    """Wait for a signal, then for the orderly end; without one, end the process."""
+def _watch(heard: socket.socket, is_over: threading.Event, numbers: set[int], report: Callable[[], None]) -> None:
+    """Wait for a signal, then for the orderly end; end the process if that does not come in time."""
     while received := heard.recv(64):
         number = next((number for number in received if number in numbers), None)
         if number is None:
             continue
         if not is_over.wait(GRACE_S):
-            tell()
+            report()
             os._exit(128 + number)
         return

@@ -1,6 +1,6 @@
-"""A comparison in words and small tables: what `vitscore compare` prints below the models' table, in 80 columns.
+"""Lines that `vitscore compare` prints below the models' table: small tables and sentences, in 80 columns.
 
-Beside compare_runs.py, whose document it tells. Knows no terminal.
+They are made from the document of `results.compare`, without a terminal.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vitscore.text.console import cut
+
 WIDTH = 80
-
-
 CLASSES_SHOWN = 5
 
 
 def comparison_lines(document: Mapping[str, Any], *, rows_shown: int) -> list[str]:
-    """The comparison, pair by pair, and its conclusion; the models' table stands before it.
+    """Return the comparison, pair by pair, and its conclusion.
 
     Args:
-        document: of `compare_runs`.
-        rows_shown: how many disagreements to list for each pair.
+        document: the result of `compare_runs`.
+        rows_shown: how many disagreements to list for every pair.
     """
     joined = document["joined"]
-    lines = [f"{document['samples']:,} common samples with a label and every answer"]
+    lines = [f"{document['samples']:,} common samples with a label and an answer from every model"]
     for run in document["runs"]:
         shards = run["shards"]
         if shards["done"] < shards["expected"]:
@@ -31,9 +31,9 @@ def comparison_lines(document: Mapping[str, Any], *, rows_shown: int) -> list[st
         if run["not_common"]:
             lines.append(f"  {run['not_common']:,} of {run['samples']:,} samples of {run['run']} are not in every run")
     for count, why in (
-        (joined["without_answer"], "lack an answer of some model (bad samples)"),
+        (joined["without_answer"], "lack an answer from some model (bad samples)"),
         (joined["unlabelled"], "have no label"),
-        (joined["by_key_alone"], "were joined on the key alone"),
+        (joined["by_key_alone"], "were matched by key alone"),
     ):
         if count:
             lines.append(f"  {count:,} {why}")
@@ -46,24 +46,24 @@ def comparison_lines(document: Mapping[str, Any], *, rows_shown: int) -> list[st
 
 
 def cost_lines(models: Mapping[str, Any]) -> list[str]:
-    """What each model costs, as far as the runs recorded it."""
+    """Return a line with the recorded cost of every model that has one."""
     lines = []
     for name, model in models.items():
         cost = model["cost"]
-        told = [
+        figures = [
             f"{cost['parameters'] / 1e6:,.1f} M parameters" if cost["parameters"] else "",
-            f"{cost['gflop_per_image']:,.2f} GFLOP an image" if cost["gflop_per_image"] else "",
+            f"{cost['gflop_per_image']:,.2f} GFLOP per image" if cost["gflop_per_image"] else "",
             f"{cost['images_per_s']:,.0f} images/s ({cost['models_in_run']} model(s) in that run)"
             if cost["images_per_s"]
             else "",
         ]
-        if any(told):
-            lines.append(f"  {name}: {', '.join(text for text in told if text)}")
+        if any(figures):
+            lines.append(f"  {name}: {', '.join(filter(None, figures))}")
     return lines
 
 
 def pair_lines(entry: Mapping[str, Any], classes: Sequence[str], *, rows_shown: int) -> list[str]:
-    """One pair: the table of agreement, both differences, classes and samples that tell the models apart."""
+    """Return one pair's table of agreement, differences, most different classes and disagreements, and conclusion."""
     a, b = entry["a"], entry["b"]
     if not entry["samples"]:
         return textwrap.wrap(f"{entry['conclusion']}.", WIDTH)
@@ -79,7 +79,7 @@ def pair_lines(entry: Mapping[str, Any], classes: Sequence[str], *, rows_shown: 
     ]
     differing = [row for row in entry["per_class"] if row["f1_difference"]][:CLASSES_SHOWN]
     if differing:
-        lines.append("classes that differ most: both F1, how often one alone is right, p by Holm")
+        lines.append("classes that differ most: F1 of both, samples that only one has right, p by Holm")
     for row in differing:
         f1_a, f1_b = (f"{100 * value:.1f}" for value in row["f1"])
         alone = f"{row['only_a']}:{row['only_b']}"
@@ -87,7 +87,7 @@ def pair_lines(entry: Mapping[str, Any], classes: Sequence[str], *, rows_shown: 
             f"  {cut(row['class'], 34):<34} {f1_a:>6} {f1_b:>6}  {alone:>9}  p {_p_text(row['mcnemar_p_holm'])}"
         )
     if entry["disagreements"]:
-        lines.append(f"most confident disagreements (truth; {a}; {b}):")
+        lines.append(f"most confident disagreements (label; {a}; {b}):")
     for row in entry["disagreements"][:rows_shown]:
         answers = "; ".join(
             f"{_class_name(classes, pred)} {prob:.2f}" for pred, prob in zip(row["preds"], row["probs"], strict=True)
@@ -107,11 +107,6 @@ def _test(entry: Mapping[str, Any]) -> str:
 
 def _p_text(p: float) -> str:
     return f"{p:.2g}" if p else "< 1e-300"
-
-
-def cut(text: str, room: int) -> str:
-    """`text`, its end left out where it is longer than `room`."""
-    return text if len(text) <= room else text[: room - 1] + "…"
 
 
 def _difference(entry: Mapping[str, Any], figure: str) -> str:

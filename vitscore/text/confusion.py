@@ -1,7 +1,7 @@
-"""Confusion matrices as small pictures of characters, for terminals: models beside each other as far as they fit.
+"""Draw confusion matrices as small pictures of characters, side by side as far as the terminal is wide.
 
-Values in, lines out. A cell is two columns wide and as dark as its share of the row's images; many classes share a
-cell, in the data set's order. What is confused most follows in words, so nothing is told by shade alone.
+Values in, lines out. A cell is two columns wide, and its shade is its share of the row's images. Many classes share a
+cell, in the data set's order. The most frequent errors follow as text, so shades are not the only source.
 """
 
 from __future__ import annotations
@@ -14,29 +14,32 @@ from typing import Any
 import numpy as np
 
 from vitscore.kernels.counts import Confusion, SparseConfusion
+from vitscore.text.console import cut
 
 MOST_CELLS = 20
+"""Rows of a picture in which every class has its own cell, at most."""
 SHARED_CELLS = 14
-"""Where classes share cells: two pictures of this size stand beside each other in 80 columns."""
+"""Rows of a picture with shared cells; two pictures of this size fit into 80 columns."""
 LABEL_ROOM = 8
 GAP = 4
 WORST = 3
 FROM = (0.0, 0.005, 0.02, 0.1, 0.5)
-"""From which share of its row a cell has each shade."""
+"""Smallest share of the row for every shade."""
 SHADES = (" ·", "░░", "▒▒", "▓▓", "██")
 ASCII_SHADES = (" .", "--", "++", "%%", "##")
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def confusion_pictures(
     confusions: Mapping[str, Confusion], classes: Sequence[str], *, width: int, is_unicode: bool = True
 ) -> list[str]:
-    """A picture of every model's confusion matrix that has any count, and the legend once.
+    """Return pictures of the confusion matrices, one legend, and the most frequent errors; empty ones are left out.
 
     Args:
         confusions: by model; rows truth, columns prediction.
         classes: names of the rows.
         width: columns of the terminal.
-        is_unicode: whether it can show block characters.
+        is_unicode: whether the terminal can show block characters.
     """
     shades = SHADES if is_unicode else ASCII_SHADES
     room = min(LABEL_ROOM, max(map(len, classes), default=0))
@@ -53,8 +56,9 @@ def confusion_pictures(
         lines += [(" " * GAP).join(row).rstrip() for row in rows]
     lines += textwrap.wrap(legend(len(classes), num_cells, shades), width)
     for name, cells in shown.items():
-        lines += textwrap.wrap(worst(name, cells, classes), width, subsequent_indent="  ")
-    return lines
+        text = worst(name, cells, classes, arrow="→" if is_unicode else "->")
+        lines += textwrap.wrap(text, width, subsequent_indent="  ")
+    return [line.replace(NO_BREAK, " ") for line in lines]
 
 
 def cells_of(confusion: Confusion) -> SparseConfusion:
@@ -67,7 +71,7 @@ def cells_of(confusion: Confusion) -> SparseConfusion:
 def picture(
     name: str, confusion: SparseConfusion, classes: Sequence[str], num_cells: int, room: int, shades: Sequence[str]
 ) -> list[str]:
-    """The name, then a line a row; all equally long."""
+    """Return the name and then the rows of a picture, all lines equally long."""
     num_classes = len(classes)
     place = np.arange(num_classes) * num_cells // num_classes
     counts: Any = np.zeros((num_cells, num_cells))
@@ -84,19 +88,17 @@ def picture(
 
 def legend(num_classes: int, num_cells: int, shades: Sequence[str]) -> str:
     steps = zip(shades[1:], FROM[1:], strict=True)
-    marks = ", ".join(f"{shade[0]} {100 * start:g}%" for shade, start in steps)
+    marks = ", ".join(f"{shade[0]}{NO_BREAK}{100 * start:g}%" for shade, start in steps)
     grouped = f"; {num_classes:,} classes share {num_cells} rows" if num_classes > num_cells else ""
-    return f"rows are labels, columns answers in the same order; share of a row from {marks}{grouped}"
+    return f"rows are labels, columns answers, in the same order; share of the row from {marks}{grouped}"
 
 
-def worst(name: str, confusion: SparseConfusion, classes: Sequence[str]) -> str:
-    """`vit takes most often: one for eight (3), ...`."""
+def worst(name: str, confusion: SparseConfusion, classes: Sequence[str], *, arrow: str) -> str:
+    """Return `vit: most frequent errors (label → answer): one → eight (3), ...`, without breaks inside an error."""
     is_off = confusion.rows != confusion.cols
     rows, cols, counts = confusion.rows[is_off], confusion.cols[is_off], confusion.counts[is_off]
     order = np.lexsort((cols, rows, -counts))[:WORST]
-    said = [f"{classes[rows[i]]} for {classes[cols[i]]} ({counts[i]:,})" for i in order]
-    return f"{name} takes most often {', '.join(said)}" if said else f"{name} takes no class for another"
-
-
-def cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: max(room - 1, 0)] + "…"
+    errors = [NO_BREAK.join((classes[rows[i]], arrow, classes[cols[i]], f"({counts[i]:,})")) for i in order]
+    if not errors:
+        return f"{name}: no class is confused with another"
+    return f"{name}: most frequent errors (label {arrow} answer): {', '.join(errors)}"

@@ -1,7 +1,4 @@
-"""What has to be said beside the figures, in plain lines: classes that the truth lacks, groups, what was recounted.
-
-Below the models' table, in 80 columns. Knows no terminal.
-"""
+"""Notes below the models' table, in 80 columns: classes absent from the truth, groups, recounts."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ WIDTH = 80
 
 
 def figure_notes(document: Mapping[str, Any]) -> list[str]:
-    """Lines for the terminal; none where every class is in the truth and nothing was grouped or recounted."""
-    found = [*_absent(document), *_groups(document), *_recount(document)]
-    return [line for text in found for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
+    """Return the lines; none if every class is in the truth and nothing was grouped or recounted."""
+    notes = [*_absent(document), *_groups(document), *_recount(document)]
+    return [line for text in notes for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
 
 
 def _absent(document: Mapping[str, Any]) -> Iterator[str]:
@@ -56,6 +53,6 @@ def _recount(document: Mapping[str, Any]) -> Iterator[str]:
     ]
     if unknown:
         yield (
-            f"no NLL and Brier score for {', '.join(unknown)}: the parts lack probabilities that are needed now "
+            f"no NLL and no Brier score for {', '.join(unknown)}: the parts lack the necessary probabilities "
             "(a run with --save logits has them)"
         )

@@ -1,4 +1,4 @@
-"""What `--dry-run` shows: shards, models, choices, disk space."""
+"""Show the plan of a run, as `--dry-run` does: shards, classes, models, choices, disk space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def show_plan(plan: Plan, disk_bytes: int | None, console: Console) -> None:
-    """What a run would do: shards, classes and their matching, every automatic choice with its reason, disk."""
+    """Print shards, classes, how models match them, every automatic choice with its reason, and disk space."""
     sizes = [shard.num_bytes for shard in plan.shards]
     known = sum(size or 0 for size in sizes)
     unknown = " and shards of unknown size" if None in sizes else ""
@@ -44,6 +44,6 @@ def show_plan(plan: Plan, disk_bytes: int | None, console: Console) -> None:
 
 
 def views_text(plan: Plan) -> str:
-    """What `--tta` costs."""
+    """Return the cost of `--tta` as text that continues a line; empty for a single forward."""
     forwards = VIEWS[plan.options.tta]
-    return f", {forwards} forwards an image each" if forwards > 1 else ""
+    return f", {forwards} forwards per image" if forwards > 1 else ""

@@ -1,7 +1,4 @@
-"""What the shards' command line shows: summaries as text and JSON, sizes read and written.
-
-Serves `cli_shards`, which prints. Values in, text out; it knows neither terminals nor files.
-"""
+"""Text and JSON of `vitscore shards`: summaries, columns, sizes. Values in, text out; `cli.shards` prints it."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitscore.errors import UsageError
+from vitscore.text.console import size_text
 
 if TYPE_CHECKING:
     from vitscore.shards.listing import ShardSummary
@@ -33,7 +31,7 @@ def summary_entry(summary: ShardSummary) -> dict[str, Any]:
 
 
 def total_of(summaries: Sequence[ShardSummary], class_names: Sequence[str] | None) -> dict[str, Any]:
-    """The same figures over all shards."""
+    """Return the totals over all shards, with the keys of `summary_entry`."""
     formats: dict[str, int] = {}
     for summary in summaries:
         for extension, count in summary.formats.items():
@@ -53,13 +51,13 @@ def total_of(summaries: Sequence[ShardSummary], class_names: Sequence[str] | Non
 
 def summary_cells(entry: dict[str, Any], name: str) -> list[str]:
     formats = " ".join(f"{extension}:{count}" for extension, count in entry["formats"].items())
-    size = "-" if entry["bytes"] is None else format_bytes(entry["bytes"])
+    size = "-" if entry["bytes"] is None else size_text(entry["bytes"])
     figures = [str(entry["samples"]), size, formats or "-", str(entry["classes"]), str(entry["bad"])]
     return [name, *figures, entry["fault"] or ""]
 
 
 def column_lines(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Aligned plain text; the last column is left out where it is empty throughout."""
+    """Return aligned plain text; the last column is omitted if it is empty in every row."""
     lines = [header, *([printable(cell) for cell in row] for row in rows)]
     if not any(row[-1] for row in rows):
         lines = [line[:-1] for line in lines]
@@ -69,23 +67,17 @@ def column_lines(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def parse_size(text: str) -> int:
-    """`256MB`, `1.5GiB` or `100000` as bytes."""
+    """Return the number of bytes that `256MB`, `1.5GiB` or `100000` denotes.
+
+    Raises:
+        UsageError: the text is not a size.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
     if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
         raise UsageError("unknown size", where="--shard-size", expected="a size such as 256MB", got=text)
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def format_bytes(num_bytes: int) -> str:
-    """Bytes for people: 1.2 GB."""
-    size = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
 def printable(text: str) -> str:
-    """Text without characters that could move a terminal's cursor: names come from data."""
+    """Return `text` with control characters escaped: names come from data and must not control the terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

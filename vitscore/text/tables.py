@@ -1,7 +1,4 @@
-"""What people see in a terminal: the progress line, the table of models, the plan of a dry run.
-
-Results go to standard output and fit 80 columns; progress goes to standard error, and only where that is a terminal.
-"""
+"""Tables and lines that show the results of a run on standard output, in 80 columns or the terminal's width."""
 
 from __future__ import annotations
 
@@ -14,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vitscore.text.console import NARROW, cut, percent
+from vitscore.metrics.notation import percent
+from vitscore.text.console import NARROW, cut
 
 if TYPE_CHECKING:
     from vitscore.kernels.counts import Confusion
@@ -23,9 +21,9 @@ MOST_NOTES = 5
 
 
 def models_table(document: Mapping[str, Any], *, width: int = NARROW) -> list[str]:
-    """The models side by side, in percent: accuracy with its interval, top-5, macro and weighted P, R, F1.
+    """Return two header lines and a line per model: accuracy and its interval, top-5, macro and weighted P, R and F1.
 
-    Two lines of heading, then a line a model; a name is cut where `width` leaves it no room.
+    Figures are in percent; names that do not fit `width` are cut.
     """
     models = document["models"]
     top = widest_top_k(document)
@@ -34,10 +32,10 @@ def models_table(document: Mapping[str, Any], *, width: int = NARROW) -> list[st
     lines = [f"{'':<{room + 28}}{'macro':^20}{'weighted':^18}".rstrip(), f"{'model':<{room}}  {figures_head}".rstrip()]
     for name, model in models.items():
         low, high = (model["confidence_intervals"] or {}).get("accuracy") or (None, None)
-        accuracy = f"{percent(model['accuracy'])} ({percent(low, 1)}-{percent(high, 1)})"
-        top_k = percent((model["topk_accuracy"] or {}).get(str(top)), 1) if top > 1 else ""
+        accuracy = f"{percent(model['accuracy'], 2)} ({percent(low)}-{percent(high)})"
+        top_k = percent((model["topk_accuracy"] or {}).get(str(top))) if top > 1 else ""
         averages = "".join(
-            "".join(f"{percent(row.get(figure), 1):>6}" for figure in ("precision", "recall", "f1-score")) + " "
+            "".join(f"{percent(row.get(figure)):>6}" for figure in ("precision", "recall", "f1-score")) + " "
             for row in ((model["report"] or {}).get(average, {}) for average in ("macro avg", "weighted avg"))
         )
         lines.append(f"{cut(name, room):<{room}}  {accuracy:<20}{top_k:>6}{averages}".rstrip())
@@ -45,13 +43,13 @@ def models_table(document: Mapping[str, Any], *, width: int = NARROW) -> list[st
 
 
 def widest_top_k(document: Mapping[str, Any]) -> int:
-    """The largest k that every model's top-k accuracy has."""
+    """Return the largest k among the models' top-k accuracies, at least 1."""
     ks = [int(k) for model in document["models"].values() for k in model["topk_accuracy"] or {}]
     return max(ks, default=1)
 
 
 def class_table(document: Mapping[str, Any], name: str) -> Table:
-    """One model's precision, recall, F1 and support, class by class."""
+    """Return a table of one model's precision, recall, F1 and support by class."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     table.add_column(name, overflow="fold")
     for column in ("precision", "recall", "F1", "support"):
@@ -61,13 +59,13 @@ def class_table(document: Mapping[str, Any], name: str) -> Table:
         return table
     for label in document["classes"]:
         row = report[label]
-        figures = (percent(row[figure]) for figure in ("precision", "recall", "f1-score"))
+        figures = (percent(row[figure], 2) for figure in ("precision", "recall", "f1-score"))
         table.add_row(Text(label), *figures, f"{row['support']:,.0f}")
     return table
 
 
 def ledger_line(document: Mapping[str, Any]) -> str:
-    """`500 samples: 498 scored, 2 bad (1 undecodable image, 1 no image); 4 of 4 shards`."""
+    """Return the ledger as `500 samples: 498 scored, 2 bad (1 undecodable image, 1 no image); 4 of 4 shards`."""
     ledger = document["ledger"]
     text = f"{ledger['expected']:,} samples: {ledger['scored']:,} scored, {ledger['bad']:,} bad"
     if ledger["reasons"]:
@@ -84,10 +82,10 @@ def show_document(
     console: Console,
     confusions: Mapping[str, Confusion] | None = None,
 ) -> None:
-    """The table, the comparisons in words, small pictures of the confusion matrices, the ledger."""
+    """Print the models' table, the conclusions, pictures of the confusion matrices, and the ledger."""
     has_metrics = any(model["report"] is not None for model in document["models"].values())
     if not document["ledger"]["shards"]["done"]:
-        console.print("No part is done yet: there is nothing to measure.")
+        console.print("No shard is finished yet, so there are no metrics.")
     elif has_metrics:
         groups, head, *rows = models_table(document, width=console.width)
         heading = (Text(groups, style="dim"), Text(head, style="bold"))
@@ -95,7 +93,7 @@ def show_document(
         show_sentences(conclusions(document), console)
         show_confusions(confusions or {}, document["classes"], console)
     else:
-        console.print("No sample has a label: predictions are in the parts, there is nothing to measure them by.")
+        console.print("No sample has a label: predictions are in the parts, but there are no metrics.")
     if per_class and has_metrics:
         for name in document["models"]:
             console.print()
@@ -106,7 +104,7 @@ def show_document(
 
 
 def show_confusions(confusions: Mapping[str, Confusion], classes: Sequence[str], console: Console) -> None:
-    """Small pictures of the confusion matrices, set off by empty lines."""
+    """Print pictures of the confusion matrices between empty lines."""
     from vitscore.text.confusion import confusion_pictures
 
     is_unicode = console.encoding.lower().startswith("utf")
@@ -121,15 +119,15 @@ def show_sentences(sentences: Iterable[str], console: Console) -> None:
 
 
 def show_notes(notes: Sequence[str], console: Console) -> None:
-    """What is odd about the shards; the first few, and how many more."""
+    """Print the first notes about the shards, and the number of further ones."""
     for note in notes[:MOST_NOTES]:
         console.print(Text(f"note: {note}"), soft_wrap=True)
     if len(notes) > MOST_NOTES:
-        console.print(f"note: {len(notes) - MOST_NOTES:,} more; each part's footer has its own")
+        console.print(f"note: {len(notes) - MOST_NOTES:,} more; the parts' footers hold all of them")
 
 
 def conclusions(document: Mapping[str, Any]) -> Iterable[str]:
-    """One sentence a pair of models."""
+    """Return one sentence per pair of models."""
     from vitscore.metrics.pairs import conclusion
 
     for comparison in document["comparisons"]:
@@ -137,13 +135,13 @@ def conclusions(document: Mapping[str, Any]) -> Iterable[str]:
             yield conclusion(comparison)
 
 
-def bottleneck_line(found: Bottleneck) -> str:
-    """What limits the run, its share of the loop's time, and what to change: one line below the rate."""
-    return f"{found.stage}-bound ({100 * found.share:.0f}%): {found.advice}"
+def bottleneck_line(bottleneck: Bottleneck) -> str:
+    """Return a line that names the limiting stage, its share of the loop's time, and the change that would help."""
+    return f"{bottleneck.stage}-bound ({100 * bottleneck.share:.0f}%): {bottleneck.advice}"
 
 
 def show_written(folder: Path, document: Mapping[str, Any], console: Console) -> None:
-    """Where everything is."""
+    """Print the folder and the files of the run."""
     names = ["metrics.json", *(f"confusion_{name}.npz" for name in document["models"]), "parts/", "run.json"]
     if (folder / "report.html").exists():
         names.insert(0, "report.html")

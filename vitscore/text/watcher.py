@@ -1,4 +1,4 @@
-"""Progress of a run on a terminal."""
+"""Show the progress of a run on a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """Rank 0's progress line on standard error: images/s, running accuracy, time left; silent where it is piped."""
+    """Progress line of rank 0 on standard error: images/s, running accuracy, time left; silent if it is piped."""
 
     def __init__(self, *, is_shown: bool | None = None, tells_notes: bool = True) -> None:
         self._tells_notes = tells_notes
@@ -28,7 +28,7 @@ class Watcher:
 
     def planned(self, plan: Plan, *, num_done: int) -> None:
         if num_done:
-            self._say(f"going on: {num_done:,} of {len(plan.shards):,} shards are done")
+            self._print(f"resuming: {num_done:,} of {len(plan.shards):,} shards are done")
         if not self._is_shown or num_done == len(plan.shards):
             return
         self._progress = Progress(
@@ -49,7 +49,7 @@ class Watcher:
         self._progress.start()
 
     def loaded(self, notes: Sequence[str]) -> None:
-        """Say, on rank 0's standard error, what a user should know of the models."""
+        """Print notes about the models on rank 0's standard error."""
         if self._tells_notes:
             for note in notes:
                 self._console.print(Text(f"note: {note}"), soft_wrap=True)
@@ -79,20 +79,20 @@ class Watcher:
             self._progress.stop()
             self._progress = None
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self._is_shown:
             self._console.print(Text(text))
 
 
 def progress_fraction(state: progress.Progress) -> float:
-    """The share of the corpus that is done, by bytes where sizes are known, else by shards."""
+    """Return the finished share of the corpus: by bytes if sizes are known, else by shards."""
     if state.bytes_total:
         return min(1.0, state.bytes_done / state.bytes_total)
     return state.shards_done / max(state.shards_total, 1)
 
 
 def left_text(state: progress.Progress, fraction: float) -> str:
-    """`1:05 left`, from the share that is done and the time that took."""
+    """Return `1:05 left`, extrapolated from the finished share and the time it took."""
     if not 0 < fraction < 1 or state.seconds < 2:
         return ""
     return f"{duration_text(state.seconds * (1 - fraction) / fraction)} left"
