@@ -62,7 +62,8 @@ bench: $(READY)  ## measure this machine, stage by stage and whole; JSON and a p
 	$(BIN)/vitscore bench
 
 # GPU_PYTHON=python3 takes an interpreter that has the packages already, as machines without a network come with.
-gpu: $(if $(GPU_PYTHON),,$(READY)) links  ## on an NVIDIA GPU, in 8 minutes: its tests, then the benches; into $$OUT
+# PART=1, 2 or 3 runs one part, REHEARSE=1 tiny sizes without a GPU; see bench/GPU.md.
+gpu: $(if $(GPU_PYTHON),,$(READY)) links  ## on an NVIDIA GPU, in three parts of 4 to 6 minutes: tests and benches; into $$OUT
 	PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR)/$(LINKS)$${PYTHONPATH:+:$$PYTHONPATH}" \
 		$(or $(GPU_PYTHON),$(BIN)/python) -m vitscore.bench.gpu
 

@@ -11,8 +11,7 @@ Method:   2,000 JPEGs; every way in a process of its own (see peers, bound), in 
           seconds from the process' start to its end, and over those of its loop alone. The peers run at the settings
           that a sweep found best on such a machine; of two the better is taken. timm's model is of the same
           architecture and input size, with weights of its own. The pipeline's predictions are compared with ours. On a
-          GPU the JPEGs stand in the shards ten times over, so that a loop takes seconds; under a limit of time they are
-          scored once, beside the hand-written loop alone.
+          GPU the JPEGs are in the shards ten times over, so that a loop takes seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-from vitscore.bench.harness.catalogue import time_limit_s
 from vitscore.bench.harness.checkpoints import CLASSES, make_checkpoint
 from vitscore.bench.harness.corpus import photos, write
 from vitscore.bench.harness.runs import OwnRun, predictions_of, run_own
@@ -54,8 +52,6 @@ class Extent:
 QUICK = Extent("vit-tiny", images=48, times=1, rounds=1)
 ON_CPU = Extent("vit-tiny", images=2_000, times=1, rounds=3)
 ON_GPU = Extent("vit-base", images=2_000, times=10, rounds=3)
-ON_GPU_SHORT = Extent("vit-base", images=1_000, times=16, rounds=1)
-"""Within `make gpu`, whose time is short."""
 
 
 def measure(*, quick: bool = False) -> dict[str, Any]:
@@ -64,7 +60,7 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
     Args:
         quick: 48 images and one round, to see that everything works.
     """
-    extent = choose_extent(quick=quick, has_gpu=has_gpu(), has_limit=time_limit_s() is not None)
+    extent = QUICK if quick else ON_GPU if has_gpu() else ON_CPU
     num_images = extent.images * extent.times
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -103,18 +99,8 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def choose_extent(*, quick: bool, has_gpu: bool, has_limit: bool) -> Extent:
-    if quick:
-        return QUICK
-    if has_gpu:
-        return ON_GPU_SHORT if has_limit else ON_GPU
-    return ON_CPU
-
-
 def peer_settings(extent: Extent) -> dict[str, Settings]:
     """By way; a quick run has each kind of peer once, with one thread, so that it is short beside other work too."""
-    if extent is ON_GPU_SHORT:
-        return {LOOP: next(each for each in best_settings("loop") if not each.compile)}
     pipelines = () if extent is QUICK else best_settings("pipeline")
     loops = best_settings("loop")[: 1 if extent is QUICK else None]
     settings = {

@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numba import cuda
 
 from vitscore.errors import UsageError
 from vitscore.kernels.arrays import FloatArray, IntArray
+from vitscore.kernels.numba_cuda import IS_SIMULATED, cuda
 
-IS_SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 THREADS = 8 if IS_SIMULATED else 128
 """Threads of a block; a simulated thread is a thread of Python."""
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)

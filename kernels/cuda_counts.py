@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numba import cuda
 
 from vitscore.errors import LabelError, UsageError
 from vitscore.kernels.arrays import IntArray
 from vitscore.kernels.counts import LARGEST_SQUARE, Confusion, SparseConfusion
-from vitscore.kernels.cuda import IS_SIMULATED, THREADS, as_stream, blocks, lend, on_device, on_device_inside
+from vitscore.kernels.cuda import THREADS, as_stream, blocks, lend, on_device, on_device_inside
+from vitscore.kernels.numba_cuda import IS_SIMULATED, cuda
 
 SLOTS = 1 << (10 if IS_SIMULATED else 25)
 """Slots of the table beyond 4,096 classes: 512 MB, for 16 million pairs at the least before it is full."""

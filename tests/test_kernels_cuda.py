@@ -35,6 +35,21 @@ def test_the_twins_compile_for_a_gpu_that_is_not_here() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_twins_compile_with_a_numpy_that_has_no_row_stack() -> None:
+    """NumPy 2.5, for which numba-cuda 0.30 registers a function that is not there."""
+    pytest.importorskip("cuda.bindings")
+    code = (
+        "import runpy, sys, numpy as np\n"
+        "if hasattr(np, 'row_stack'):\n    del np.row_stack\n    np.__all__.remove('row_stack')\n"
+        "runpy.run_path(sys.argv[1])['check_compiled']()\n"
+        "assert not hasattr(np, 'row_stack')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(TWINS)], capture_output=True, text=True, check=False)
+    if "libnvrtc.so" in done.stderr or "libnvvm.so" in done.stderr:
+        pytest.skip("CUDA's compiler libraries are not installed")
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_twins_agree_under_the_simulator() -> None:
     pytest.importorskip("numba.cuda")
     run(NUMBA_ENABLE_CUDASIM="1")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import os
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -37,7 +36,6 @@ LONG = ("million",)
 NAMES = (*STANDARD, *LONG)
 STAGES = ("reading", "decoding", "forward", "counting", "startup")
 FOLDER = Path(__file__).parent.parent
-LIMIT_VARIABLE = "VITSCORE_BENCH_LIMIT_S"
 INSTALL = "Run `pip install 'vitscore[bench]'`."
 
 
@@ -77,16 +75,6 @@ def lines() -> list[str]:
     """`--list`: every bench with its question."""
     width = max(map(len, NAMES))
     return [f"{name:<{width}}  {question(name)}{' (only by name)' if name in LONG else ''}".rstrip() for name in NAMES]
-
-
-def time_limit_s() -> float | None:
-    """Seconds that a bench may take where somebody has set a limit, as `make gpu` does; None where nobody has.
-
-    A bench with many cases measures the most telling of them first, or only those, to stay below: over its limit it is
-    ended, and leaves nothing.
-    """
-    value = os.environ.get(LIMIT_VARIABLE)
-    return float(value) if value else None
 
 
 def load(name: str) -> Bench:

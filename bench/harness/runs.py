@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,12 @@ class OwnRun:
 
 
 def run_own(
-    shards: Path, models: Sequence[Path | str], output: Path, *options: str, launcher: Sequence[str] = ()
+    shards: Path,
+    models: Sequence[Path | str],
+    output: Path,
+    *options: str,
+    launcher: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
 ) -> OwnRun:
     """Score a folder of shards.
 
@@ -42,10 +47,11 @@ def run_own(
         output: the run's folder; what it holds is scored anew.
         options: more of the command's.
         launcher: a command that starts `-m vitscore`; by default this Python.
+        env: variables beside this process'.
     """
     named = [word for model in models for word in ("-m", str(model))]
     command = [*(launcher or (sys.executable,)), "-m", "vitscore", "run", str(shards), *named, "-o", str(output)]
-    done = run_process([*command, "--overwrite", *options])
+    done = run_process([*command, "--overwrite", *options], env=env)
     record = json.loads((output / "run.json").read_bytes())
     chosen = {name: choice["value"] for name, choice in record["choices"].items()}
     settings = f"batch {chosen['batch_size']}, {chosen['precision']}, {chosen['decoder']}"

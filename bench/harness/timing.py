@@ -115,15 +115,32 @@ def rounds_in_turn(ways: Mapping[str, Callable[[], Found]], rounds: int) -> dict
     return found
 
 
+def wait_for_device() -> None:
+    """Wait until the GPU has done all that it was given; returns at once where torch uses none.
+
+    Called at both ends of every measured window: calls return when work is queued, and without this a rate would be
+    that of queueing.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def clock() -> float:
+    """Seconds, read when the device has caught up."""
+    wait_for_device()
+    return time.perf_counter()
+
+
 def rate(count: int, work: Callable[[], Any], *, at_least_s: float = 1.0) -> float:
     """How many of `count` a second `work` does, over as many calls as `at_least_s` needs; once before, unmeasured."""
     work()
-    started = time.perf_counter()
+    started = clock()
     calls = 0
-    while (taken := time.perf_counter() - started) < at_least_s or not calls:
+    while time.perf_counter() - started < at_least_s or not calls:
         work()
         calls += 1
-    return calls * count / taken
+    return calls * count / (clock() - started)
 
 
 def stage_rate(
@@ -135,6 +152,9 @@ def stage_rate(
 ) -> float:
     """Images/s of a stage that always has batches under way, over and over; one time around unmeasured.
 
+    The device is waited for at both ends: what was under way at the start is done before the clock starts, and what is
+    under way at the end was given out within the time measured, so both ends leave as many batches uncollected.
+
     Args:
         submit: begins a batch; returns what waits for its end.
         batches: by turns.
@@ -145,7 +165,7 @@ def stage_rate(
     num_images, started, turn = 0, time.perf_counter(), 0
     while time.perf_counter() - started < at_least_s or turn <= len(batches) + depth:
         if turn == len(batches):
-            num_images, started = 0, time.perf_counter()
+            num_images, started = 0, clock()
         batch = batches[turn % len(batches)]
         waiting.append((len(batch), submit(batch)))
         if len(waiting) == depth:
@@ -153,7 +173,7 @@ def stage_rate(
             collect()
             num_images += count
         turn += 1
-    rate = num_images / (time.perf_counter() - started)
+    rate = num_images / (clock() - started)
     while waiting:
         waiting.popleft()[1]()
     return rate

@@ -83,17 +83,15 @@ def measure_here(shards: str, models: Sequence[str], *, num_images: int, at_leas
     from vitscore.plan.plan import make_plan
     from vitscore.ranks.ranks import LocalStore, Ranks
     from vitscore.run.load import load_models
-    from vitscore.system.machine import num_usable_cpus
 
     options = RunOptions(shards=(shards,), model=tuple(models), output=Path("unused"))
     plan = make_plan(options, kept={})
     loaded = load_models(plan, Ranks(0, 1, 0, 1, LocalStore()))
-    threads = num_usable_cpus()
-    torch.set_num_threads(threads if plan.choices.compile else 1)
+    torch.set_num_threads(plan.execution().torch_threads)
     images = list(read_images(plan, num_images))
-    decode, decoded = decode_rate(plan, loaded, images, threads=threads, at_least_s=at_least_s)
+    decode, decoded = decode_rate(plan, loaded, images, at_least_s=at_least_s)
     forward = {
-        model.name: forward_rate(plan, model, pixels, threads=threads, at_least_s=at_least_s)
+        model.name: forward_rate(plan, model, pixels, at_least_s=at_least_s)
         for model, pixels in zip(loaded, pixels_by_model(loaded, decoded), strict=True)
     }
     return {"decode": decode, "forward": forward, "device": plan.choices.device}
@@ -114,15 +112,21 @@ def read_images(plan: Plan, count: int) -> Iterator[Any]:
 
 
 def decode_rate(
-    plan: Plan, models: Sequence[ImageModel], images: Sequence[Any], *, threads: int, at_least_s: float
+    plan: Plan, models: Sequence[ImageModel], images: Sequence[Any], *, at_least_s: float
 ) -> tuple[float, Decoded]:
     """Images/s through the run's decoder with as many batches under way as in a run; and one decoded batch."""
     from vitscore.decode.make import make_decoder
     from vitscore.engine.ranked import share_geometries
 
-    size, device_id = plan.choices.batch_size, 0 if plan.choices.device == "cuda" else None
+    size, execution = plan.choices.batch_size, plan.execution()
     geometries, _ = share_geometries(models)
-    decoder = make_decoder(plan.choices.decoder, geometries, batch_size=size, num_threads=threads, device_id=device_id)
+    decoder = make_decoder(
+        plan.choices.decoder,
+        geometries,
+        batch_size=size,
+        num_threads=execution.threads,
+        device_id=execution.device_id,
+    )
     batches = [images[start : start + size] for start in range(0, len(images), size)]
     with contextlib.closing(decoder):
         decoder.submit(batches[0])
@@ -143,20 +147,21 @@ def pixels_by_model(models: Sequence[ImageModel], decoded: Decoded) -> list[torc
     return [decoded.pixels[source[model.name]] for model in models]
 
 
-def forward_rate(plan: Plan, model: ImageModel, pixels: torch.Tensor, *, threads: int, at_least_s: float) -> float:
+def forward_rate(plan: Plan, model: ImageModel, pixels: torch.Tensor, *, at_least_s: float) -> float:
     """Images/s of one model's forward and ranking on decoded pixels, batches side by side as in a run."""
     import numpy as np
 
     from vitscore.decode.pixels import Decoded
     from vitscore.engine.forward import make_forward
 
+    execution = plan.execution()
     forward = make_forward(
         [model],
         batch_size=plan.choices.batch_size,
         top_k=plan.choices.top_k,
         save=(),
-        device_id=0 if plan.choices.device == "cuda" else None,
-        num_workers=0 if plan.choices.compile else threads,
+        device_id=execution.device_id,
+        num_workers=execution.num_workers,
         has_fp32_rerun=plan.choices.precision != "fp32",
     )
     num_rows = len(pixels)

@@ -31,6 +31,7 @@ ToLogits = Callable[[torch.Tensor], torch.Tensor]
 class Seen:
     """What a peer found."""
 
+    images: int = 0
     loop_s: float = 0.0
     predictions: dict[str, tuple[int, float]] = field(default_factory=dict)
     """By key: the best class, and by how much its probability leads."""
@@ -71,6 +72,7 @@ def run_pipeline(shards: Path, checkpoint: str, settings: Settings) -> Seen:
     for (key, label), answer in zip(known, found, strict=True):
         seen.predictions[key] = answer
         seen.confusion[label][answer[0]] += 1
+    seen.images = len(found)
     seen.loop_s = time.perf_counter() - started
     return seen
 
@@ -186,6 +188,8 @@ def score(
     keys: list[str] = []
     best: list[torch.Tensor] = []
     leads: list[torch.Tensor] = []
+    if is_cuda:
+        torch.cuda.synchronize()
     started = time.perf_counter()
     with torch.inference_mode(), casting(settings, device):
         for images, labels, batch_keys in load(shards, transform, settings, pin=is_cuda):
@@ -199,6 +203,7 @@ def score(
     preds, gaps = torch.cat(best).tolist(), torch.cat(leads).tolist()
     seen.confusion = confusion.compute()
     seen.loop_s = time.perf_counter() - started
+    seen.images = len(keys)
     seen.predictions = dict(zip(keys, zip(preds, gaps, strict=True), strict=True))
     return seen
 

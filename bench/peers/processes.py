@@ -132,7 +132,7 @@ def run_here(name: str, shards: Path, checkpoint: str, settings: Settings, predi
     seen = peer_loops.PEERS[name](shards, checkpoint, settings)
     if predictions is not None:
         predictions.write_text(json.dumps(seen.predictions))
-    return {"images": len(seen.predictions), "loop_s": seen.loop_s, "confusion": seen.confusion}
+    return {"images": seen.images, "loop_s": seen.loop_s, "confusion": seen.confusion}
 
 
 if __name__ == "__main__":

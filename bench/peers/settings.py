@@ -47,7 +47,7 @@ BEST_WITHOUT: dict[str, tuple[Settings, ...]] = {
 }
 BEST_ON_CUDA: dict[str, tuple[Settings, ...]] = {
     "pipeline": (Settings(256, "half", workers=1),),
-    "loop": (Settings(256, "half", workers=14, compile=True), Settings(256, "autocast", workers=14)),
+    "loop": (Settings(256, "half", workers=14), Settings(256, "half", workers=14, compile=True)),
     "timm": (Settings(256, "autocast", workers=14),),
     "open_clip": (Settings(256, "autocast", workers=14),),
 }

@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -27,10 +26,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vitscore.bench.harness.catalogue import time_limit_s
 from vitscore.bench.harness.checkpoints import CLASSES
 from vitscore.bench.harness.corpus import photos, write
-from vitscore.bench.harness.timing import Figure, figure, ratio, rounds_in_turn, show
+from vitscore.bench.harness.timing import Figure, clock, figure, ratio, rounds_in_turn, show
 from vitscore.bench.peers.decoding import WAYS, Stream, Way, decode_by_dali, read_images, submit_and_collect
 from vitscore.system.machine import num_usable_cpus
 
@@ -51,8 +49,6 @@ class Extent(NamedTuple):
 
 
 WHOLE = Extent(loads=(0.65, 0.75, 0.85, 0.95, 1.0), batches=(64, 128, 256, 512), rounds=3, images=16_384)
-SHORT = Extent(loads=(0.65, 0.85, 1.0), batches=(128, 256), rounds=2, images=4_096)
-"""Within `make gpu`, whose time is short."""
 
 Sweep = dict[str, dict[str, Figure]]
 """By load, then by batch size."""
@@ -61,15 +57,14 @@ Sweep = dict[str, dict[str, Figure]]
 def measure(*, quick: bool = False) -> dict[str, Any]:
     """Images/s by way and threads; the sweep where there is a GPU."""
     cpus = num_usable_cpus()
-    is_short = time_limit_s() is not None
-    threads = [cpus] if quick or is_short or cpus == 1 else [1, cpus]
-    timed, rounds = (2, 1) if quick else (10, 2) if is_short else (BATCHES_A_THREAD, ROUNDS)
+    threads = [cpus] if quick or cpus == 1 else [1, cpus]
+    timed, rounds = (2, 1) if quick else (BATCHES_A_THREAD, ROUNDS)
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a run: the decoders' own threads work side by side
     try:
         with tempfile.TemporaryDirectory() as name:
             # A shard a worker at least, and a batch a shard.
-            per_shard, num_shards = (BATCH, cpus) if quick or is_short else (BATCH * 4, max(8, cpus))
+            per_shard, num_shards = (BATCH, cpus) if quick else (BATCH * 4, max(8, cpus))
             paths = write(Path(name), photos(per_shard * num_shards), per_shard=per_shard, classes=[*CLASSES])
             ways = {
                 name_of(way, count): partial(rate_on, stream, paths, num_threads=count, timed=timed * count)
@@ -84,11 +79,7 @@ def measure(*, quick: bool = False) -> dict[str, Any]:
                 "images_per_s": found,
                 "ratio_to_loader": ratio_to("webdataset, Pillow, DataLoader", found, cpus),
                 "ratio_to_dali": ratio_to("DALI alone", found, cpus),
-                **(
-                    measure_gpu(paths, num_threads=cpus, extent=SHORT if is_short else WHOLE)
-                    if torch.cuda.is_available()
-                    else {}
-                ),
+                **(measure_gpu(paths, num_threads=cpus, extent=WHOLE) if torch.cuda.is_available() else {}),
             }
     finally:
         torch.set_num_threads(torch_threads)
@@ -118,16 +109,9 @@ def steady_rate(stream: Stream, timed: int, *, warm_up: int = 8) -> float:
     with closing(stream):  # type: ignore[type-var]
         for _ in itertools.islice(stream, warm_up):
             pass
-        wait_for_device()
-        started = time.perf_counter()
+        started = clock()
         count = sum(len(pixels) for pixels in itertools.islice(stream, timed))
-        wait_for_device()
-        return count / (time.perf_counter() - started)
-
-
-def wait_for_device() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        return count / (clock() - started)
 
 
 def compare_first_batches(paths: Sequence[Path], *, num_threads: int) -> dict[str, float]:

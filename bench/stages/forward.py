@@ -15,9 +15,8 @@ Method:   random weights and pixels; through `load_model` and `Forward` as the e
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,9 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitscore.bench.harness.catalogue import time_limit_s
 from vitscore.bench.harness.checkpoints import CLASSES, make_checkpoint
-from vitscore.bench.harness.timing import Figure, figure, rounds_in_turn, show, stage_rate
+from vitscore.bench.harness.timing import Figure, clock, figure, rounds_in_turn, show, stage_rate
 from vitscore.classes.matching import BY_POSITION, match_head
 from vitscore.decode.pixels import Decoded
 from vitscore.engine.forward import make_forward
@@ -78,31 +76,20 @@ GPU = (
     *(Case(kind, "bf16", 256) for kind in GPU_KINDS),
     *(Case(kind, "fp32", 256) for kind in GPU_KINDS),
 )
-GPU_SHORT = (
-    Case("vit-base", "fp16", 256, is_compiled=True),
-    *(Case(kind, "fp16", 256) for kind in ("vit-base", "clip-base-32", "clip-large-14")),
-    Case("vit-base", "bf16", 256),
-)
-"""Within `make gpu`, whose time is short."""
 
 
-def choose_cases(*, quick: bool, has_gpu: bool, has_bf16: bool, is_short: bool = False) -> tuple[Case, ...]:
+def choose_cases(*, quick: bool, has_gpu: bool, has_bf16: bool) -> tuple[Case, ...]:
     """What this machine is asked; without bf16 instructions only fp32, which is all that a run would choose."""
     if quick:
         return QUICK
-    if has_gpu and is_short:
-        return GPU_SHORT
     cases = GPU if has_gpu else CPU
     return tuple(case for case in cases if has_gpu or has_bf16 or case.precision == "fp32")
 
 
 def measure(*, quick: bool = False) -> dict[str, Any]:
     """Images/s by case, GFLOP an image by model, seconds of compiling by case."""
-    is_short = time_limit_s() is not None
-    cases = choose_cases(
-        quick=quick, has_gpu=torch.cuda.is_available(), has_bf16=has_bf16_instructions(), is_short=is_short
-    )
-    rounds, at_least_s = (1, 0.2) if quick else (ROUNDS, 1.0 if is_short else AT_LEAST_S)
+    cases = choose_cases(quick=quick, has_gpu=torch.cuda.is_available(), has_bf16=has_bf16_instructions())
+    rounds, at_least_s = (1, 0.2) if quick else (ROUNDS, AT_LEAST_S)
     found: dict[str, Figure] = {}
     gflop: dict[str, float] = {}
     compile_s: dict[str, float] = {}
@@ -139,14 +126,12 @@ def measure_model(
 
 
 def load(folder: Path, case: Case, *, is_compiled: bool) -> tuple[ImageModel, float]:
-    """A model as a run loads it, and the seconds that took."""
-    from torch._inductor.utils import fresh_cache
-
+    """A model as a run loads it, and the seconds that took; what is compiled is compiled with an empty cache."""
     checkpoint = find(str(folder))
     is_classifier = checkpoint.kind == "classifier"
     set_threads(is_compiled=is_compiled)
-    started = time.perf_counter()
-    with fresh_cache():
+    started = clock()
+    with empty_cache() if is_compiled else nullcontext():
         model = load_model(
             checkpoint,
             name=case.kind,
@@ -158,7 +143,14 @@ def load(folder: Path, case: Case, *, is_compiled: bool) -> tuple[ImageModel, fl
             compile=is_compiled,
             batch_size=case.batch_size,
         )
-    return model, time.perf_counter() - started
+    return model, clock() - started
+
+
+def empty_cache() -> AbstractContextManager[None]:
+    from torch._inductor.utils import fresh_cache
+
+    cache: AbstractContextManager[None] = fresh_cache()
+    return cache
 
 
 def set_threads(*, is_compiled: bool) -> None:

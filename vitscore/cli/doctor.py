@@ -7,7 +7,6 @@ of a run. The checks get the facts as arguments, so that a test can tell them of
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.util
 import os
@@ -18,16 +17,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from vitscore.decode.backends import CPU, HARDWARE, NVCUVID, NVJPEG, failure_to_load, jpeg_backends
 from vitscore.decode.pixels import is_dali_available
 from vitscore.plan.choices import has_bf16_instructions
-from vitscore.system.machine import cpu_name, num_usable_cpus
+from vitscore.system.machine import cpu_name, driver_cuda_version, driver_version, has_nvidia_hardware, num_usable_cpus
 
 OK, OPTIONAL, PROBLEM = "ok", "optional", "problem"
-NVIDIA = "0x10de"
 INSTALL_DRIVER = "sudo apt install nvidia-driver (Debian), sudo ubuntu-drivers install (Ubuntu), then restart"
 INSTALL_COMPILER = "sudo apt install g++"
 # What a run imports; DALI has its own check. Each is imported, since an install may be there and broken.
@@ -296,40 +293,6 @@ def numbers(version: str) -> tuple[int, ...]:
     """The leading numbers of a version: enough to compare it with a bound."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in match[0].split(".")) if match else ()
-
-
-def has_nvidia_hardware(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """Whether a display or compute device of NVIDIA is on the PCI bus, or a device file of its driver exists."""
-    if Path("/dev/nvidiactl").exists():
-        return True
-    for vendor in devices.glob("*/vendor"):
-        try:
-            kind = (vendor.parent / "class").read_text(encoding="ascii")
-            if vendor.read_text(encoding="ascii").strip() == NVIDIA and kind.startswith("0x03"):
-                return True
-        except OSError:
-            continue
-    return False
-
-
-def driver_version(source: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """The loaded driver's version, from the kernel module's own words."""
-    try:
-        match = re.search(r"\b(\d{3}\.\d+(\.\d+)?)\b", source.read_text(encoding="ascii", errors="replace"))
-    except OSError:
-        return None
-    return match[1] if match else "of unknown version"
-
-
-def driver_cuda_version() -> tuple[int, int] | None:
-    """The newest CUDA that the driver's library speaks."""
-    try:
-        version = ctypes.c_int()
-        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) != 0:
-            return None
-    except (OSError, AttributeError):
-        return None
-    return version.value // 1000, version.value % 1000 // 10
 
 
 def torch_cuda_version() -> tuple[int, int] | None:

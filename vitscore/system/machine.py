@@ -6,8 +6,10 @@ The run record and the automatic choices use these facts. Only `hardware` import
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
+import re
 import sys
 import time
 from importlib import metadata
@@ -18,6 +20,8 @@ from vitscore.system.durable import start_time
 
 VERSION = "0.1.0"
 """Version of this package."""
+NVIDIA = "0x10de"
+"""The vendor's number on the PCI bus."""
 VERSIONED = (
     "vitscore",
     "torch",
@@ -100,3 +104,37 @@ def process_age_s() -> float | None:
     if ticks is None:
         return None
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def has_nvidia_hardware(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Whether a display or compute device of NVIDIA is on the PCI bus, or a device file of its driver exists."""
+    if Path("/dev/nvidiactl").exists():
+        return True
+    for vendor in devices.glob("*/vendor"):
+        try:
+            kind = (vendor.parent / "class").read_text(encoding="ascii")
+            if vendor.read_text(encoding="ascii").strip() == NVIDIA and kind.startswith("0x03"):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def driver_version(source: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """The loaded driver's version, from the kernel module's own words."""
+    try:
+        match = re.search(r"\b(\d{3}\.\d+(\.\d+)?)\b", source.read_text(encoding="ascii", errors="replace"))
+    except OSError:
+        return None
+    return match[1] if match else "of unknown version"
+
+
+def driver_cuda_version() -> tuple[int, int] | None:
+    """The newest CUDA that the driver's library speaks."""
+    try:
+        version = ctypes.c_int()
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
