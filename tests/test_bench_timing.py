@@ -78,9 +78,12 @@ def test_the_bounds_decoding_rate_is_the_devices(late: LateDevice, monkeypatch: 
     """A decoder whose pixels are not there yet when they are collected, as DALI's on a GPU."""
     decoder = SimpleNamespace(submit=late.give, collect=lambda: "pixels", close=lambda: None, depth=3)
     monkeypatch.setattr("vitscore.decode.make.make_decoder", lambda *_, **__: decoder)
-    plan: Any = {"batch_size": SIZE, "device": "cuda", "decoder": "dali"}
+    plan: Any = SimpleNamespace(
+        choices=SimpleNamespace(batch_size=SIZE, decoder="dali"),
+        execution=lambda: SimpleNamespace(threads=2, device_id=0),
+    )
     models: Any = [SimpleNamespace(name="m", geometry="g")]
-    found, first = bound.decode_rate(plan, models, list(range(4 * SIZE)), threads=2, at_least_s=0.02)
+    found, first = bound.decode_rate(plan, models, list(range(4 * SIZE)), at_least_s=0.02)
     assert first == "pixels" and found == pytest.approx(RATE, rel=0.02)
 
 
