@@ -1,5 +1,6 @@
 """DALI reads a batch's bytes where they are: they must be right, and there, as long as it does, and no longer."""
 
+import functools
 import gc
 import weakref
 
@@ -16,10 +17,13 @@ pytestmark = pytest.mark.skipif(not is_dali_available(), reason="DALI is not ins
 
 GEOMETRIES = [Geometry("exact", (48, 48), "bilinear"), Geometry("shortest_edge", (64, 64), "bicubic", (56, 56))]
 BATCH = 6
-WAYS = [
-    pytest.param({}, id="cpu"),
-    pytest.param({"resize_in_dali": True, "halves": True}, id="as on a gpu"),
-]
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+WAYS = {
+    "cpu": {},
+    "as on a gpu": {"resize_in_dali": True, "halves": True},
+    "gpu": {"device_id": 0},
+}
+ways = pytest.mark.parametrize("way", ["cpu", "as on a gpu", pytest.param("gpu", marks=[pytest.mark.gpu, needs_gpu])])
 
 
 def contents_of(turn):
@@ -38,25 +42,21 @@ def submitted(decoder, contents):
     return buffer
 
 
-def make(**options):
+def make(way):
     from vitscore.decode.dali import DaliDecoder
 
-    return DaliDecoder(GEOMETRIES, batch_size=BATCH, num_threads=2, **options)
+    return DaliDecoder(GEOMETRIES, batch_size=BATCH, num_threads=2, **WAYS[way])
 
 
-@pytest.fixture(scope="module")
-def expected():
+@functools.cache
+def expected(way):
     """By turn: each batch decoded with nothing else under way, and its bytes kept."""
-    found = []
-    for options in ({}, {"resize_in_dali": True, "halves": True}):
-        decoder = make(**options)
-        batches = []
-        for turn in range(9):
-            kept = submitted(decoder, contents_of(turn))
-            batches.append(decoder.collect())
-            del kept
-        decoder.close()
-        found.append(batches)
+    decoder = make(way)
+    kept, found = [], []
+    for turn in range(9):
+        kept.append(submitted(decoder, contents_of(turn)))
+        found.append(decoder.collect())
+    decoder.close()
     return found
 
 
@@ -81,10 +81,10 @@ def test_bytes_are_not_copied():
     assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize("options", WAYS)
-def test_bytes_may_be_overwritten_as_soon_as_their_batch_is_collected(options, expected):
-    own = expected[bool(options)]
-    decoder = make(**options)
+@ways
+def test_bytes_may_be_overwritten_as_soon_as_their_batch_is_collected(way):
+    own = expected(way)
+    decoder = make(way)
     buffers, found = [], []
     noise = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
     for turn in range(len(own)):
@@ -100,11 +100,11 @@ def test_bytes_may_be_overwritten_as_soon_as_their_batch_is_collected(options, e
     assert all(same(one, other) for one, other in zip(found, own, strict=True))
 
 
-@pytest.mark.parametrize("options", WAYS)
-def test_bytes_live_until_their_batch_is_collected_and_soon_no_longer(options, expected):
+@ways
+def test_bytes_live_until_their_batch_is_collected_and_soon_no_longer(way):
     """Nothing but the decoder refers to them; memory that is let go is filled with other bytes at once."""
-    own = expected[bool(options)]
-    decoder = make(**options)
+    own = expected(way)
+    decoder = make(way)
     buffers, found, rubbish = [], [], []
     for turn in range(len(own)):
         buffers.append(weakref.ref(submitted(decoder, contents_of(turn))))
@@ -123,10 +123,10 @@ def test_bytes_live_until_their_batch_is_collected_and_soon_no_longer(options, e
     assert not any(each() is not None for each in buffers)
 
 
-@pytest.mark.parametrize("options", WAYS)
-def test_a_rebuilt_pipeline_is_given_the_same_bytes_again(options, expected):
-    own = expected[bool(options)]
-    decoder = make(**options)
+@ways
+def test_a_rebuilt_pipeline_is_given_the_same_bytes_again(way):
+    own = expected(way)
+    decoder = make(way)
     noise = np.random.default_rng(1).integers(0, 256, 1 << 20, np.uint8)
     buffers = [submitted(decoder, contents_of(turn)) for turn in range(3)]
     found = [decoder.collect()]

@@ -3,12 +3,15 @@
 A GPU's errors are put into the outputs of a pipeline on the CPU, or onto descriptor 2, where nvImageCodec writes them.
 """
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
+from PIL import Image
 
 from support import pictures
 from vitscore.decode.counts import DecodedAgain
@@ -147,6 +150,7 @@ def failing(monkeypatch):
         decoders.append(DaliDecoder([GEOMETRY], batch_size=batch_size, num_threads=2, halves=halves, **options))
         return decoders[-1]
 
+    make.made = made
     yield make
     for decoder in decoders:
         decoder.close()
@@ -169,6 +173,22 @@ def test_a_cuda_error_ends_the_run_and_no_image_is_blamed(failing, halves):
         made.collect()
     assert caught.value.exit_code == 4 and "\n" not in str(caught.value)
     assert made.again == DecodedAgain()
+
+
+def test_pipelines_on_a_gpu_that_failed_are_not_taken_down(failing):
+    """DALI's destructors raise where CUDA does, which ends the process before the line is printed."""
+    pipelines = []
+    for device in (torch.device("cuda", 0), None):
+        made = failing(lambda number, images: ILLEGAL)
+        made._device = device
+        submit(made, jpegs(2))
+        with pytest.raises(SetupError, match=r"^decoder failed"):
+            made.collect()
+        pipelines.append(weakref.ref(made._pipeline))
+        made.close()
+    failing.made.clear()
+    gc.collect()
+    assert [pipeline() is not None for pipeline in pipelines] == [True, False]
 
 
 @pytest.mark.parametrize("halves", BY_HALVES)
@@ -354,3 +374,21 @@ def test_the_pipeline_for_halves_is_made_before_the_first_batch_and_for_half_of_
 def test_what_was_decoded_again_is_a_sentence(counts, said):
     sentence = DecodedAgain(**counts).sentence()
     assert sentence.startswith(said) and bool(sentence) == bool(counts)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_full_gpu_is_out_of_memory_and_no_image_is_bad():
+    from vitscore.decode.dali import DaliDecoder
+
+    made = DaliDecoder([GEOMETRY], batch_size=4, num_threads=2, device_id=0)
+    large = pictures.encode(Image.new("RGB", (9000, 9000), (90, 120, 30)), "JPEG")
+    try:
+        taken = torch.empty(torch.cuda.mem_get_info(0)[0] - (128 << 20), dtype=torch.uint8, device="cuda:0")
+        submit(made, [large] * 4)
+        with pytest.raises(SetupError, match=r"^out of GPU memory: decoding a batch"):
+            made.collect()
+        del taken
+    finally:
+        made.close()
+        torch.cuda.empty_cache()

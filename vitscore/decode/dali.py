@@ -16,6 +16,7 @@ its end missing, by either decoder, is not.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -27,7 +28,7 @@ import torch
 from vitscore.decode.again import Found, Halves, SecondTry, Singles
 from vitscore.decode.counts import DecodedAgain
 from vitscore.decode.dali_pipeline import DaliPipeline, Misplaced
-from vitscore.decode.failures import Failed, complaint_in, decoder_failed, end_of_run, out_of_memory
+from vitscore.decode.failures import DecoderBroken, Failed, complaint_in, decoder_failed, end_of_run, out_of_memory
 from vitscore.decode.image_header import ImageHeader, read_header
 from vitscore.decode.native_stderr import NativeStderr
 from vitscore.decode.pixels import (
@@ -53,6 +54,8 @@ _PIECE_PIXELS = 1 << 21
 _WARY_BATCHES = 20
 _MOST_REBUILDS = 3
 """In a row, with no batch decoded between them: then the run ends."""
+_BROKEN: list[object] = []
+"""Pipelines on a GPU that has failed."""
 
 
 @dataclass(frozen=True)
@@ -193,13 +196,15 @@ class DaliDecoder:
         for row, image in enumerate(images):
             self._route(batch, row, read_header(image))
         batch.pieces.extend(self._pieces.of(batch.sizes))
-        self._feed(batch)
+        with self._kept_if_broken():
+            self._feed(batch)
         self._batches.append(batch)
 
     def collect(self) -> Decoded:
         batch = self._batches[0]
-        parts = self._parts_of(batch) if batch.rows else []
-        self._require_memory(batch)
+        with self._kept_if_broken():
+            parts = self._parts_of(batch) if batch.rows else []
+            self._last_complaint(batch)
         self._batches.popleft()
         self.again.batches += batch.has_failed
         return self._assemble(batch, parts)
@@ -265,14 +270,14 @@ class DaliDecoder:
         """What DALI makes of parts of a failed piece; images that fail by themselves are left to Pillow."""
         self._pieces.be_wary()
         batch.has_failed = True
-        self._require_memory(batch, is_settled=True)
+        self._last_complaint(batch, is_settled=True)
         found = [
             Found([piece.positions[at] for at in each.positions], each.sizes, each.tensors)
             for each in self._second_try.decode(batch.images_of(piece), batch.sizes_of(piece))
         ]
         left = set(piece.positions).difference(*(each.positions for each in found))
         broken = self._second_try.failure_with_good_image() if left else None
-        said = self._require_memory(batch, is_settled=True)
+        said = self._last_complaint(batch, is_settled=True)
         if broken is not None:
             raise end_of_run(Failed(said or str(broken)), batch_size=len(piece.positions), device=self._device)
         self.again.images += len(piece.positions)
@@ -301,11 +306,11 @@ class DaliDecoder:
         for waiting in self._batches:
             self._feed(waiting)
 
-    def _require_memory(self, batch: _Batch, *, is_settled: bool = False) -> str:
-        """Raise SetupError where nvJPEG had no memory: DALI then decodes on the CPU, or fails, and does not say why.
+    def _last_complaint(self, batch: _Batch, *, is_settled: bool = False) -> str:
+        """The last line that nvImageCodec has printed of the device since the last call.
 
-        Returns:
-            what was last said of the device.
+        Raises:
+            SetupError: it printed that there was no memory; DALI then decodes on the CPU, or fails without saying why.
         """
         said = ""
         for line in self._stderr.complaints(is_settled=is_settled):
@@ -313,6 +318,16 @@ class DaliDecoder:
                 raise out_of_memory(line, batch_size=len(batch.images), device=self._device)
             said = line
         return said
+
+    @contextlib.contextmanager
+    def _kept_if_broken(self) -> Iterator[None]:
+        """Keep the pipelines for good where their GPU fails: DALI's destructors would end the process at once."""
+        try:
+            yield
+        except DecoderBroken:
+            if self._device is not None:
+                _BROKEN.append((self.__dict__.get("_pipeline"), self._second_try))
+            raise
 
     def _part_of(self, batch: _Batch, found: Found) -> _Part:
         for position, size in zip(found.positions, found.sizes, strict=True):

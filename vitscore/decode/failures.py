@@ -1,7 +1,7 @@
-"""Errors of DALI and nvImageCodec, told apart by their text: an image, memory, or the device.
+"""Sort errors of DALI and nvImageCodec by their text: an image is at fault, memory is short, or the device is broken.
 
-One bad image is a row with a reason, and the run goes on. Without memory, or on a device that no longer works, every
-image fails alike, and the run has to end before they are all called bad.
+A bad image is a row with a reason, and the run goes on. Without memory, or on a broken device, every image fails alike,
+so the run ends before all of them are recorded as bad.
 
 The texts are those of DALI 2.4, nvImageCodec 0.9 and nvJPEG 13.3, compared with the strings in their libraries:
 
@@ -58,8 +58,12 @@ class Failed(RuntimeError):
         self.cause = cause
 
 
+class DecoderBroken(SetupError):
+    """The decoder does not work: no image is at fault."""
+
+
 def cause_of(text: str) -> Cause:
-    """What an error's text is about; an image, unless it says otherwise."""
+    """What an error's text is about: an image, unless it says otherwise."""
     if _MEMORY.search(text) or _MEMORY_IN_LOG.search(text):
         return "memory"
     if _BY_SHAPE.search(text):
@@ -81,14 +85,14 @@ def gist(text: str) -> str:
 
 
 def failure_of(error: Exception, *, device: torch.device | None) -> Failed | SetupError:
-    """One of DALI's errors as ours: `Failed` where the batch may be tried in parts, else what ends the run."""
+    """One of DALI's errors as ours: `Failed` where the batch may be tried in parts, or what ends the run."""
     text = str(error)
     cause: Cause = "memory" if isinstance(error, MemoryError) else cause_of(text)
     return decoder_failed(text, device=device) if cause == "device" else Failed(text, cause)
 
 
 def end_of_run(error: Exception, *, batch_size: int, device: torch.device | None) -> SetupError:
-    """One of DALI's errors where no image can be at fault."""
+    """One of DALI's errors as the error that ends the run, where no image can be at fault."""
     failure = failure_of(error, device=device)
     if isinstance(failure, SetupError):
         return failure
@@ -97,10 +101,10 @@ def end_of_run(error: Exception, *, batch_size: int, device: torch.device | None
     return decoder_failed(str(error), device=device)
 
 
-def decoder_failed(text: str, *, device: torch.device | None) -> SetupError:
-    """The decoder does not work: no image is at fault."""
+def decoder_failed(text: str, *, device: torch.device | None) -> DecoderBroken:
+    """The error that ends the run where the decoder does not work."""
     look = "Look at the GPU with nvidia-smi; the" if device is not None else "The"
-    return SetupError(
+    return DecoderBroken(
         "decoder failed",
         where=str(device or "cpu"),
         got=gist(text),
@@ -109,7 +113,7 @@ def decoder_failed(text: str, *, device: torch.device | None) -> SetupError:
 
 
 def out_of_memory(text: str, *, batch_size: int, device: torch.device | None) -> SetupError:
-    """There is no memory to decode a batch."""
+    """The error that ends the run where there is no memory to decode a batch."""
     kind, free = ("GPU memory", "Free the GPU") if device is not None else ("memory", "Free memory")
     return SetupError(
         f"out of {kind}",
