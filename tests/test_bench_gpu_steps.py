@@ -234,13 +234,26 @@ def test_a_watch_takes_what_the_driver_tells_and_no_more(monkeypatch: pytest.Mon
 
 
 def test_of_what_torchrun_prints_only_our_lines_count() -> None:
-    said = [
-        "W1127 23:59:01.123 4242 torch/distributed/run.py:852] *****",
-        "more ranks than GPUs: local rank 1 - expected at most 1 rank on this node (1 CUDA device), got 2.",
-        "E0101 00:00:01.123 4242 multiprocessing/api.py:988] failed (exitcode: 4) local_rank: 0",
-        "============================================================",
-        "[0]:",
-        "  exitcode  : 4 (pid: 4243)",
-        "",
-    ]
-    assert [line for line in said if refusals.is_ours(line)] == [said[1]]
+    line = "more ranks than GPUs: local rank 1 - expected at most 1 rank on this node (1 CUDA device), got 2."
+    said = f"""
+
+*****************************************
+Setting OMP_NUM_THREADS environment variable for each process to be 1 in default, to avoid your system being overloaded
+*****************************************
+{line}
+W1128 00:42:06.673000 14123 torch/distributed/elastic/multiprocessing/api.py:1012] Sending process 14295 closing signal
+E0101 00:42:06.681000 14123 torch/distributed/elastic/multiprocessing/api.py:986] failed (exitcode: 4) local_rank: 0
+Traceback (most recent call last):
+  File "<frozen runpy>", line 198, in _run_module_as_main
+           ^^^^^^^^^^^^^^^^^^
+    raise ChildFailedError(
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+vitscore FAILED
+------------------------------------------------------------
+Failures:
+[1]:
+  exitcode  : 4 (pid: 14295)
+Root Cause (first observed failure):
+"""
+    assert refusals.own_lines(said) == [line]

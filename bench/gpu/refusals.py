@@ -78,18 +78,21 @@ def two_processes(day: Day) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     words = [*torchrun, *command_of(Path("demo"), "demo-vit", day.work / "run"), "--device", "cuda"]
     done = start(words, limit_s=60)
-    ours = [line for line in done.stderr.splitlines() if is_ours(line)]
-    is_refused = "exitcode  : 4" in done.stderr and "Traceback" not in done.stderr and len(ours) == 1
-    note = "; ".join(ours) or last_line(done.stderr)
-    note += "" if has_gpu() else f" ({NO_GPU}: refused for that alone)"
+    ours = own_lines(done.stderr)
+    is_refused = len(ours) == 1 and "exitcode  : 4 " in done.stderr and done.stderr.count("Traceback") <= 1
+    note = "; ".join(ours)[:300] + ("" if has_gpu() else f" ({NO_GPU}: refused for that alone)")
     day.figure("two processes", "refused" if is_refused else "not in words", note=note, exit_code=done.returncode)
 
 
-def is_ours(line: str) -> bool:
-    """Whether a line of standard error is not the launcher's: it says nothing of itself, nor of a failed child."""
-    marks = ("torch/distributed", "====", "----", "FAILED", "Failures", "Root Cause", "elastic")
-    is_logged = re.match(r"[WEI]\d{4} |[ \[]", line) is not None
-    return bool(line.strip()) and not is_logged and not any(mark in line for mark in marks)
+LAUNCHER = re.compile(
+    r"\s*$|[WEI]\d{4} |[ \[*=-]|Setting OMP_NUM_THREADS|Traceback|torch\.distributed|Failures:|Root Cause|.* FAILED$"
+)
+"""Lines of torchrun on standard error: its log, its own traceback, its report of the ranks that failed."""
+
+
+def own_lines(text: str) -> list[str]:
+    """The lines of standard error that are not torchrun's."""
+    return [line for line in text.splitlines() if not LAUNCHER.match(line)]
 
 
 def last_line(text: str) -> str:
