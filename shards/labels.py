@@ -101,7 +101,7 @@ class LabelRule:
         except (ValueError, RecursionError) as error:
             return NO_LABEL, with_details(LABEL_UNREADABLE, f"not JSON: {error}")
         if not isinstance(document, dict):
-            return NO_LABEL, with_details(LABEL_UNREADABLE, "not a JSON object")
+            return NO_LABEL, with_details(LABEL_UNREADABLE, "the JSON is no object")
         value = _json_field(document, self.field)
         return _MISSING if value is None else self.from_value(value)
 
@@ -130,7 +130,7 @@ class LabelRule:
             return NO_LABEL, with_details(LABEL_UNREADABLE, "empty")
         if name in self.ambiguous:
             ids = ", ".join(map(str, self.ambiguous[name]))
-            return NO_LABEL, with_details(LABEL_AMBIGUOUS, f"{name!r} names classes {ids}; use an id instead")
+            return NO_LABEL, with_details(LABEL_AMBIGUOUS, f"{name!r} names classes {ids}; give the id")
         if self.num_classes is None:
             return self.ids.setdefault(name, FIRST_NAME_ID + len(self.ids)), None
         if name not in self.ids:

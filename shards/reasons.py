@@ -2,6 +2,9 @@
 
 A reason is one of these constants, optionally followed by `": "` and details. The ledger counts reasons by constant and
 ignores the details. Reasons are values, not exceptions: a bad sample is a row, a bad shard an entry in the ledger.
+
+Parts store reasons with their details, and `metrics --check` compares both with those of the shards. So rewording the
+details of a shard's or a label's reason makes the check refuse folders of older versions.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ CLASSES = ["cat", "dog", "crane", "crane"]
         (b"1.5", -1, "label is not a class: '1.5'"),
         (b"", -1, "label unreadable: empty"),
         (b"\xff\xfe", -1, "label unreadable: not UTF-8 text"),
-        (b"crane", -1, "label is ambiguous: 'crane' names classes 2, 3; use an id instead"),
+        (b"crane", -1, "label is ambiguous: 'crane' names classes 2, 3; give the id"),
     ],
 )
 def test_text_is_an_id_or_a_class_name(raw: bytes | None, label: int, reason: str | None) -> None:
@@ -48,7 +48,7 @@ def test_text_is_an_id_or_a_class_name(raw: bytes | None, label: int, reason: st
         (b'{"other": 1}', -1, None),
         (b'{"label": true}', -1, "label unreadable: True is neither a number nor a class name"),
         (b'{"label": [1]}', -1, "label unreadable: [1] is neither a number nor a class name"),
-        (b"[1]", -1, "label unreadable: not a JSON object"),
+        (b"[1]", -1, "label unreadable: the JSON is no object"),
     ],
 )
 def test_json_fields_follow_the_same_rule(raw: bytes, label: int, reason: str | None) -> None:

@@ -258,7 +258,7 @@ def test_members_after_the_end_are_a_fault(tmp_path: Path) -> None:
     first = write_members(tmp_path / "a.tar", [("a.jpg", b"a")]).read_bytes()
     path = tmp_path / "both.tar"
     path.write_bytes(first * 2)
-    assert (index_file(path).fault or "").startswith("damaged: data after the end")
+    assert (index_file(path).fault or "").startswith("damaged: data behind the end")
 
 
 def test_an_empty_tar_is_whole(tmp_path: Path) -> None:

@@ -76,13 +76,17 @@ def _list_url(url: str, *, split: str, allow_pipe: bool) -> RemoteListing:
     benchmark = _list_benchmark(folder, split=split)
     if benchmark is not None:
         return benchmark
-    listing = _shards_among(list_folder(folder), url, is_shard=lambda name: name.endswith(".tar"))
-    listing.side_folders = _side_folders(folder)
-    return listing
+    files, side_folders = list_folder(folder), _side_folders(folder)
+    return _shards_among(files, url, is_shard=lambda name: name.endswith(".tar"), side_folders=side_folders)
 
 
-def _shards_among(files: dict[str, FileInfo], url: str, *, is_shard: Callable[[str], bool]) -> RemoteListing:
-    """Return the shards among an object store's files, in natural order, by the URLs that open them."""
+def _shards_among(
+    files: dict[str, FileInfo], url: str, *, is_shard: Callable[[str], bool], side_folders: list[str] | None = None
+) -> RemoteListing:
+    """Return the shards among an object store's files, in natural order, by the URLs that open them.
+
+    Without `side_folders`, every shard's own folder is searched for side files.
+    """
     paths = sorted(filter(is_shard, files), key=natural_key)
     if not paths:
         raise UsageError("no shard matches", where=public_name(url), expected="at least one .tar file", got="none")
@@ -90,7 +94,7 @@ def _shards_among(files: dict[str, FileInfo], url: str, *, is_shard: Callable[[s
     # The scheme and credentials in front of the bare path.
     prefix = start[: len(start) - len(public_name(start).partition("://")[2])]
     by_url = {prefix + path: files[path] for path in paths}
-    return RemoteListing(list(by_url), by_url, [folder_of(shard_url) for shard_url in by_url])
+    return RemoteListing(list(by_url), by_url, side_folders or [folder_of(shard_url) for shard_url in by_url])
 
 
 def _list_web(url: str, *, split: str, has_magic: bool) -> RemoteListing:

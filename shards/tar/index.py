@@ -300,7 +300,7 @@ class _Walk:
             raise _End(with_details(TRUNCATED, f"{name!r} ends at byte {data + size} of {self.index.num_bytes}"))
         self.position = _padded(data + size)
         if self.position > self.index.num_bytes:
-            raise _End(with_details(TRUNCATED, f"in the padding after {name!r}"))
+            raise _End(with_details(TRUNCATED, f"in the padding behind {name!r}"))
 
     def append(self, name: str, data: int, size: int, *, is_sparse: bool) -> None:
         if data + size > self.index.num_bytes:
@@ -327,7 +327,7 @@ class _Walk:
         """End the walk at the first zero block, with a fault if anything but zeros follows."""
         while tail := os.pread(self.fd, WIDE_WINDOW_BYTES, position):
             if any(tail) if len(tail) < BLOCK_BYTES else np.frombuffer(tail, np.uint8).any():
-                raise _End(with_details(DAMAGED, f"data after the end of the archive at byte {self.position}"))
+                raise _End(with_details(DAMAGED, f"data behind the end of the archive at byte {self.position}"))
             position += len(tail)
         raise _End
 
