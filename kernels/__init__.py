@@ -1,8 +1,8 @@
-"""numba kernels on arrays: logits to predictions, predictions to counts. No I/O, no model.
+"""numba kernels on arrays: logits to predictions, and predictions to counts. No I/O and no models.
 
-`score_rows` ranks logits, `add_counts` and `ConfusionCounts` count predictions, `add_reliability` bins confidence,
-`DeviceConfusionCounts` and `DeviceRows` do the same on a GPU. Each has a plain NumPy twin in
-`vitscore.kernels.reference`. Names load on first use. The kernels of the hand-written CPU encoder are in `cpu_bf16`.
+`score_rows` ranks logits, `add_counts` and `ConfusionCounts` count predictions, and `add_reliability` bins confidences;
+`DeviceRows` and `DeviceConfusionCounts` rank and count on a GPU. Every kernel has a NumPy twin in
+`vitscore.kernels.reference`. Names are loaded on first use. The kernels of the CPU encoder are in `cpu_bf16`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Predictions to confusion counts: streaming, mergeable, square up to 4,096 classes and sparse beyond.
+"""Count predictions in confusion matrices: streaming, mergeable, square up to 4,096 classes and sparse beyond.
 
-Stands between predictions and metrics. Rows are the truth, columns the prediction. Memory is K * K * 8 bytes, or 16
-bytes a slot for the pairs that occur (up to half the slots are empty), for any number of images. Ids are checked
-before anything is counted. Knows no class names, no metric.
+Sits between predictions and metrics. Rows are the truth, columns the prediction. For any number of images, memory is
+K * K * 8 bytes if square; if sparse, 16 bytes per slot of a table of the pairs that occur, at least half empty. All ids
+of a batch are checked before any of them is counted.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from vitscore.kernels.arrays import IntArray, as_array, as_ids, check_same_lengt
 from vitscore.kernels.compiled import compiled
 
 LARGEST_SQUARE = 4096
-"""Up to here a confusion matrix is square (128 MiB at most); beyond, only the pairs that occur are kept."""
+"""Largest number of classes with a square confusion matrix (128 MiB); beyond, only the pairs that occur are kept."""
 
 
 class SparseConfusion(NamedTuple):
-    """The pairs that occur, sorted by row, then column."""
+    """A confusion matrix as the pairs that occur, sorted by row, then column."""
 
     rows: IntArray
     cols: IntArray
@@ -38,14 +38,15 @@ def add_counts(confusion_KK: IntArray, labels_B: Any, preds_B: Any) -> int:
 
     Args:
         confusion_KK: int64, C-contiguous; rows are the truth, columns the prediction.
-        labels_B: int32 or int64 class ids in [0, K); -1 where a sample has no label: its prediction is not looked at.
+        labels_B: int32 or int64 class ids in [0, K), or -1 for a sample without a label; its prediction is ignored.
         preds_B: int32 or int64 class ids in [0, K), same length.
 
     Returns:
-        How many rows were counted.
+        The number of rows counted.
 
     Raises:
         LabelError: an id is outside [0, K); nothing was counted.
+        UsageError: the arrays differ in length, or the counts are not a contiguous int64 matrix.
     """
     labels_B, preds_B = as_ids(labels_B), as_ids(preds_B, "predictions")
     if len(labels_B) != len(preds_B):
@@ -63,7 +64,7 @@ def add_counts(confusion_KK: IntArray, labels_B: Any, preds_B: Any) -> int:
 
 
 class ConfusionCounts:
-    """A confusion matrix that grows with the data; takes arguments as torchmetrics does (predictions, then target)."""
+    """A confusion matrix that is filled batch by batch, with torchmetrics' argument order (predictions, target)."""
 
     def __init__(self, num_classes: int) -> None:
         if num_classes < 1:
@@ -73,7 +74,7 @@ class ConfusionCounts:
         self.reset()
 
     def reset(self) -> None:
-        """Forget every count."""
+        """Set all counts to zero."""
         self.num_samples = 0
         size = self.num_classes if self.is_square else 0
         self._square_KK: IntArray = np.zeros((size, size), np.int64)
@@ -85,16 +86,17 @@ class ConfusionCounts:
         """Count a batch.
 
         Args:
-            preds: class ids (B), or scores (B, K) of which the largest counts, the lowest id among equals.
-            target: class ids (B); -1 is not counted.
+            preds: class ids (B), or scores (B, K), whose largest is the prediction; ties go to the lowest id.
+            target: class ids (B), or -1 for samples that are not counted.
 
         Returns:
-            How many samples were counted.
+            The number of samples counted.
         """
         preds = as_array(preds)
         if preds.ndim == 2:
             if preds.shape[1] != self.num_classes:
-                raise LabelError("scores do not fit", expected=f"{self.num_classes} columns", got=str(preds.shape[1]))
+                expected = f"{self.num_classes} columns"
+                raise LabelError("scores have the wrong shape", expected=expected, got=str(preds.shape[1]))
             preds = preds.argmax(axis=1)
         labels_B, preds_B = as_ids(target), as_ids(preds, "predictions")
         if self.is_square:
@@ -105,7 +107,7 @@ class ConfusionCounts:
         return num_counted
 
     def merge(self, other: ConfusionCounts) -> None:
-        """Add another's counts, as if its samples had been counted here."""
+        """Add the counts of another object, as if its samples had been counted here."""
         if other.num_classes != self.num_classes:
             got = f"{other.num_classes} classes"
             raise UsageError("counts cannot be merged", expected=f"{self.num_classes} classes", got=got)
@@ -117,11 +119,11 @@ class ConfusionCounts:
         self.num_samples += other.num_samples
 
     def compute(self) -> Confusion:
-        """The counts: int64 (K, K), rows the truth; beyond 4,096 classes the pairs that occur."""
+        """Return the counts: int64 (K, K) with the truth as rows, or the pairs that occur beyond 4,096 classes."""
         return self._square_KK.copy() if self.is_square else self.pairs()
 
     def pairs(self) -> SparseConfusion:
-        """The pairs that occur, whatever the number of classes."""
+        """Return the pairs that occur, for any number of classes."""
         shape = (self.num_classes, self.num_classes)
         if self.is_square:
             rows, cols = np.nonzero(self._square_KK)
@@ -132,7 +134,7 @@ class ConfusionCounts:
         return SparseConfusion(keys // self.num_classes, keys % self.num_classes, self._counts_S[slots], shape)
 
     def totals(self) -> tuple[IntArray, IntArray, IntArray]:
-        """For each class: samples predicted rightly, samples of the class, predictions of the class."""
+        """Return the correct predictions, the samples and the predictions of every class."""
         if self.is_square:
             square_KK = self._square_KK
             return np.diagonal(square_KK).copy(), square_KK.sum(axis=1), square_KK.sum(axis=0)
@@ -148,7 +150,7 @@ class ConfusionCounts:
         check_same_length(labels=labels_B, predictions=preds_B)
         if not _are_in_range(labels_B, preds_B, self.num_classes):
             raise _out_of_range(labels_B, preds_B, self.num_classes)
-        # Blocks bound how far the table grows ahead of the pairs that really occur.
+        # Blocks limit the slots that are reserved for pairs that may not occur.
         num_counted, block = 0, 65536
         for start in range(0, len(labels_B), block):
             rows = slice(start, start + block)
@@ -199,7 +201,7 @@ def _are_in_range(labels_B: IntArray, preds_B: IntArray, num_classes: int) -> bo
 
 @compiled
 def _add_counts(confusion_KK: IntArray, labels_B: IntArray, preds_B: IntArray) -> int:
-    """Returns -1 where an id is out of range, having counted nothing."""
+    """Count a batch, or return -1 and count nothing if an id is out of range."""
     if not _are_in_range(labels_B, preds_B, confusion_KK.shape[0]):
         return -1
     num_counted = 0
@@ -214,7 +216,7 @@ def _add_counts(confusion_KK: IntArray, labels_B: IntArray, preds_B: IntArray) -
 def _add_to_table(
     keys_S: IntArray, counts_S: IntArray, labels_B: IntArray, preds_B: IntArray, weights_B: IntArray, num_classes: int
 ) -> tuple[int, int]:
-    """Add to an open-addressing table whose size is a power of two; returns samples counted and slots newly taken."""
+    """Add to an open-addressing table whose size is a power of two; return the samples counted and the slots taken."""
     mask = keys_S.shape[0] - 1
     num_counted, num_new = 0, 0
     for i in range(labels_B.shape[0]):

@@ -1,6 +1,6 @@
-"""Plain NumPy twins of the kernels, in float64: slow, short and obvious on purpose.
+"""NumPy twins of the kernels in float64, slow but simple, as oracles for tests.
 
-For tests and benches only. Axes: B rows, K classes, M bins.
+Axes: B rows, K classes, M bins, S cells of a confusion matrix, T the k of top-k.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vitscore.kernels.rows import RowScores
 
 
 def score_rows_reference(logits_BK: FloatArray, labels_B: IntArray, k: int = 5) -> RowScores:
-    """Row scores by the book: a stable sort for the ranks, a shifted softmax in float64."""
+    """Compute row scores with a stable sort for the ranks and a shifted softmax in float64."""
     logits_BK = np.asarray(logits_BK, np.float64)
     num_rows, num_classes = logits_BK.shape
     is_finite_B: BoolArray = np.asarray(np.isfinite(logits_BK).all(axis=1))
@@ -51,7 +51,7 @@ def score_rows_reference(logits_BK: FloatArray, labels_B: IntArray, k: int = 5) 
 
 
 def count_reference(labels_B: IntArray, preds_B: IntArray, num_classes: int) -> IntArray:
-    """The confusion matrix of a batch, rows the truth."""
+    """Return the confusion matrix of a batch, with the truth as rows."""
     confusion_KK = np.zeros((num_classes, num_classes), np.int64)
     is_counted_B = labels_B >= 0
     np.add.at(confusion_KK, (labels_B[is_counted_B], preds_B[is_counted_B]), 1)
@@ -61,7 +61,7 @@ def count_reference(labels_B: IntArray, preds_B: IntArray, num_classes: int) -> 
 def reliability_reference(
     prob_B: FloatArray, is_correct_B: IntArray, num_bins: int
 ) -> tuple[IntArray, FloatArray, IntArray]:
-    """Samples, summed confidence and right answers in each bin."""
+    """Return the samples, summed confidence and correct predictions of every bin."""
     places_B = np.minimum((prob_B.astype(np.float64) * num_bins).astype(int), num_bins - 1)
     counts_M = np.bincount(places_B, minlength=num_bins)
     confidence_M = np.bincount(places_B, weights=prob_B.astype(np.float64), minlength=num_bins)
@@ -72,7 +72,7 @@ def reliability_reference(
 def redraw_reference(
     rows_S: IntArray, cols_S: IntArray, means_S: FloatArray, *, num_classes: int, seed: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """One bootstrap replicate with Python's own integers: SplitMix64, inversion, Box and Muller."""
+    """Draw one bootstrap replicate with Python's integers: SplitMix64, inversion, and the Box-Muller transform."""
     limit, step = 1 << 64, 0x9E3779B97F4A7C15
     state = (seed * 0x94D049BB133111EB + step) % limit
 

@@ -1,8 +1,7 @@
-"""Confidence against correctness: reliability bins, and sums whose value does not depend on how rows were cut.
+"""Count confidence against correctness in reliability bins, with sums that do not depend on batch boundaries.
 
-Stands beside the confusion counts. Floating-point totals are carried through a batch row by row, so a million rows in
-one call and the same rows in a thousand calls give the same bits: metrics folded from parts of any size agree byte
-for byte.
+Used beside the confusion counts. Floating-point totals are accumulated row by row, so a million rows in one call give
+the same bits as in a thousand calls, and metrics folded from parts of any size agree byte for byte.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from vitscore.kernels.arrays import FloatArray, IntArray, as_array, check_same_l
 from vitscore.kernels.compiled import compiled
 
 NUM_BINS = 15
-"""Equal-width bins over [0, 1]; a bin holds its lower edge, the last one also 1."""
+"""Number of equal-width bins over [0, 1]; a bin includes its lower edge, and the last one also 1."""
 
 
 def add_reliability(
@@ -26,13 +25,13 @@ def add_reliability(
 
     Args:
         counts_M: int64, samples in each of M equal bins of confidence.
-        confidence_M: float64, sum of their confidence.
-        correct_M: int64, how many of them are right.
+        confidence_M: float64, sums of their confidences.
+        correct_M: int64, numbers of correct predictions among them.
         prob_B: the confidence of each prediction, in [0, 1].
-        is_correct_B: whether it is right.
+        is_correct_B: whether each prediction is correct.
 
     Returns:
-        How many rows were added.
+        The number of rows added.
 
     Raises:
         UsageError: a confidence is outside [0, 1] or NaN; nothing was added.
@@ -41,7 +40,7 @@ def add_reliability(
     is_correct_B = np.ascontiguousarray(as_array(is_correct_B), dtype=np.bool_)
     check_same_length(confidence=prob_B, correct=is_correct_B)
     check_same_length(counts=counts_M, confidence=confidence_M, correct=correct_M)
-    # Rounding may leave a probability a hair above 1; anything more is a mistake of the caller.
+    # Rounding may put a probability slightly above 1; anything more is an error of the caller.
     outside = ~((prob_B >= 0.0) & (prob_B <= 1.0 + 1e-5))
     if outside.any():
         raise UsageError("confidence out of range", expected="0 to 1", got=str(prob_B[outside][0]))
@@ -50,7 +49,7 @@ def add_reliability(
 
 
 def add_in_order(total: float, values_B: Any) -> float:
-    """Add values to a running float64 total from the first to the last."""
+    """Add values to a running float64 total, from first to last, and return the new total."""
     return float(_add_in_order(float(total), np.ascontiguousarray(as_array(values_B), dtype=np.float64)))
 
 

@@ -1,8 +1,8 @@
-"""Redraw a confusion matrix: one bootstrap replicate from the counts alone.
+"""Redraw a confusion matrix: one bootstrap replicate from the counts.
 
-Stands behind the confidence intervals. Every cell becomes a Poisson count with the cell's own count as its mean, and
-only what the figures need is kept: right answers, support and predictions of every class. The random numbers are
-SplitMix64's, written out here, so a seed gives the same replicate with every version of NumPy and numba.
+Used for confidence intervals. Every cell is redrawn from a Poisson distribution whose mean is the cell's count, and
+only the totals that figures need are kept: correct predictions, support and predictions of every class. The random
+numbers come from SplitMix64, implemented here, so a seed gives the same replicate with all versions of NumPy and numba.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from vitscore.kernels.arrays import FloatArray, IntArray
 from vitscore.kernels.compiled import compiled
 
 SMALL_MEAN = 32.0
-"""Up to here a Poisson count is drawn exactly, by inversion; beyond, as a rounded normal."""
+"""Up to this mean a Poisson count is drawn exactly, by inversion; beyond, as a rounded normal."""
 
 
 def redraw_totals(
     rows_S: IntArray, cols_S: IntArray, means_S: FloatArray, *, num_classes: int, seed: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Redraw each cell of a confusion matrix and add up.
+    """Redraw every cell of a confusion matrix and return the totals per class.
 
     Args:
         rows_S: int64, the truth of each cell, in [0, K).
-        cols_S: int64, the prediction; K or more is an answer outside the classes.
+        cols_S: int64, the prediction of each cell; K or more is a prediction outside the classes.
         means_S: float64, the mean of each cell.
         num_classes: K.
-        seed: names the replicate.
+        seed: the seed of the replicate.
 
     Returns:
-        Right answers, support and predictions of each class, float64.
+        Correct predictions, support and predictions of each class, float64.
     """
     totals_3K = np.zeros((3, num_classes), np.float64)
     _redraw_totals(rows_S, cols_S, means_S, np.uint64(seed), totals_3K)
@@ -45,7 +45,7 @@ _S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(
 
 @compiled
 def _uniform(state: np.uint64) -> float:
-    """A number in (0, 1) from a 64-bit state."""
+    """Return SplitMix64's output for a 64-bit state as a number in (0, 1)."""
     z = (state ^ (state >> _S30)) * _MIX_1
     z = (z ^ (z >> _S27)) * _MIX_2
     z = z ^ (z >> _S31)

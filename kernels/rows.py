@@ -1,12 +1,11 @@
-"""Logits to predictions: everything that is kept of a row of logits, in one visit.
+"""Compute predictions and scores from rows of logits in one pass.
 
-Stands between the model's logits and the part's columns. Axes: B rows (samples), K classes, T the k of top-k.
+Sits between a model's logits and the columns of a part. Axes: B rows (samples), K classes, T the k of top-k.
 
-Rows do not see each other and a row is added up from its first class to its last, so a row's outputs are the same bit
-for bit in any batch, at any place in it, on any number of threads. Ties go to the lowest class id. A row with a NaN or
-an infinite logit is flagged and has no answer: its ids are -1 and its figures NaN. What to do with such a row is the
-caller's business. There is no thread inside; callers that want several cut the batch, since the kernel leaves the
-interpreter lock alone.
+Rows are independent, and a row is summed from its first class to its last, so its outputs are the same bit for bit in
+any batch, at any position and for any number of threads. Ties go to the lowest class id. A row with a NaN or an
+infinite logit is flagged: its ids are -1 and its figures NaN; the caller decides how to treat it. The kernel runs in
+the calling thread and releases the interpreter lock, so callers can split a batch among threads.
 """
 
 from __future__ import annotations
@@ -23,46 +22,47 @@ from vitscore.kernels.compiled import compiled
 
 
 class RowScores(NamedTuple):
-    """What is kept of each row; T = min(k, K)."""
+    """The outputs for each row; T = min(k, K)."""
 
     pred: IntArray
-    """int32 (B): the class of the largest logit, the lowest id among equals; -1 where the row is not finite."""
+    """int32 (B): the class of the largest logit; ties go to the lowest id; -1 if the row is not finite."""
     prob: FloatArray
     """float32 (B): its softmax probability."""
     topk: IntArray
-    """int32 (B, T): class ids by falling logit."""
+    """int32 (B, T): class ids in order of decreasing logits."""
     topk_prob: FloatArray
     """float32 (B, T): their probabilities."""
     label_logprob: FloatArray
-    """float32 (B): natural log of the label's probability; NaN where there is no label."""
+    """float32 (B): natural log of the label's probability; NaN without a label."""
     sum_sq_prob: FloatArray
-    """float32 (B): sum of squared probabilities over all classes (the Brier score needs it)."""
+    """float32 (B): sum of squared probabilities over all classes, for the Brier score."""
     log_sum_exp: FloatArray
-    """float32 (B): log of the sum of exponentials of the logits."""
+    """float32 (B): log of the sum of the exponentials of the logits."""
     margin: FloatArray
-    """float32 (B): largest logit minus the second largest; 0 where there is one class."""
+    """float32 (B): largest logit minus the second largest; 0 if there is one class."""
     entropy: FloatArray
     """float32 (B): entropy of the probabilities, in nats."""
     is_finite: BoolArray
-    """bool (B): no logit of the row is NaN or infinite."""
+    """bool (B): whether all logits of the row are finite."""
 
 
 def score_rows(logits_BK: Any, labels_B: Any, k: int = 5) -> RowScores:
     """Score a batch of logits.
 
     Args:
-        logits_BK: float32, C-contiguous (others are converted); K at least 1.
-        labels_B: class ids in [0, K), -1 where a sample has no label.
-        k: how many of the best classes to keep; K of them where k is larger.
+        logits_BK: float32, C-contiguous (other arrays are converted); K at least 1.
+        labels_B: class ids in [0, K), or -1 for a sample without a label.
+        k: number of best classes to keep, at most K.
 
     Raises:
         LabelError: a label is outside [-1, K).
+        UsageError: the arrays differ in length, the logits are not a matrix, or k is below 1.
     """
     logits_BK = as_logits(logits_BK)
     labels_B = as_ids(labels_B)
     check_same_length(logits=logits_BK, labels=labels_B)
     if k < 1:
-        raise UsageError("top-k is empty", expected="k of at least 1", got=str(k))
+        raise UsageError("invalid top-k", expected="k of at least 1", got=str(k))
     num_rows, num_classes = logits_BK.shape
     outside = (labels_B < -1) | (labels_B >= num_classes)
     if outside.any():
@@ -89,9 +89,9 @@ def score_rows(logits_BK: Any, labels_B: Any, k: int = 5) -> RowScores:
     )
 
 
-# The exponential is written out because a call into the C library, one class at a time, is most of the kernel's time;
-# this form becomes vector instructions. 2^n times the Taylor polynomial of e^r on |r| <= ln(2)/2, whose first left-out
-# term is 5e-9: below float32's rounding. ln(2) in two parts keeps r exact.
+# The exponential is written out: calls into the C library, one per class, would take most of the kernel's time, while
+# this form compiles to vector instructions. It is 2^n times the Taylor polynomial of e^r on |r| <= ln(2)/2, whose first
+# omitted term is 5e-9, below float32's rounding. Splitting ln(2) in two parts keeps r exact.
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(-2.12194440e-4)
@@ -104,7 +104,7 @@ _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 @compiled
 def _exponentials(logits_K: FloatArray, top: float, shifted_K: FloatArray, exp_K: FloatArray) -> None:
-    """Write `logit - top` and its exponential for each class; below e^-87 it is 0."""
+    """Write `logit - top` and its exponential for every class; exponentials below e^-87 become 0."""
     for j in range(logits_K.shape[0]):
         x = logits_K[j] - top
         is_gone = x < _SMALLEST
@@ -127,7 +127,7 @@ def _exponentials(logits_K: FloatArray, top: float, shifted_K: FloatArray, exp_K
 
 @compiled
 def _rank(logits_K: FloatArray, best_T: FloatArray, ids_T: IntArray) -> None:
-    """Insert each class into the sorted best; strictly larger only, so the lowest id keeps a tie."""
+    """Insert the classes into the sorted best ones; only strictly larger logits move up, so ties keep the lowest id."""
     width = best_T.shape[0]
     filled = 0
     for j in range(logits_K.shape[0]):
@@ -148,7 +148,7 @@ def _rank(logits_K: FloatArray, best_T: FloatArray, ids_T: IntArray) -> None:
 def _all_finite(logits_K: FloatArray) -> bool:
     num_bad = 0
     for j in range(logits_K.shape[0]):
-        # NaN for a NaN and for an infinity, 0 for every other number.
+        # The difference is NaN for NaN and infinities, and 0 for all other numbers.
         num_bad += int(not (logits_K[j] - logits_K[j] == _ZERO))
     return num_bad == 0
 
@@ -164,7 +164,7 @@ def _score_rows(
 ) -> None:
     num_rows, num_classes = logits_BK.shape
     width = ids_BT.shape[1]
-    kept = min(max(width, 2), num_classes)  # the margin needs the second best, also where k is 1
+    kept = min(max(width, 2), num_classes)  # the margin needs the second best even if k is 1
     shifted_K = np.empty(num_classes, np.float32)
     exp_K = np.empty(num_classes, np.float32)
     best_T = np.empty(kept, np.float32)

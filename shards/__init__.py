@@ -1,1 +1,1 @@
-"""Tar bytes to samples: where shards are, what is in them, and how to make them. No torch, no model."""
+"""Locate, read and make WebDataset shards: from tar bytes to samples. Imports no torch and no model."""

@@ -1,8 +1,8 @@
-"""Byte ranges of a file, read with as few calls as they allow.
+"""Read byte ranges of a file with few system calls.
 
-Between the rows and the file: ranges in, views out. Ranges that lie together are one pread into one buffer, so that a
-block of small samples costs one system call, not one a sample. What cannot be read is a reason for the ranges it
-touches, and for no others.
+Used by `samples`: ranges in, views out. Neighbouring ranges are read by one pread into one buffer, so a block of small
+samples costs one system call instead of one per sample. A failed read yields a reason for the ranges it covers; all
+other ranges are unaffected.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from vitscore.shards.reasons import READ_ERROR, TRUNCATED, with_details
 
 ByteArray = NDArray[np.uint8]
 
-# Reading over a gap up to this size costs less than another call.
 MAX_GAP_BYTES = 32 << 10
+"""Largest gap that is read over: up to this size, reading it costs less than another call."""
 
 
 def read_spans(fd: int, offsets: Sequence[int], sizes: Sequence[int]) -> list[ByteArray | str]:
-    """Read ranges of a file; each is a view over a buffer shared by its neighbours, or the reason why it is not.
+    """Read ranges of a file.
 
     Args:
         fd: the open file; its position is not used.
-        offsets: where the ranges begin, in any order.
-        sizes: how long they are.
+        offsets: the first byte of each range, in any order.
+        sizes: the length of each range.
+
+    Returns:
+        For each range a view over a buffer that it shares with its neighbours, or the reason why it cannot be read.
     """
     if not offsets:
         return []
@@ -52,12 +55,12 @@ def read_spans(fd: int, offsets: Sequence[int], sizes: Sequence[int]) -> list[By
         for position, low, high in zip(positions[first:last], lows, highs, strict=True):
             view = buffer[low:high] if buffer is not None else None
             is_whole = view is not None and len(view) == high - low
-            results[position] = view if view is not None and is_whole else _read_alone(fd, base + low, high - low)
+            results[position] = view if view is not None and is_whole else _read_one(fd, base + low, high - low)
     return results
 
 
 def _read(fd: int, offset: int, size: int) -> ByteArray | None:
-    """Up to `size` bytes: fewer where the file ends, None where the read fails."""
+    """Read up to `size` bytes: fewer at the end of the file, None if the read fails."""
     buffer = np.empty(size, dtype=np.uint8)
     view = buffer.data
     num_read = 0
@@ -72,8 +75,8 @@ def _read(fd: int, offset: int, size: int) -> ByteArray | None:
     return buffer
 
 
-def _read_alone(fd: int, offset: int, size: int) -> ByteArray | str:
-    """One range by itself: a failed neighbour is no reason to lose it."""
+def _read_one(fd: int, offset: int, size: int) -> ByteArray | str:
+    """Read a single range, after the read that it shared with its neighbours failed."""
     try:
         data = os.pread(fd, size, offset)
     except OSError as error:

@@ -1,7 +1,8 @@
-"""A shard as an open file: the local one, or one that was brought into a cache folder.
+"""Shards as open files: local files, or copies in a cache folder.
 
-Between a shard's name and its index. Files in a cache folder never have a name (or lose it at once where the file
-system cannot do that), so that nothing stays behind whatever kills the process. It fetches and unpacks nothing.
+Sits between a shard's name and its index. Files in a cache folder have no name (on file systems that require one, the
+name is removed right after opening), so nothing is left behind if the process is killed. Fetching and unpacking are
+done in `remote`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from vitscore.system.durable import writing
 
 @dataclass
 class ShardFile:
-    """What a shard's name led to: an open file, a fault, or both where the file is not all that was there."""
+    """An opened shard: a file, a fault, or both if the file is incomplete."""
 
     fd: int = -1
     num_bytes: int | None = None
-    """Of the shard as it is stored: what was fetched, before it was unpacked."""
+    """Size of the shard as stored or fetched, before unpacking."""
     fault: str | None = None
     notes: tuple[str, ...] = ()
     is_unpacked: bool = False
@@ -34,26 +35,26 @@ class ShardFile:
 
 
 def open_local(path: str) -> ShardFile:
-    """Open a shard of this machine's file systems."""
+    """Open a shard on a local file system."""
     try:
-        # A pipe or a device would block; only files are shards.
+        # Without O_NONBLOCK, opening a pipe or a device would block.
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (FileNotFoundError, NotADirectoryError):
         return ShardFile(fault=MISSING)
     except OSError as error:
         return ShardFile(fault=with_details(READ_ERROR, error.strerror or str(error)))
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
         os.close(fd)
         return ShardFile(fault=with_details(NOT_A_TAR, "not a file"))
-    return ShardFile(fd, found.st_size)
+    return ShardFile(fd, status.st_size)
 
 
 def new_file(folder: Path) -> int:
-    """Open a new file without a name in `folder`, for reading and writing.
+    """Open a new unnamed file in `folder` for reading and writing.
 
     Raises:
-        SetupError: the folder cannot be written.
+        SetupError: the folder cannot be written to.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,10 +63,10 @@ def new_file(folder: Path) -> int:
 
 
 def write_at(fd: int, data: bytes, offset: int, *, folder: Path) -> int:
-    """Write all of `data` at `offset`; returns the offset behind it.
+    """Write all of `data` at `offset` and return the offset after it.
 
     Raises:
-        SetupError: `folder` is full, or cannot be written.
+        SetupError: `folder` is full or cannot be written to.
     """
     view = memoryview(data)
     with writing(folder):

@@ -1,11 +1,13 @@
-"""Members to samples: which names of a tar belong together, and which of them is the image.
+"""Group tar members into samples and choose the image of each sample.
 
-Between the tar's index and the rows; looks at names only. Grouping is webdataset's: the key is the path up to the first
-dot of its base name, folders kept, the extension is the rest, lower-cased; names like `__meta__` or without a dot
-belong to no sample. Beyond webdataset, members of one key are one sample also where they are not adjacent, and the
-second member of one key and extension opens a row of its own, `key#2`, instead of ending the shard.
+Sits between the tar's index and the rows, and uses names only. Grouping follows webdataset: the key is the path up to
+the first dot of the base name, including folders; the extension is the rest, in lower case. Names like `__meta__` and
+names without a dot belong to no sample. Two cases differ from webdataset: members with the same key form one sample
+even if they are not adjacent, and a second member with the same key and extension becomes a separate row, `key#2`,
+instead of ending the shard.
 
-Where a sample has several images, the first by `IMAGE_EXTENSIONS` is taken, whatever their order in the tar.
+If a sample has several images, the one whose extension comes first in `IMAGE_EXTENSIONS` is used, regardless of their
+order in the tar.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ _DOTFILE = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 
 @dataclass
 class Grouping:
-    """Rows of a shard as numbers of members in its tar's index."""
+    """The rows of a shard, by column; members are given by their position in the tar's index."""
 
     keys: list[str] = field(default_factory=list)
     image_members: list[int] = field(default_factory=list)
@@ -54,7 +56,7 @@ class Grouping:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """A member's key and lower-cased extension, None where it belongs to no sample."""
+    """Return a member's key and lower-case extension, or None if it belongs to no sample."""
     slash = name.rfind("/")
     dot = name.find(".", slash + 1)
     if dot < 0 or (name.startswith("__") and _META_NAME.match(name)):
@@ -67,12 +69,12 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def _is_odd(key: str) -> bool:
-    """Whether a name with this before its first dot may be a dotfile or a meta name."""
+    """Whether a name that starts with `key` and a dot may be a dotfile or a meta name."""
     return not key or key[-1] == "/" or key[:2] == "__"
 
 
 def group_members(names: Iterable[str], *, image_extensions: tuple[str, ...], label_extension: str) -> Grouping:
-    """Group a tar's members into samples, in order of their first members."""
+    """Group a tar's members into samples, ordered by their first members."""
     names = names if isinstance(names, list) else list(names)
     return _group_regular(names, image_extensions, label_extension) or _group_any(
         names, image_extensions, label_extension
@@ -80,9 +82,10 @@ def group_members(names: Iterable[str], *, image_extensions: tuple[str, ...], la
 
 
 def _group_regular(names: list[str], image_extensions: tuple[str, ...], label_extension: str) -> Grouping | None:
-    """The samples of a tar in which each has the same members in the same order, as writers make them; None of others.
+    """Group the members of a regular tar, or return None if the tar is not regular.
 
-    A few calls for all names cost a quarter of a look at each.
+    In a regular tar all samples have the same extensions in the same order, as writers produce them. Handling all
+    names with a few calls takes a quarter of the time of a loop over the names.
     """
     if not names:
         return None
@@ -94,7 +97,7 @@ def _group_regular(names: list[str], image_extensions: tuple[str, ...], label_ex
     if rest or len(set(extensions)) < len(extensions) or not are_plain:
         return None
     keys = [name.removesuffix(suffixes[0]) for name in names[:: len(suffixes)]]
-    # What a key must not have to be one: a dot, which would end it before, and the signs of dotfiles and meta names.
+    # A key contains no dot, which would end it earlier, and none of the marks of dotfiles and meta names.
     text = "\n".join(["", *keys, ""])
     if "." in text or "__" in text or "/\n" in text or "\n\n" in text or text.count("\n") != num_rows + 1:
         return None
@@ -128,7 +131,7 @@ def _group_any(names: list[str], image_extensions: tuple[str, ...], label_extens
     image_ranks: list[int] = []
     row, row_key = -1, None
     keys, extensions, images, labels = groups.keys, groups.extensions, groups.image_members, groups.label_members
-    # What a name's part behind its first dot stands for, where its key is the part before: nearly always.
+    # Extension and image rank by the text after a name's first dot; valid if the key is the text before it.
     kinds: dict[str, tuple[str, int | None]] = {}
     for member, name in enumerate(names):
         key, _, suffix = name.partition(".")
@@ -171,14 +174,14 @@ def _group_any(names: list[str], image_extensions: tuple[str, ...], label_extens
         if extension == label_extension:
             labels[target] = member
     _name_duplicates(groups, row_of, later_rows)
-    # A duplicate makes its key's members non-adjacent by itself; its own reason says enough.
+    # A duplicate always makes the members of its key non-adjacent; its reason already reports it.
     groups.num_scattered = sum(keys[row] not in later_rows for row in scattered)
     groups.num_many_images = len(many_images)
     return groups
 
 
 def _name_duplicates(groups: Grouping, row_of: dict[str, int], later_rows: dict[str, list[int]]) -> None:
-    """Give each further sample of a key its own name, `key#2` on, past names that the tar itself has."""
+    """Name the further samples of a key `key#2`, `key#3` and so on, skipping names that exist in the tar."""
     for key, rows in later_rows.items():
         number = 1
         for row in rows:

@@ -1,7 +1,7 @@
-"""A sample's label: from its tar member or from a file of labels, to a class id.
+"""Convert labels, from tar members or a labels file, to class ids.
 
-Between the tar's bytes and the rows. Integer text is an id, other text a class name. A missing label is -1 and no
-fault; a wrong or unreadable one is a reason. Nothing is matched by likeness here: a name is a class or it is not.
+Sits between the tar's bytes and the rows. Integer text is an id, other text a class name. A missing label is -1 and
+not a fault; a wrong or unreadable label yields a reason. Class names must match exactly.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ NO_LABEL = -1
 LabelValue = str | int
 Outcome = tuple[int, str | None]
 
-# Where no classes are given, names get ids from here on in order of appearance, apart from ids that the data hold.
 FIRST_NAME_ID = 1 << 30
-# Labels repeat, so their outcomes are kept; JSON documents mostly do not, so not too many of them.
+"""Without classes, names get ids from here on in order of appearance, so that they differ from ids in the data."""
 MAX_KEPT_OUTCOMES = 1 << 16
+"""Limit of the cache of outcomes: most labels repeat, but JSON documents rarely do."""
 
 _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _MISSING: Outcome = (NO_LABEL, None)
 
 
 class LabelRule:
-    """How a sample's label becomes a class id.
+    """The rule that converts a sample's label to a class id.
 
     Args:
-        classes: the data set's class names, in order of their ids. None takes every id from 0 on, and every name: for
-            looking at shards whose classes are not known.
+        classes: the data set's class names in order of their ids. None accepts every name and every id from 0 on, for
+            inspecting shards whose classes are unknown.
         label_key: the extension of the member that holds the label as text (`cls`), or `json:FIELD` for a field of the
-            sample's `json` member; `json:a.b` is field `b` of field `a` where there is no field `a.b`.
-        overrides: labels by sample key, which win over the tar's.
+            sample's `json` member; `json:a.b` is field `b` of field `a` if there is no field `a.b`.
+        overrides: labels by sample key; they take precedence over the tar's.
     """
 
     def __init__(
@@ -70,11 +70,13 @@ class LabelRule:
         self._outcomes: dict[bytes, Outcome] = {}
 
     def label(self, key: str, raw: bytes | None) -> Outcome:
-        """The class id of a sample and None, or -1 and the reason why it has no right one.
+        """Return a sample's class id and None, or -1 and the reason why the label is invalid.
+
+        A missing label gives -1 and None.
 
         Args:
             key: the sample's key, for the overrides.
-            raw: the label member's bytes; None where the sample has no such member.
+            raw: the label member's bytes, or None if the sample has no such member.
         """
         if self.overrides and key in self.overrides:
             return self.from_value(self.overrides[key])
@@ -104,7 +106,7 @@ class LabelRule:
         return _MISSING if value is None else self.from_value(value)
 
     def from_value(self, value: Any) -> Outcome:
-        """The outcome of a label as text or number."""
+        """Return the outcome of a label given as text or a number."""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -113,7 +115,7 @@ class LabelRule:
             return NO_LABEL, with_details(LABEL_UNREADABLE, f"{value!r} is neither a number nor a class name")
         text = value.strip()
         if _INTEGER.fullmatch(text):
-            # Python refuses to convert thousands of digits; no class id has twenty.
+            # Python refuses to convert thousands of digits, and no class id has twenty.
             return self.from_id(int(text)) if len(text) < 20 else (NO_LABEL, with_details(LABEL_OUT_OF_RANGE, text))
         return self.from_name(text)
 
@@ -146,17 +148,17 @@ def _json_field(document: dict[str, Any], fieldname: str) -> Any:
 
 
 def load_labels(path: str | os.PathLike[str]) -> dict[str, LabelValue]:
-    """Read a file of labels: csv with a header, or parquet, with the columns `key` and `label`.
+    """Read a labels file: csv with a header, or parquet, with the columns `key` and `label`.
 
-    An empty label leaves the sample's own. Other columns are ignored.
+    For an empty label, the label in the tar applies. Other columns are ignored.
 
     Raises:
-        UsageError: there is no such file.
-        LabelError: a column is missing, a key is there twice with different labels, or it is not csv or parquet.
+        UsageError: the file does not exist.
+        LabelError: the file is neither csv nor parquet, a column is missing, or a key has two different labels.
     """
     file = Path(path)
     if not file.is_file():
-        raise UsageError("no such file of labels", where=str(path))
+        raise UsageError("no such labels file", where=str(path))
     is_parquet = file.suffix.lower() in (".parquet", ".pq")
     rows = _parquet_rows(file) if is_parquet else _csv_rows(file)
     labels: dict[str, LabelValue] = {}
@@ -194,5 +196,5 @@ def _parquet_rows(file: Path) -> list[tuple[str, Any]]:
 
 def _require_columns(file: Path, names: Sequence[str]) -> None:
     if not {"key", "label"} <= set(names):
-        found = ", ".join(names) or "none"
-        raise LabelError("columns missing", where=str(file), expected="columns key and label", got=found)
+        got = ", ".join(names) or "none"
+        raise LabelError("columns missing", where=str(file), expected="columns key and label", got=got)

@@ -1,6 +1,6 @@
-"""What is in a shard, for people: counts of samples, formats and classes, and the table of its members.
+"""Summarise shards: counts of samples, formats and classes, and the table of members.
 
-Serves `shards ls` and `shards index`. Reads indexes and labels, never an image; whether images decode is for verify.
+Serves `shards ls` and `shards index`. Reads indexes and labels but no images; `shards verify` decodes those.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """One shard in numbers; `label_ids` are the ids that its labels became under the rule given."""
+    """Counts of one shard; `label_ids` are the class ids of its labels under the given rule."""
 
     name: str
     num_samples: int
@@ -40,7 +40,7 @@ class ShardSummary:
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """One member of a shard; `key` and `extension` are None where it belongs to no sample."""
+    """One member of a shard; `key` and `extension` are None if it belongs to no sample."""
 
     shard: str
     member: str
@@ -53,7 +53,7 @@ class IndexRow:
 def summarise_shard(
     shard: Shard, *, labels: LabelRule, image_key: str | None = None, cache: Cache | None = None
 ) -> ShardSummary:
-    """Count what a shard holds; a remote or compressed one is brought into the cache."""
+    """Count the contents of a shard; a remote or compressed shard is brought into the cache."""
     with OpenShard(shard, labels=labels, image_key=image_key, will_read=False, cache=cache) as opened:
         formats: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
@@ -83,7 +83,7 @@ def summarise_shard(
 
 
 def index_rows(shard: Shard, *, cache: Cache | None = None) -> tuple[Iterator[IndexRow], str | None]:
-    """Every regular member of a shard in order, and the shard's fault; offsets are those in the unpacked tar."""
+    """Return the regular members of a shard in order, and its fault; offsets refer to the unpacked tar."""
     with OpenShard(shard, labels=LabelRule(None), will_read=False, cache=cache) as opened:
         index = opened.index
     columns = zip(index.names, index.offsets, index.sizes, strict=True)
@@ -96,6 +96,6 @@ def _index_row(shard: str, member: str, offset: int, size: int) -> IndexRow:
 
 
 def common_folder(names: list[str]) -> str:
-    """The folder that all names share, with its slash; empty where there is none."""
+    """Return the folder that all names share, with a trailing slash, or an empty string if there is none."""
     folders = {os.path.dirname(name) for name in names}
     return os.path.join(folders.pop(), "") if len(folders) == 1 and "" not in folders else ""

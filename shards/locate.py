@@ -1,10 +1,10 @@
-"""Where the shards are: what the user names becomes a list of shards, class names and templates.
+"""Resolve the SHARDS arguments of a command to a list of shards, class names and templates.
 
-First in the flow. Takes a built-in name, a path, a glob, a brace pattern, a folder, a text file of shard names, a
-data set in CLIP_benchmark's layout, or URLs and commands (see urls). It opens no shard: a shard that is named and
-missing is in the list, and its opening says so. A glob or folder with nothing in it is a usage error.
+First step of the flow. Accepts a built-in name, a path, a glob, a brace pattern, a folder, a text file of shard names,
+a data set in CLIP_benchmark's layout, URLs and commands (see `remote.urls`). Opens no shard: a shard that is named but
+missing stays in the list, and opening it reports the fault. A glob or folder without shards is a usage error.
 
-Side files lie beside the shards (`classes.txt` or `classnames.txt`, `templates.txt`), or at the root of a
+Side files are read from the shards' folder (`classes.txt` or `classnames.txt`, `templates.txt`) or from the root of a
 CLIP_benchmark data set.
 """
 
@@ -33,7 +33,7 @@ from vitscore.shards.sidefiles import (
 from vitscore.shards.unusable import explain_unusable_folder
 
 if TYPE_CHECKING:
-    from vitscore.shards.remote.web import Found
+    from vitscore.shards.remote.web import FileInfo
 
 BUILT_IN = "demo"
 
@@ -42,27 +42,30 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 @dataclass(frozen=True)
 class _Listing:
-    """What one spec names: (name, path) pairs, the folders whose side files count, and what stores have told."""
+    """The shards that one argument names, as (name, path) pairs."""
 
     shards: list[tuple[str, str]]
     side_folders: list[Path | str]
-    found: dict[str, Found] = field(default_factory=dict)
+    """Folders that are searched for side files."""
+    infos: dict[str, FileInfo] = field(default_factory=dict)
+    """Sizes and ETags that stores have reported, by URL."""
 
 
 def locate(
     specs: Sequence[str], *, split: str = "test", allow_pipe: bool = False, has_remote_sizes: bool = True
 ) -> Corpus:
-    """Resolve everything that `SHARDS` can be, in the order given.
+    """Resolve the SHARDS arguments, in the given order.
 
     Args:
         specs: built-in names, paths, globs, brace patterns, folders, list files, URLs, commands.
-        split: the part of a data set in CLIP_benchmark's layout.
+        split: the split of a data set in CLIP_benchmark's layout.
         allow_pipe: whether shards may be the output of commands.
-        has_remote_sizes: ask servers for the sizes of remote shards; who has them from elsewhere saves the requests.
+        has_remote_sizes: whether to ask servers for the sizes of remote shards; False saves the requests if the sizes
+            are already known.
 
     Raises:
         UsageError: nothing matches, a shard is listed twice, or a folder holds images instead of shards.
-        SetupError: a store does not answer.
+        SetupError: a store does not respond.
     """
     if not specs:
         raise UsageError("no shards given", expected="demo, a path, a glob, a folder, or a list of shards")
@@ -71,24 +74,24 @@ def locate(
     _refuse_repeats(pairs)
     shards = tuple(Shard(ordinal, readable_name(name), path, _size(path)) for ordinal, (name, path) in enumerate(pairs))
     if has_remote_sizes and any(is_remote(path) for _, path in pairs):
-        shards = _describe(shards, {path: found for listing in listings for path, found in listing.found.items()})
+        shards = _with_sizes(shards, {path: info for listing in listings for path, info in listing.infos.items()})
     folders = list(dict.fromkeys(folder for listing in listings for folder in listing.side_folders))
     classes, classes_source = _read_side_files(folders, CLASSES_FILES, parse_classes)
     templates, templates_source = _read_side_files(folders, TEMPLATES_FILES, parse_templates)
     return Corpus(shards, classes, classes_source, templates, templates_source)
 
 
-def _describe(shards: Sequence[Shard], found: dict[str, Found]) -> tuple[Shard, ...]:
-    """The shards with what their stores say of them."""
+def _with_sizes(shards: Sequence[Shard], infos: dict[str, FileInfo]) -> tuple[Shard, ...]:
+    """Return the shards with sizes and ETags as their stores report them."""
     from vitscore.shards.redaction import PIPE
     from vitscore.shards.remote.stores import describe
 
     urls = [shard.path for shard in shards if is_remote(shard.path) and not shard.path.startswith(PIPE)]
-    unknown = [url for url in urls if url not in found]
-    found = found | dict(zip(unknown, describe(unknown), strict=True))
+    unknown = [url for url in urls if url not in infos]
+    infos = infos | dict(zip(unknown, describe(unknown), strict=True))
     return tuple(
-        replace(shard, num_bytes=found[shard.path].num_bytes, etag=found[shard.path].etag)
-        if shard.path in found
+        replace(shard, num_bytes=infos[shard.path].num_bytes, etag=infos[shard.path].etag)
+        if shard.path in infos
         else shard
         for shard in shards
     )
@@ -98,11 +101,11 @@ def _list_spec(spec: str, *, split: str, allow_pipe: bool) -> _Listing:
     if spec.startswith(BUILT_IN) and "/" not in spec:
         return _list_built_in(spec)
     if is_remote(spec):
-        # The clients of stores are imported for who needs them.
+        # Imported here: only remote shards need the store clients.
         from vitscore.shards.remote.urls import list_remote
 
-        named = list_remote(spec, split=split, allow_pipe=allow_pipe)
-        return _Listing([(public_name(url), url) for url in named.urls], list(named.side_folders), named.found)
+        remote = list_remote(spec, split=split, allow_pipe=allow_pipe)
+        return _Listing([(public_name(url), url) for url in remote.urls], list(remote.side_folders), remote.infos)
     if _URL.match(spec) and not os.path.exists(spec):
         from vitscore.shards.remote.urls import refuse_scheme
 
@@ -116,7 +119,7 @@ def _list_spec(spec: str, *, split: str, allow_pipe: bool) -> _Listing:
 
 
 def _is_text(path: Path) -> bool:
-    """Whether a file without a shard's suffix begins like text; a tar's header ends in zeros."""
+    """Whether a file without a shard suffix starts like text; a tar header ends with zeros."""
     if is_shard_name(path.name) or not path.is_file():
         return False
     with open(path, "rb") as file:
@@ -130,15 +133,15 @@ def _list_built_in(spec: str) -> _Listing:
             "unknown built-in data set",
             where=spec,
             expected=BUILT_IN,
-            next_step=f"For a file or folder of that name write ./{spec}.",
+            next_step=f"For a file or folder with this name, write ./{spec}.",
         )
-    # shards/ is mapped below the package, so its own path does not lead to the package's data.
+    # The folder shards/ is mapped below the package, so a path relative to this file would miss the package data.
     from importlib.resources import files
 
     folder = Path(str(files("vitscore.demo"))) / "shards"
     names = _tars_in(folder)
     if not names:
-        raise DataError("the built-in shards are missing", where=str(folder), next_step="Install vitscore again.")
+        raise DataError("built-in shards are missing", where=str(folder), next_step="Reinstall vitscore.")
     return _Listing([(f"{BUILT_IN}/{name}", str(folder / name)) for name in names], [folder])
 
 
@@ -152,29 +155,29 @@ def _list_folder(spec: str, *, split: str) -> _Listing:
     splits = sorted((file.parent.name for file in folder.glob("*/nshards.txt")), key=natural_key)
     if splits:
         raise UsageError(
-            "no such split", where=spec, expected=" or ".join(splits), got=split, next_step="Choose one with --split."
+            "no such split", where=spec, expected=" or ".join(splits), got=split, next_step="Pass one with --split."
         )
     raise explain_unusable_folder(spec)
 
 
 def _list_benchmark(spec: str, *, split: str) -> _Listing:
-    """CLIP_benchmark's layout: the number of shards stands in a file, and the shards are `0.tar` on."""
+    """List a data set in CLIP_benchmark's layout: `nshards.txt` holds the number of shards `0.tar`, `1.tar`, ..."""
     count_file = Path(spec) / split / "nshards.txt"
     text = count_file.read_text(encoding="utf-8", errors="replace").strip()
     if not text.isdecimal():
-        raise DataError("number of shards unreadable", where=str(count_file), expected="a number", got=repr(text[:40]))
+        raise DataError("invalid number of shards", where=str(count_file), expected="a number", got=repr(text[:40]))
     names = [os.path.join(spec, split, f"{number}.tar") for number in range(int(text))]
     return _Listing([(name, name) for name in names], [Path(spec), Path(spec) / split])
 
 
 def _list_file(spec: str, *, split: str, allow_pipe: bool) -> _Listing:
-    """A text file of shard names, relative to the file; `#` begins a comment line."""
+    """Read a text file of shard names, relative to the file's folder; lines that start with `#` are comments."""
     try:
         lines = Path(spec).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UsageError("no such list of shards", where=spec) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("list of shards unreadable", where=spec, expected="text", got=str(error)) from error
+        raise UsageError("cannot read the list of shards", where=spec, expected="text", got=str(error)) from error
     listings = []
     for line in (line.strip() for line in lines):
         if not line or line.startswith("#"):
@@ -188,29 +191,29 @@ def _list_file(spec: str, *, split: str, allow_pipe: bool) -> _Listing:
         pairs = list(zip(names, (path for _, path in listed.shards), strict=True))
         listings.append(_Listing(pairs, listed.side_folders))
     if not listings:
-        raise UsageError("no shards in the list", where=spec, expected="one shard name a line", got="none")
+        raise UsageError("no shards in the list", where=spec, expected="one shard name per line", got="none")
     folders = [folder for listing in listings for folder in listing.side_folders]
-    found = {path: each for listing in listings for path, each in listing.found.items()}
-    return _Listing([pair for listing in listings for pair in listing.shards], [Path(spec).parent, *folders], found)
+    infos = {path: info for listing in listings for path, info in listing.infos.items()}
+    return _Listing([pair for listing in listings for pair in listing.shards], [Path(spec).parent, *folders], infos)
 
 
 def _list_pattern(spec: str) -> _Listing:
-    """A path, a glob, or a brace pattern of either. A name that exists is taken as it is, whatever signs it has."""
+    """Expand a path, a glob, or a brace pattern of either; the name of an existing file is taken literally."""
     names = [spec] if os.path.exists(spec) else expand_braces(spec)
-    found: list[str] = []
+    paths: list[str] = []
     for name in names:
         if os.path.exists(name) or not glob.has_magic(name):
-            found.append(_checked_path(name))
+            paths.append(_checked_path(name))
         else:
-            found.extend(_expand_glob(name))
-    folders = [folder for name in found for folder in _side_folders(Path(name).parent)]
-    return _Listing([(name, name) for name in found], list(dict.fromkeys(folders)))
+            paths.extend(_expand_glob(name))
+    folders = [folder for path in paths for folder in _side_folders(Path(path).parent)]
+    return _Listing([(path, path) for path in paths], list(dict.fromkeys(folders)))
 
 
 def _checked_path(name: str) -> str:
-    """A shard may be missing and still be one; what has not even a shard's name is a mistake in the command."""
+    """Return a shard's path; refuse folders, and missing files whose names are not those of shards."""
     if os.path.isdir(name):
-        raise UsageError("a folder among shards", where=name, next_step="Name it by itself.")
+        raise UsageError("folder among shards", where=name, next_step="Pass the folder as a separate argument.")
     if not os.path.exists(name) and not is_shard_name(name):
         raise UsageError(
             "no such shard, folder or list", where=name, expected="demo, a path, a glob, a folder, or a list of shards"
@@ -233,7 +236,7 @@ def _tars_in(folder: Path) -> list[str]:
 
 
 def _side_folders(folder: Path) -> list[Path | str]:
-    """Where side files of shards in `folder` lie; a split of CLIP_benchmark's layout has them one folder up."""
+    """Return the folders to search for side files; a split in CLIP_benchmark's layout has them one folder up."""
     return [folder, folder.parent] if (folder / "nshards.txt").is_file() else [folder]
 
 
@@ -251,12 +254,12 @@ def _read_side_files(
 
 
 def _refuse_repeats(pairs: Sequence[tuple[str, str]]) -> None:
-    seen: dict[str, str] = {}
+    seen: set[str] = set()
     for name, path in pairs:
-        place = location_of(path)
-        if place in seen:
-            raise UsageError("the same shard twice", where=name, next_step="List every shard once.")
-        seen[place] = name
+        location = location_of(path)
+        if location in seen:
+            raise UsageError("shard listed twice", where=name, next_step="List every shard once.")
+        seen.add(location)
 
 
 def _size(path: str) -> int | None:

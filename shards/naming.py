@@ -1,6 +1,6 @@
-"""Names of shards: what one looks like, how names sort, how brace patterns expand.
+"""Recognise, sort and expand names of shards.
 
-Shared by the searches for local and for remote shards. Text in, text out; it looks at no file.
+Shared by the searches for local and remote shards. Text in, text out; accesses no files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _DIGITS = re.compile(r"(\d+)")
 
 
 def natural_key(name: str) -> tuple[tuple[tuple[int, int | str], ...], str]:
-    """A sort key that puts 2 before 10; names that differ only in leading zeros keep a fixed order."""
+    """Return a sort key that puts 2 before 10; names that differ only in leading zeros keep a fixed order."""
     parts = _DIGITS.split(name)
     return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part), name
 
@@ -27,14 +27,14 @@ def is_shard_name(name: str) -> bool:
 
 
 def expand_braces(spec: str) -> list[str]:
-    """`s-{000..127}.tar` and `{a,b}.tar` as names; other text is one name.
+    """Expand brace patterns such as `s-{000..127}.tar` and `{a,b}.tar`; other text is returned as one name.
 
     Raises:
-        UsageError: a brace has no partner.
+        UsageError: the braces are unbalanced.
     """
     if "{" not in spec and "}" not in spec:
         return [spec]
-    # A dependency of webdataset's; imported here as only patterns need it.
+    # A dependency of webdataset, imported here because only patterns need it.
     from braceexpand import braceexpand
 
     try:

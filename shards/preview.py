@@ -1,7 +1,7 @@
-"""What the first members of the first shard say about a corpus: how large they are, and about how many there are.
+"""Estimate the size and number of a corpus's members from the first members of its first shard.
 
-For an automatic choice only (the batch size); whatever cannot be seen at once, on this machine's disk and uncompressed,
-is not looked at. Nothing depends on it but speed.
+Used only to choose the batch size, so the estimate affects speed but no result. Only an uncompressed shard on a local
+disk is inspected.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _NUM_LOOKED_AT = 64
 
 @dataclass(frozen=True)
 class FirstLook:
-    """How large the first members are, and how many members there would be if all were like them."""
+    """The largest of the first members, and the number of members if all have the average size of the first ones."""
 
     largest_bytes: int
     num_members: int
 
 
 def look(shards: Sequence[Shard]) -> FirstLook | None:
-    """A first look at the shards; None where the first one is elsewhere, compressed, empty or no tar."""
+    """Inspect the first shard; return None if it is missing, remote, compressed, empty or not a tar."""
     if not shards or is_remote(shards[0].path):
         return None
     try:
@@ -37,6 +37,6 @@ def look(shards: Sequence[Shard]) -> FirstLook | None:
     if not members:
         return None
     last = members[-1]
-    each = (last.offset_data + last.size) / len(members)
+    bytes_per_member = (last.offset_data + last.size) / len(members)
     all_bytes = sum(shard.num_bytes or 0 for shard in shards)
-    return FirstLook(max(member.size for member in members), int(all_bytes / each))
+    return FirstLook(max(member.size for member in members), int(all_bytes / bytes_per_member))

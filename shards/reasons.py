@@ -1,7 +1,10 @@
-"""The fixed vocabulary of `reason`: why a sample or a shard is bad.
+"""The fixed vocabulary of reasons why a sample or a shard is bad.
 
-A reason is one of these constants, or one of them, `": "` and details. The ledger counts reasons by the constant alone,
-so details never make a new kind. Nothing here is an exception: a bad sample is a row, a bad shard is an entry.
+A reason is one of these constants, optionally followed by `": "` and details. The ledger counts reasons by constant and
+ignores the details. Reasons are values, not exceptions: a bad sample is a row, a bad shard an entry in the ledger.
+
+Parts store reasons with their details, and `metrics --check` compares both with those of the shards. So rewording the
+details of a shard's or a label's reason makes the check refuse folders of older versions.
 """
 
 from __future__ import annotations
@@ -55,11 +58,11 @@ SHARD_REASONS = frozenset({MISSING, EMPTY_FILE, NOT_A_TAR, TRUNCATED, DAMAGED, R
 
 
 def with_details(reason: str, details: str) -> str:
-    """`reason: details`; the details on one line, cut where they are endless."""
+    """Return `reason: details`, with the details on one line and cut to 200 characters."""
     line = " ".join(details.split())
     return f"{reason}: {line[:200]}" if line else reason
 
 
 def reason_kind(reason: str) -> str:
-    """The constant that a reason begins with, without its details."""
+    """Return the constant that a reason starts with, without its details."""
     return reason.split(": ", 1)[0]

@@ -1,7 +1,7 @@
-"""What may be told of a URL: its name without credentials and query, and texts without either.
+"""Strip credentials and queries from URLs before display.
 
-Everything that leaves the process (names, reasons, error lines, run.json) passes through here; the URL that is opened
-does not. Clients put whole URLs, and sometimes keys, into their exceptions.
+Everything that leaves the process (names, reasons, error lines, run.json) passes through here; only the URL that is
+opened stays complete. Client libraries put whole URLs, and sometimes keys, into their exceptions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SCHEMES = ("http", "https", "s3", "gs", "hf")
 PIPE = "pipe:"
 HIDDEN = "***"
 SHORTEST_SECRET = 6
-"""Shorter values are words of any text."""
+"""Shorter values are not replaced, as they may be ordinary words."""
 SHARD_WORD = re.compile(r"\.(tar|tgz)(\.\w+)?$", re.IGNORECASE)
 
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>()\\]+")
@@ -29,7 +29,10 @@ def is_remote(path: str) -> bool:
 
 
 def public_name(path: str) -> str:
-    """A shard's name: a URL without credentials, query and fragment; a command's last word that names a shard."""
+    """Return a shard's name without secrets: a URL without credentials, query and fragment, or a name for a command.
+
+    A command is named by its last word that is a shard's name, else by its program and a hash of the command.
+    """
     if path.startswith(PIPE):
         return _pipe_name(path.removeprefix(PIPE))
     if "://" not in path:
@@ -49,41 +52,41 @@ def public_name(path: str) -> str:
 
 
 def credentials(path: str) -> tuple[str, str]:
-    """User and password (key and secret) in a URL; empty where there are none."""
+    """Return the user and password (key and secret) in a URL; empty strings if it has none."""
     name = public_name(path)
     scheme, _, rest = path.partition("://")
     host = name.partition("://")[2].partition("/")[0]
-    found = re.match(rf"(.*?)@{re.escape(host)}(?:/|\?|#|$)", rest)
-    if not found or scheme == "hf":
+    match = re.match(rf"(.*?)@{re.escape(host)}(?:/|\?|#|$)", rest)
+    if not match or scheme == "hf":
         return "", ""
-    user, _, password = found[1].partition(":")
+    user, _, password = match[1].partition(":")
     return unquote(user), unquote(password)
 
 
 def public_spec(spec: str) -> str:
-    """What run.json may keep of something the user named: any form of SHARDS."""
+    """Return any form of SHARDS as run.json may record it."""
     return public_name(spec) if spec.startswith(PIPE) or "://" in spec else spec
 
 
 def scrub(text: str, *paths: str) -> str:
-    """A text without URLs' credentials and queries, without the secrets of `paths`, and the environment's keys."""
-    text = _URL_IN_TEXT.sub(lambda found: public_name(found[0]), text)
+    """Remove secrets from a text: those in URLs within it, those in `paths`, and those in environment variables."""
+    text = _URL_IN_TEXT.sub(lambda match: public_name(match[0]), text)
     for secret in sorted(_secrets(paths), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return text
 
 
 def _secrets(paths: tuple[str, ...]) -> set[str]:
-    found = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
+    secrets = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
     for path in paths:
         if path.startswith(PIPE):
-            found.add(path.removeprefix(PIPE))
+            secrets.add(path.removeprefix(PIPE))
         elif "://" in path:
             user, password = credentials(path)
             query = urlsplit(path).query
             values = {pair.partition("=")[2] for pair in query.split("&")}
-            found |= {user, password, query} | values | {unquote(value) for value in values}
-    return {secret for secret in found if len(secret) >= SHORTEST_SECRET}
+            secrets |= {user, password, query} | values | {unquote(value) for value in values}
+    return {secret for secret in secrets if len(secret) >= SHORTEST_SECRET}
 
 
 def _pipe_name(command: str) -> str:

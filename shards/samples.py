@@ -1,7 +1,7 @@
-"""A shard as rows: samples grouped by key, read in blocks of encoded images and labels.
+"""Read a shard as rows: samples grouped by key, in blocks of encoded images and labels.
 
 Second stage of the flow: the tar's index in, blocks of rows out, in shard order (the order of first members). Every
-sample is a row, whatever is wrong with it: its reason stands where its image would be. It decodes nothing.
+sample is a row; a bad sample has a reason instead of an image. Images are not decoded here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vitscore.shards.tar.index import UNPACKABLE, TarIndex, index_tar
 
 
 class Labeller(Protocol):
-    """What a shard needs of a label rule."""
+    """The part of a label rule that `OpenShard` uses."""
 
     @property
     def extension(self) -> str: ...
@@ -36,7 +36,7 @@ class Labeller(Protocol):
 
 @dataclass
 class SampleBlock:
-    """Rows of one shard. The images are views that stay valid as long as any of them is referenced."""
+    """Rows of one shard, by column. The images are views of a shared buffer, which lives as long as any of them."""
 
     keys: list[str]
     images: list[ByteArray | None]
@@ -48,20 +48,20 @@ class SampleBlock:
 
 
 class OpenShard:
-    """An open shard: its rows by number, read in blocks. Not thread-safe.
+    """An open shard, read in blocks of rows. Not thread-safe.
 
-    What is wrong with the shard is its `fault`; the rows that could be found are there all the same.
+    A damaged shard has a `fault`; its readable rows are available nevertheless.
 
     Args:
-        shard: where it is.
-        image_key: the only extension that is an image; None takes all of `IMAGE_EXTENSIONS`.
-        labels: how label bytes become ids.
-        will_read: the rows are read next, so the kernel may fetch the file ahead.
-        file: the shard's file where it was brought here ahead; closed with the shard.
-        cache: where it is brought to else, if it is remote or compressed.
+        shard: the shard to open.
+        image_key: the only extension that counts as an image; None accepts all of `IMAGE_EXTENSIONS`.
+        labels: the rule that converts label bytes to ids.
+        will_read: whether the rows are read next, so that the operating system may read ahead.
+        file: the shard's file if it was fetched or unpacked in advance; closed with the shard.
+        cache: the cache for a remote or compressed shard that was not fetched in advance.
 
     Raises:
-        SetupError: the cache's folder is full, or cannot be written.
+        SetupError: the cache's folder is full or cannot be written to.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class OpenShard:
             return TarIndex(fault=file.fault)
         index = index_tar(file.fd, will_read=will_read)
         if index.compression in UNPACKABLE and not file.is_unpacked:
-            # Compressed under the name of a plain tar.
+            # Compressed, but named like a plain tar.
             self._file = file = (cache or Cache()).unpack(file, index.compression)
             index = index_tar(file.fd, will_read=will_read)
-        # What the tar lacks began where its bytes ended.
+        # The file's fault comes first: it is the cause of the missing members.
         index.fault = file.fault or index.fault
         return index
 
@@ -111,9 +111,9 @@ class OpenShard:
             if row in groups.reasons:
                 continue
             if member == NO_MEMBER:
-                found = ", ".join(groups.extensions[row])
+                got = ", ".join(groups.extensions[row])
                 expected = self.image_extensions[0] if len(self.image_extensions) == 1 else ""
-                details = f"expected .{expected}, got {found}" if expected else f"got {found}"
+                details = f"expected .{expected}, got {got}" if expected else f"got {got}"
                 groups.reasons[row] = with_details(NO_IMAGE, details)
             elif member in index.flaws:
                 groups.reasons[row] = index.flaws[member]
@@ -124,23 +124,23 @@ class OpenShard:
         groups = self._groups
         counts = {
             "samples had members that were not adjacent": groups.num_scattered,
-            "samples had several images; the first by extension was taken": groups.num_many_images,
+            "samples had several images; the first by extension was used": groups.num_many_images,
             "links were skipped": self.index.num_links,
         }
-        return [*self._file.notes, *(f"{count} {what}" for what, count in counts.items() if count)]
+        return [*self._file.notes, *(f"{count} {note}" for note, count in counts.items() if count)]
 
     def extensions(self, row: int) -> list[str]:
-        """The extensions of a row's members, in the tar's order."""
+        """Return the extensions of a row's members, in the order of the tar."""
         return self._groups.extensions[row]
 
     def image_extension(self, row: int) -> str | None:
-        """The extension of the member that is a row's image."""
+        """Return the extension of a row's image, or None if the row has no image."""
         member = self._groups.image_members[row]
         key_and_extension = split_name(self.index.names[member]) if member != NO_MEMBER else None
         return key_and_extension[1] if key_and_extension else None
 
     def read(self, start: int, stop: int) -> SampleBlock:
-        """Read rows `start` to `stop`: one read where their members lie together. Any read error is a row's reason."""
+        """Read rows `start` to `stop`, with one read for adjacent members; a read error becomes the row's reason."""
         groups, rows = self._groups, range(start, min(stop, self.num_samples))
         bad = groups.reasons
         wanted = [member for row in rows if row not in bad for member in (groups.image_members[row],)]
@@ -161,7 +161,7 @@ class OpenShard:
         return SampleBlock(self.keys[rows.start : rows.stop], images, labels, reasons)
 
     def read_labels(self, start: int, stop: int) -> tuple[NDArray[np.int32], list[str | None]]:
-        """The labels of rows `start` to `stop`, and the reasons of those that are bad; no image is read."""
+        """Return the labels of rows `start` to `stop`, and the reasons of bad rows, without reading images."""
         rows = range(start, min(stop, self.num_samples))
         reasons = [self._groups.reasons.get(row) for row in rows]
         labels = self._label_rows(rows, self._read_members(self._label_members(rows)), reasons)
@@ -174,7 +174,10 @@ class OpenShard:
     def _label_rows(
         self, rows: range, data: dict[int, ByteArray | str], reasons: list[str | None]
     ) -> NDArray[np.int32]:
-        """Labels of rows, bad ones too: a bad image may have to count as a wrong answer. Reasons are filled in."""
+        """Return the labels of all rows, and write the reasons of bad labels into `reasons`.
+
+        Rows with bad images have labels too, as they may have to count as wrong answers.
+        """
         labels: list[int] = []
         label_of, members, keys = self.label_rule.label, self._groups.label_members, self.keys
         for position, row in enumerate(rows):
@@ -192,13 +195,13 @@ class OpenShard:
         return np.array(labels, dtype=np.int32)
 
     def _read_members(self, members: list[int]) -> dict[int, ByteArray | str]:
-        """The bytes of members by number, or why they cannot be read."""
+        """Return the bytes of members, or the reasons why they cannot be read, by position in the index."""
         offsets, sizes = self.index.offsets, self.index.sizes
         arrays = read_spans(self._file.fd, [offsets[m] for m in members], [sizes[m] for m in members])
         return dict(zip(members, arrays, strict=True))
 
     def close(self) -> None:
-        """Close the file. Blocks that were read stay valid."""
+        """Close the file; blocks that were read stay valid."""
         self._file.close()
 
     def __enter__(self) -> Self:

@@ -1,6 +1,6 @@
 """Shards and corpora as values: names, paths and sizes.
 
-`locate` makes them from the arguments of a command; nothing is opened here.
+`locate` creates them from the arguments of a command. Nothing is opened here.
 """
 
 from __future__ import annotations
@@ -8,19 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from vitscore.shards.redaction import is_remote, public_name
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard: its place in the list, its name as listed, the path to open, and its size where it was seen.
+    """One shard: its position in the list, its name as listed, the path to open, and its size if known.
 
-    The path of a remote shard may hold secrets and is never told; the name has none.
+    The path of a remote shard may contain secrets and is never shown; the name contains none.
     """
 
     ordinal: int
@@ -32,9 +28,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The shards of a run, and the class names and templates that came with them.
+    """The shards of a run, with the class names and templates from their side files.
 
-    Where several side files differ, the names are None and the source says which files differ.
+    If side files disagree, the names or templates are None and the source names the two files.
     """
 
     shards: tuple[Shard, ...]
@@ -45,12 +41,12 @@ class Corpus:
 
 
 def readable_name(name: str) -> str:
-    """Return a name that can be written as UTF-8, with other bytes as backslash escapes."""
+    """Return a name that can be encoded as UTF-8, with other bytes as backslash escapes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def corpus_names(shards: Sequence[Shard]) -> list[str]:
-    """The shards' names below the folder they share: the same wherever the corpus lies."""
+    """Return the shards' names relative to their common folder, which stay the same if the corpus is moved."""
     paths = [location_of(shard.path) for shard in shards]
     if not paths:
         return []
@@ -59,7 +55,7 @@ def corpus_names(shards: Sequence[Shard]) -> list[str]:
 
 
 def find_again(names: Sequence[str], shards: Sequence[Shard]) -> list[list[Shard]]:
-    """For each name of an older list the shards that may be it: the one of that name, else those of its base name."""
+    """Match the names of an older list: for each name, the shard with that name, else those with its base name."""
     by_name = {shard.name: [shard] for shard in shards}
     by_base: dict[str, list[Shard]] = {}
     for shard in shards:
@@ -72,5 +68,5 @@ def _base_name(name: str) -> str:
 
 
 def location_of(path: str) -> str:
-    """Identify a shard by an absolute path; a URL's scheme and host are its first folders."""
+    """Return an absolute path that identifies a shard; for a URL, scheme and host are the first folders."""
     return f"/{public_name(path).replace('://', '/')}" if is_remote(path) else os.path.abspath(path)

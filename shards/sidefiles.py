@@ -1,7 +1,7 @@
-"""Class names and prompt templates: the text files that lie beside shards.
+"""Read class names and prompt templates from the text files beside shards.
 
-Used by the search for shards, and for the files that a user names. One name a line, UTF-8; the line's number is the
-class id, so an empty line among names is an error, not skipped. It matches nothing to anything.
+Also used for files that a user passes. A file has one name per line in UTF-8; the line number is the class id, so an
+empty line among class names is an error.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ TEMPLATES_FILES = ("templates.txt", "zeroshot_classification_templates.txt")
 
 @dataclass(frozen=True)
 class SideFile:
-    """A file of names: what it is called, and its bytes."""
+    """The name and content of a side file."""
 
     name: str
     data: bytes
 
 
 def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Read class names in order of their ids: a text file, one a line, or a JSON list of strings.
+    """Read class names in order of their ids from a text file, one per line, or from a JSON list of strings.
 
     Raises:
-        UsageError: there is no such file.
-        ClassError: it is empty, not text, or has an empty line among its names.
+        UsageError: the file cannot be read.
+        ClassError: the file is empty, is not text, or has an empty line among its names.
     """
     return parse_classes(_read(path))
 
 
 def parse_classes(file: SideFile) -> tuple[str, ...]:
-    """Class names, from a file that was read; raises what `read_classes` does."""
+    """Return the class names in a file's content; raises ClassError like `read_classes`."""
     if file.name.lower().endswith(".json"):
         return _json_list(file)
     lines = _lines(file)
@@ -46,44 +46,44 @@ def parse_classes(file: SideFile) -> tuple[str, ...]:
             raise ClassError(
                 "class name missing",
                 where=f"{file.name}, line {number}",
-                expected="one class name a line",
+                expected="one class name per line",
                 got="an empty line",
-                next_step="A class's id is its line's number, so no line can be left out.",
+                next_step="The line number is the class id, so every line needs a name.",
             )
     if not lines:
-        raise ClassError("no class names", where=file.name, expected="one class name a line", got="an empty file")
+        raise ClassError("no class names", where=file.name, expected="one class name per line", got="an empty file")
     return tuple(lines)
 
 
 def read_templates(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Read prompt templates, one a line; empty lines are skipped.
+    """Read prompt templates, one per line; empty lines are skipped.
 
     Raises:
-        UsageError: there is no such file, or a template has no place for the class name.
-        ClassError: it is not text, or has no template.
+        UsageError: the file cannot be read, or a template has no placeholder for the class name.
+        ClassError: the file is not text or holds no templates.
     """
     return parse_templates(_read(path))
 
 
 def parse_templates(file: SideFile) -> tuple[str, ...]:
-    """Prompt templates, from a file that was read; raises what `read_templates` does."""
+    """Return the prompt templates in a file's content; raises the errors of `read_templates`."""
     is_json = file.name.lower().endswith(".json")
     templates = _json_list(file) if is_json else tuple(line for line in _lines(file) if line)
     for number, template in enumerate(templates, start=1):
         if "{c}" not in template and "{}" not in template:
             raise UsageError(
-                "template without a place for the class",
+                "template has no placeholder for the class",
                 where=f"{file.name}, template {number}",
-                expected="{c} or {} in it",
+                expected="{c} or {}",
                 got=repr(template),
             )
     if not templates:
-        raise ClassError("no templates", where=file.name, expected="one template a line", got="an empty file")
+        raise ClassError("no templates", where=file.name, expected="one template per line", got="an empty file")
     return templates
 
 
 def find_side_file(folder: Path | str, names: tuple[str, ...]) -> SideFile | None:
-    """The first of the named files that a folder has; the folder may be a URL."""
+    """Return the first of the named files that exists in a folder; the folder may be a URL."""
     if isinstance(folder, Path):
         return next((_read(folder / name) for name in names if (folder / name).is_file()), None)
     from vitscore.shards.remote.stores import read_small
@@ -99,20 +99,20 @@ def _read(path: str | os.PathLike[str]) -> SideFile:
     try:
         return SideFile(str(path), Path(path).read_bytes())
     except OSError as error:
-        raise UsageError("file cannot be read", where=str(path), got=error.strerror or str(error)) from error
+        raise UsageError("cannot read the file", where=str(path), got=error.strerror or str(error)) from error
 
 
 def _text(file: SideFile) -> str:
     try:
-        # Line ends as in a file that is opened as text.
+        # Translate line ends as Python's text mode does.
         return file.data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ClassError("names cannot be read", where=file.name, expected="UTF-8 text", got=str(error)) from error
 
 
 def _lines(file: SideFile) -> list[str]:
-    """Stripped lines, without the empty ones at the end."""
-    # Not splitlines: a name may hold characters that Unicode counts as line ends.
+    """Return the lines of a file, stripped, without empty ones at the end."""
+    # Not splitlines: a name may contain characters that Unicode treats as line ends.
     lines = [line.strip() for line in _text(file).split("\n")]
     while lines and not lines[-1]:
         lines.pop()

@@ -1,6 +1,6 @@
-"""Folders that are not shards yet: what they hold, and the command that makes shards of them.
+"""Explain why a folder holds no shards, and name the command that makes them.
 
-The search for shards asks here when a folder has no tar in it. It looks at names only, and at few of them.
+Used by the search for shards if a folder contains no tar. Inspects only names, and at most 10,000 of them.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ MAX_NAMES_LOOKED_AT = 10_000
 
 
 def is_image_file(name: str) -> bool:
-    """Whether a file's extension is an image's."""
+    """Whether a file has the extension of an image format."""
     return not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_FILE_EXTENSIONS and "." in name
 
 
 def explain_unusable_folder(spec: str) -> UsageError:
-    """The error for a folder without shards; where it holds images, with the exact line that makes shards of them."""
+    """Return the error for a folder without shards; if it holds images, with the command that makes shards of them."""
     folder = Path(spec)
     if _is_cifar(folder) or _holds_images(folder):
         output = f"{os.path.normpath(spec)}-shards"
         return UsageError(
-            "a folder of images, not of shards",
+            "folder holds images, not shards",
             where=spec,
             expected="*.tar",
             next_step=f"Make shards first: vitscore shards make {shlex.quote(spec)} -o {shlex.quote(output)}",
         )
     with_tars = sorted({file.parent.name for file in itertools.islice(folder.glob("*/*.tar"), MAX_NAMES_LOOKED_AT)})
-    hint = f"Its folder {with_tars[0]} has some: name {os.path.join(spec, with_tars[0])}." if with_tars else ""
+    hint = f"Its subfolder {with_tars[0]} has some: pass {os.path.join(spec, with_tars[0])}." if with_tars else ""
     return UsageError("no shards in the folder", where=spec, expected="*.tar", got="none", next_step=hint)
 
 

@@ -1,4 +1,4 @@
-"""Compressed tars are the tars in them: the same rows, and the rules of cut tars where they are damaged."""
+"""Compressed tars give the same rows as the tars in them, and are treated like truncated tars if they are damaged."""
 
 import bz2
 import gzip
@@ -50,24 +50,24 @@ def tar(tmp_path: Path, digits: Any) -> bytes:
 
 
 def rows(path: Path, cache: Path) -> tuple[list[tuple[str, bytes | None, int, str | None]], str | None, int | None]:
-    """Every row of a shard, its fault and its bytes, as the reader gets them."""
-    found = []
+    """Return the rows, the fault and the size of a shard, as the reader gets them."""
+    rows_read = []
     items = [(0, Shard(0, path.name, str(path), None))]
     for _, shard, file in fetch_ahead(items, Cache(cache)):
         with OpenShard(shard, labels=RULE, file=file, cache=Cache(cache)) as opened:
             block = opened.read(0, opened.num_samples)
             for row, image in enumerate(block.images):
                 data = None if image is None else image.tobytes()
-                found.append((block.keys[row], data, int(block.labels[row]), block.reasons[row]))
+                rows_read.append((block.keys[row], data, int(block.labels[row]), block.reasons[row]))
             fault, num_bytes = opened.fault, opened.num_bytes
     assert not cache.exists() or list(cache.iterdir()) == []
-    return found, fault, num_bytes
+    return rows_read, fault, num_bytes
 
 
 @pytest.mark.parametrize("suffix", PACK)
 @pytest.mark.parametrize("is_named_so", [True, False])
 def test_a_compressed_tar_is_the_tar_in_it(tar: bytes, tmp_path: Path, suffix: str, is_named_so: bool) -> None:
-    """The first bytes tell, not the name."""
+    """Compression is recognised by the first bytes, not by the name."""
     packed = PACK[suffix](tar)
     path = tmp_path / f"s{suffix if is_named_so else '.tar'}"
     path.write_bytes(packed)
@@ -77,7 +77,7 @@ def test_a_compressed_tar_is_the_tar_in_it(tar: bytes, tmp_path: Path, suffix: s
 
 @pytest.mark.parametrize("suffix", KINDS)
 def test_several_streams_in_one_file_are_one_tar(tar: bytes, tmp_path: Path, suffix: str) -> None:
-    """As parallel compressors write them."""
+    """Parallel compressors write several streams."""
     (tmp_path / f"s{suffix}").write_bytes(
         b"".join(PACK[suffix](tar[at : at + 9999]) for at in range(0, len(tar), 9999))
     )
@@ -86,23 +86,23 @@ def test_several_streams_in_one_file_are_one_tar(tar: bytes, tmp_path: Path, suf
 
 
 @pytest.mark.parametrize("suffix", KINDS)
-def test_what_lies_before_a_cut_is_kept(tar: bytes, tmp_path: Path, suffix: str) -> None:
-    # One stream that is whole, and a second one cut: at least the first is unpacked, whatever the kind's blocks.
+def test_data_before_a_cut_are_kept(tar: bytes, tmp_path: Path, suffix: str) -> None:
+    # A whole stream and a truncated one: at least the first is unpacked, for any block size of the format.
     half = len(tar) // 2 // 512 * 512 + 100
     path = tmp_path / f"s{suffix}"
     path.write_bytes(PACK[suffix](tar[:half]) + PACK[suffix](tar[half:])[:40])
-    found, fault, _ = rows(path, tmp_path / "cache")
+    kept, fault, _ = rows(path, tmp_path / "cache")
     match = re.fullmatch(r"truncated: (\w+) data end after (\d+) unpacked bytes", fault or "")
     assert match is not None, fault
     num_bytes = int(match[2])
     assert num_bytes >= (half - ZSTD_STEP_BYTES if suffix == ".tar.zst" else half)
     (tmp_path / "cut.tar").write_bytes(tar[:num_bytes])
     expected, _, _ = rows(tmp_path / "cut.tar", tmp_path / "cache")
-    assert found == expected != []
+    assert kept == expected != []
 
 
 @pytest.mark.parametrize("suffix", KINDS)
-def test_what_lies_before_a_damage_is_kept(tar: bytes, tmp_path: Path, suffix: str) -> None:
+def test_data_before_damage_are_kept(tar: bytes, tmp_path: Path, suffix: str) -> None:
     packed = bytearray(PACK[suffix](tar))
     packed[len(packed) // 3 : len(packed) // 3 + 20] = bytes(20)
     packed[-12:] = bytes(12)
@@ -118,11 +118,11 @@ def test_what_lies_before_a_damage_is_kept(tar: bytes, tmp_path: Path, suffix: s
 def test_a_stump_is_a_fault_without_rows(tar: bytes, tmp_path: Path, suffix: str, num_bytes: int) -> None:
     path = tmp_path / f"s{suffix}"
     path.write_bytes(PACK[suffix](tar)[:num_bytes])
-    found, fault, _ = rows(path, tmp_path / "cache")
-    assert found == [] and fault is not None and fault.startswith("truncated: ")
+    kept, fault, _ = rows(path, tmp_path / "cache")
+    assert kept == [] and fault is not None and fault.startswith("truncated: ")
 
 
-def test_what_is_no_tar_within_is_none(tar: bytes, tmp_path: Path) -> None:
+def test_compressed_files_that_are_not_tars_are_faults(tar: bytes, tmp_path: Path) -> None:
     for content, fault in (
         (b"plain text, long enough for a block\n" * 30, "not a tar: no tar header at its start"),
         (gzip.compress(tar), "not a tar: gzip data; unpack it first"),
@@ -136,7 +136,7 @@ def test_what_is_no_tar_within_is_none(tar: bytes, tmp_path: Path) -> None:
 
 
 def test_a_bomb_costs_disk_not_memory(tmp_path: Path) -> None:
-    """A megabyte that unpacks to 300 MB: the pieces stay small."""
+    """A megabyte unpacks to 300 MB in small pieces."""
     import tracemalloc
 
     (tmp_path / "s.tar.bz2").write_bytes(bz2.compress(bytes(1 << 26), 9) * 4)
@@ -174,7 +174,7 @@ def test_a_run_over_compressed_shards_is_the_run_over_the_tars(
     assert vitscore("metrics", out, "--check").code == 0
 
 
-def test_ls_index_and_verify_read_them(make_shards: Call, vitscore: Call, digits: Any) -> None:
+def test_ls_index_and_verify_read_compressed_shards(make_shards: Call, vitscore: Call, digits: Any) -> None:
     folder = make_shards(digits[:30])
     data = (folder / "s-0.tar").read_bytes()
     (folder / "s.tgz").write_bytes(gzip.compress(data))

@@ -1,4 +1,4 @@
-"""One remote shard into one file: every way a server can fail, and what comes of it; the oracle is the file."""
+"""Fetching one remote shard: every kind of server failure and its result, compared with the file itself."""
 
 import gzip
 import hashlib
@@ -30,7 +30,7 @@ Call = Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses and time-outs as short as a test."""
+    """Shorten pauses and time-outs."""
     monkeypatch.setattr(failures, "BACKOFF_S", 0.002)
     monkeypatch.setattr(failures, "LONGEST_PAUSE_S", 0.01)
     monkeypatch.setattr(web, "READ_TIMEOUT_S", 0.3)
@@ -58,7 +58,7 @@ def content(file: ShardFile) -> bytes:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[Path]:
-    """A cache folder in which no name may stay."""
+    """A cache folder that must have no entries after the test."""
     yield tmp_path / "cache"
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -72,18 +72,18 @@ def cache(tmp_path: Path) -> Iterator[Path]:
         ([{"stall": 70_000}], ["", "bytes=70000-"]),
         ([{"stall": 0}, {"status": 503}], ["", "", ""]),
         ([{"cut": 1000}, {"status": 503}], ["", "bytes=1000-", "bytes=1000-"]),
-        # Another file of the same name: what was there is of no use.
+        # The file was replaced by another one of the same name: the first bytes are discarded.
         ([{"cut": 1000, "body": b"x" * len(CONTENT)}], ["", "bytes=1000-"]),
-        # The server says that the range is of another file, though it sends one.
+        # The server sends a range, but its ETag is another file's.
         ([{"cut": 1000}, {"etag": '"other"'}], ["", "bytes=1000-"]),
-        # No validator: nothing proves that a range would be of the same file.
+        # Without a validator, nothing proves that a range would belong to the same file.
         ([{"cut": 1000, "etag": ""}], ["", ""]),
         ([{"length": len(CONTENT) + 500}], ["", ""]),
         ([{"length": len(CONTENT) - 500}], ["", ""]),
         ([{"body": CONTENT[:-1]}], ["", ""]),
     ],
 )
-def test_a_shard_comes_whole_whatever_happens(
+def test_a_shard_arrives_whole_after_any_failure(
     server: Any, cache: Path, faults: list[dict[str, Any]], ranges: list[str]
 ) -> None:
     for fault in faults:
@@ -100,7 +100,7 @@ def test_a_server_without_ranges_or_validators_sends_all_again(server: Any, cach
     assert len(server.gets("/s.tar")) == 3
 
 
-def test_a_length_that_nobody_listed_is_kept_to(server: Any, cache: Path) -> None:
+def test_an_announced_length_is_checked(server: Any, cache: Path) -> None:
     server.fail("/s.tar", length=len(CONTENT) + 500, times=1)
     assert content(bring(server, cache)) == CONTENT
     assert server.gets("/s.tar") == ["", f"bytes={len(CONTENT)}-", ""]
@@ -119,14 +119,14 @@ def test_without_a_length_a_cut_is_still_found(server: Any, cache: Path) -> None
         ({"status": 410}, "missing", 1),
         ({"status": 401}, "unreachable: 401 Unauthorized", 1),
         ({"status": 403}, "unreachable: 403 Forbidden", 1),
-        ({"status": 503}, "unreachable: 503 Service Unavailable, 8 tries", 8),
+        ({"status": 503}, "unreachable: 503 Service Unavailable, after 8 tries", 8),
         ({"stall": 0}, "unreachable: ", 8),
         ({"cut": 0}, "unreachable: ", 8),
-        ({"body": b"short"}, "unreachable: 5 bytes instead of the 300000 that were listed, 8 tries", 8),
+        ({"body": b"short"}, "unreachable: 5 bytes instead of the 300000 listed, after 8 tries", 8),
         ({"cut": 10, "no_range": True}, "unreachable: ", 8),
     ],
 )
-def test_what_cannot_be_had_is_a_fault_with_its_details(
+def test_a_shard_that_cannot_be_fetched_has_a_fault_with_details(
     server: Any, cache: Path, fault: Any, said: str, num_tries: int
 ) -> None:
     server.fail("/s.tar", times=100, **fault)
@@ -145,7 +145,7 @@ def test_a_host_that_is_not_there_is_unreachable(cache: Path) -> None:
 
 def test_a_change_after_the_listing_is_noted(server: Any, cache: Path) -> None:
     file = bring(server, cache, etag='"older"')
-    assert file.notes == ("it changed after it was listed",)
+    assert file.notes == ("changed after it was listed",)
     file.close()
 
 
@@ -165,7 +165,7 @@ def test_a_compressed_shard_is_unpacked_once_it_is_here(server: Any, cache: Path
 
 
 def test_a_full_cache_is_missing_set_up(server: Any, start: Call, tmp_path: Path) -> None:
-    """A limit on file sizes stands for the full disk: the same call fails in the same way."""
+    """A limit on file sizes replaces the full disk: the same call fails in the same way."""
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "from vitscore.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -177,7 +177,7 @@ def test_a_full_cache_is_missing_set_up(server: Any, start: Call, tmp_path: Path
     assert list(folder.iterdir()) == []
 
 
-def test_a_fetch_ends_at_once_when_nobody_waits(server: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fetch_ends_at_once_when_the_cache_stops(server: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "READ_TIMEOUT_S", 30.0)
     server.fail("/s.tar", stall=10, times=9)
     held = Cache(cache)
@@ -191,7 +191,7 @@ def test_a_fetch_ends_at_once_when_nobody_waits(server: Any, cache: Path, monkey
 
 
 def open_files(folder: Path) -> int:
-    """How many unnamed files of a folder this process has open."""
+    """Count the unnamed files of a folder that this process has open."""
     links = (f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd"))
     return sum(os.path.lexists(link) and os.readlink(link).startswith(f"{folder}/") for link in links)
 
@@ -243,27 +243,27 @@ def test_a_command_gives_a_shard_and_its_failure_is_tried_again(tmp_path: Path, 
     once = f"test -e {tmp_path}/seen || {{ touch {tmp_path}/seen; exit 3; }}; cat {tmp_path}/s.tar"
     assert content(Cache(cache).bring(Shard(0, "s", f"pipe:{once}", None))) == CONTENT
     for command, said in (
-        ("echo secret-text >&2; exit 7", "unreachable: the command ended with 7, 8 tries"),
-        ("no-such-program-here", "unreachable: the command ended with 127"),
-        ("echo x; sleep 60 | cat", "unreachable: the command is silent for 0.3 s, 8 tries"),
+        ("echo secret-text >&2; exit 7", "unreachable: the command exited with 7, after 8 tries"),
+        ("no-such-program-here", "unreachable: the command exited with 127"),
+        ("echo x; sleep 60 | cat", "unreachable: no output from the command for 0.3 s, after 8 tries"),
     ):
         assert Cache(cache).bring(Shard(0, "s", f"pipe:{command}", None)).fault == said
 
 
-def test_a_command_needs_a_word_from_the_user(tmp_path: Path) -> None:
+def test_a_command_needs_allow_pipe(tmp_path: Path) -> None:
     spec = "pipe:curl -H 'Authorization: Bearer abc' https://h/s-{0..1}.tar?sig=x"
-    with pytest.raises(UsageError, match=r"a command among shards: pipe:https://h/s-0.tar - expected --allow-pipe"):
+    with pytest.raises(UsageError, match=r"command among shards: pipe:https://h/s-0.tar - expected --allow-pipe"):
         locate([spec])
     (tmp_path / "list.txt").write_text(spec)
     with pytest.raises(UsageError, match="--allow-pipe"):
         locate([str(tmp_path / "list.txt")])
     for specs in ([spec], [str(tmp_path / "list.txt")]):
-        found = locate(specs, allow_pipe=True)
-        assert [shard.name for shard in found.shards] == ["pipe:https://h/s-0.tar", "pipe:https://h/s-1.tar"]
-        assert "Bearer" not in repr(found)
+        corpus = locate(specs, allow_pipe=True)
+        assert [shard.name for shard in corpus.shards] == ["pipe:https://h/s-0.tar", "pipe:https://h/s-1.tar"]
+        assert "Bearer" not in repr(corpus)
 
 
-# Where shards are.
+# Locating shards.
 
 
 def test_sizes_and_side_files_of_a_web_server_are_read(server: Any, tmp_path: Path) -> None:
@@ -273,9 +273,9 @@ def test_sizes_and_side_files_of_a_web_server_are_read(server: Any, tmp_path: Pa
     for spec in ("s-.tar", "gone.tar"):
         (server.root / spec).write_bytes(b"")
     (server.root / "gone.tar").unlink()
-    found = locate([f"{server.url}/{{s,gone}}.tar?signed=1"])
+    corpus = locate([f"{server.url}/{{s,gone}}.tar?signed=1"])
     etag = f'"{hashlib.sha1(CONTENT).hexdigest()}"'
-    assert [(s.name, s.num_bytes, s.etag) for s in found.shards] == [
+    assert [(s.name, s.num_bytes, s.etag) for s in corpus.shards] == [
         (f"{server.url}/s.tar", len(CONTENT), etag),
         (f"{server.url}/gone.tar", None, None),
     ]
@@ -283,8 +283,8 @@ def test_sizes_and_side_files_of_a_web_server_are_read(server: Any, tmp_path: Pa
     empty = locate([f"{server.url}/empty.tar"]).shards[0]
     with OpenShard(empty, labels=LabelRule(None)) as opened:
         assert (opened.fault, opened.num_samples) == ("empty file", 0)
-    assert (found.classes, found.classes_source) == (("cat", "dog"), f"{server.url}/classes.txt")
-    assert (found.templates, found.templates_source) == (("a {c}",), f"{server.url}/templates.txt")
+    assert (corpus.classes, corpus.classes_source) == (("cat", "dog"), f"{server.url}/classes.txt")
+    assert (corpus.templates, corpus.templates_source) == (("a {c}",), f"{server.url}/templates.txt")
     assert [shard.name for shard in locate([f"{server.url}/list.txt"]).shards] == [f"{server.url}/s.tar"]
     (tmp_path / "local.txt").write_text(f"{server.url}/s.tar\nweb/s-.tar\n")
     assert [shard.num_bytes for shard in locate([str(tmp_path / "local.txt")]).shards] == [len(CONTENT), 0]
@@ -302,20 +302,20 @@ def test_a_data_set_in_clip_benchmarks_layout_may_be_on_the_web(server: Any) -> 
     (server.root / "wds" / "test").mkdir(parents=True)
     (server.root / "wds" / "test" / "nshards.txt").write_text("2\n")
     (server.root / "wds" / "classnames.txt").write_text("cat\n")
-    found = locate([f"{server.url}/wds"])
-    assert [shard.name for shard in found.shards] == [f"{server.url}/wds/test/{number}.tar" for number in (0, 1)]
-    assert found.classes == ("cat",)
+    corpus = locate([f"{server.url}/wds"])
+    assert [shard.name for shard in corpus.shards] == [f"{server.url}/wds/test/{number}.tar" for number in (0, 1)]
+    assert corpus.classes == ("cat",)
 
 
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("URL/*.tar?sig=secret", "a pattern that the web cannot list: URL/\\*.tar - "),
-        ("URL/folder/", "a folder that the web cannot list: URL/folder/ - "),
+        ("URL/*.tar?sig=secret", "cannot list a pattern over http: URL/\\*.tar - "),
+        ("URL/folder/", "cannot list a folder over http: URL/folder/ - "),
         ("URL/none.txt", "no such list of shards: URL/none.txt"),
-        ("URL/evil.txt", "a command in a list at a .*: URL/evil.txt"),
+        ("URL/evil.txt", "command in a remote list: URL/evil.txt"),
         ("URL/s-{1..2.tar?sig=secret", "unbalanced braces: URL/s-{1..2.tar - "),
-        ("URL/s.tar?{a,b}", "the same shard twice: URL/s.tar"),
+        ("URL/s.tar?{a,b}", "shard listed twice: URL/s.tar"),
     ],
 )
 def test_wrong_urls_are_usage_errors(server: Any, spec: str, said: str) -> None:
@@ -325,19 +325,20 @@ def test_wrong_urls_are_usage_errors(server: Any, spec: str, said: str) -> None:
     assert "secret" not in str(error.value)
 
 
-def test_a_server_that_does_not_answer_before_the_start_is_missing_set_up(server: Any) -> None:
+def test_a_server_that_does_not_respond_before_the_start_is_a_setup_error(server: Any) -> None:
     server.fail("/s.tar", status=503, methods=("HEAD",), times=3)
     assert locate([f"{server.url}/s.tar"]).shards[0].num_bytes == len(CONTENT)
     server.fail("/s.tar", status=503, methods=("HEAD",), times=100)
-    with pytest.raises(SetupError, match=r"store does not answer: .*s.tar - got 503 Service Unavailable, 8 tries"):
+    message = r"store does not respond: .*s.tar - got 503 Service Unavailable, after 8 tries"
+    with pytest.raises(SetupError, match=message):
         locate([f"{server.url}/s.tar?sig=secret"])
 
 
-def test_a_server_that_refuses_every_shard_is_missing_set_up(server: Any) -> None:
+def test_a_server_that_refuses_every_shard_is_a_setup_error(server: Any) -> None:
     (server.root / "t.tar").write_bytes(b"t")
     server.fail("/s.tar", status=403, methods=("HEAD", "GET"), times=100)
     assert [shard.num_bytes for shard in locate([f"{server.url}/{{s,t}}.tar"]).shards] == [None, 1]
-    with pytest.raises(SetupError, match=r"store refuses: .*s.tar - got 403 Forbidden. Check the credentials"):
+    with pytest.raises(SetupError, match=r"store refuses access: .*s.tar - got 403 Forbidden. Check the credentials"):
         locate([f"{server.url}/s.tar?sig=secret"])
 
 

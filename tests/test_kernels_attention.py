@@ -1,4 +1,4 @@
-"""The kernel for attention among few tokens against its NumPy twin."""
+"""The kernel for attention among few tokens, compared with its NumPy twin."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def attend(
     return out
 
 
-def assert_near(found: torch.Tensor, exact: np.ndarray, values: torch.Tensor) -> None:
-    # An answer lies among the values, whose sums cancel; it is rounded to bfloat16, one part in 256, once.
+def assert_near(computed: torch.Tensor, exact: np.ndarray, values: torch.Tensor) -> None:
+    # Sums of the values may cancel, so the error is relative to the largest value; rounding to bfloat16 adds 1 in 256.
     bound = values.abs().max().item()
-    np.testing.assert_allclose(found.double().numpy(), exact, rtol=2**-8, atol=4e-6 * bound)
+    np.testing.assert_allclose(computed.double().numpy(), exact, rtol=2**-8, atol=4e-6 * bound)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 16, 17, 26, 32, 50])
@@ -46,8 +46,8 @@ def test_matches_the_numpy_twin(tokens: int, heads: int, width: int, gain: float
     joined = inputs(3 * tokens, 3 * depth, gain=gain, seed=tokens)
     how = {"num_images": 3, "num_heads": heads, "depth": depth, "scale": width**-0.5}
     exact = attend_reference(joined.double().numpy(), joined.double().numpy(), **how)
-    found = attend(joined, joined, images=3, heads=heads, depth=depth, scale=width**-0.5)
-    assert_near(found, exact, joined[:, -depth:])
+    computed = attend(joined, joined, images=3, heads=heads, depth=depth, scale=width**-0.5)
+    assert_near(computed, exact, joined[:, -depth:])
 
 
 @settings(max_examples=100, deadline=None)
@@ -61,7 +61,7 @@ def test_matches_the_numpy_twin(tokens: int, heads: int, width: int, gain: float
     beside=st.integers(0, 5),
     seed=st.integers(0, 1000),
 )
-def test_queries_of_another_product_match_the_numpy_twin(
+def test_queries_in_a_separate_array_match_the_numpy_twin(
     images: int, queries: int, keys: int, heads: int, width: int, scale: float, beside: int, seed: int
 ) -> None:
     depth = heads * width
@@ -72,8 +72,8 @@ def test_queries_of_another_product_match_the_numpy_twin(
     exact = attend_reference(
         query.double().numpy(), key.double().numpy(), num_images=images, num_heads=heads, depth=depth, scale=scale
     )
-    found = attend(query, key, images=images, heads=heads, depth=depth, scale=scale)
-    assert_near(found, exact, key[:, -depth:])
+    computed = attend(query, key, images=images, heads=heads, depth=depth, scale=scale)
+    assert_near(computed, exact, key[:, -depth:])
 
 
 def test_an_image_does_not_depend_on_its_neighbours() -> None:
@@ -87,21 +87,21 @@ def test_an_image_does_not_depend_on_its_neighbours() -> None:
 
 @pytest.mark.parametrize("wrong", [torch.nan, -torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("column", [30, 96 + 30, 192 + 30])
-def test_a_wrong_number_spoils_its_head_of_its_image_alone(wrong: float, column: int) -> None:
+def test_an_invalid_number_affects_only_its_head_and_image(wrong: float, column: int) -> None:
     joined = inputs(3 * 17, 3 * 96)
     clean = attend(joined, joined, images=3, heads=4, depth=96, scale=0.2)
     joined[17 + 4, column] = wrong
-    found = attend(joined, joined, images=3, heads=4, depth=96, scale=0.2)
-    changed = found != clean
+    affected = attend(joined, joined, images=3, heads=4, depth=96, scale=0.2)
+    changed = affected != clean
     assert not changed[:17].any()
     assert not changed[34:].any()
     assert not changed[:, [*range(24), *range(48, 96)]].any()
-    spoiled = ~found[17:34, 24:48].isfinite()
-    # A query spoils its own answer; a key or a value those of all queries.
+    is_invalid = ~affected[17:34, 24:48].isfinite()
+    # A query affects only its result; a key or a value affects those of all queries.
     rows, columns = ([4], slice(None)) if column < 96 else (slice(None), slice(None))
     if column >= 192:
         columns = slice(6, 7)
-    assert spoiled[rows][:, columns].all()
+    assert is_invalid[rows][:, columns].all()
 
 
 def test_scores_far_apart_choose_one_value() -> None:
@@ -131,7 +131,7 @@ def test_scores_far_apart_choose_one_value() -> None:
         {"out_FD": np.zeros(64, np.int16)},
     ],
 )
-def test_anything_else_is_refused(change: dict[str, Any]) -> None:
+def test_arrays_that_do_not_fit_are_refused(change: dict[str, Any]) -> None:
     rows = np.zeros((8, 24), np.int16)
     fitting = {
         "queries_FQ": rows,
@@ -142,5 +142,5 @@ def test_anything_else_is_refused(change: dict[str, Any]) -> None:
         "out_FD": np.zeros((8, 8), np.int16),
     }
     attend_bfloat16(**fitting)
-    with pytest.raises(UsageError, match="attention does not fit"):
+    with pytest.raises(UsageError, match="attention arrays do not fit"):
         attend_bfloat16(**{**fitting, **change})

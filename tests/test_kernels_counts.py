@@ -1,4 +1,4 @@
-"""Confusion counts against their NumPy twin and scikit-learn: streaming, merging, sparse, bad ids."""
+"""Confusion counts compared with their NumPy twin and scikit-learn: streaming, merging, sparse, bad ids."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_padding_rows_are_not_counted() -> None:
     assert confusion.sum() == 1
 
 
-def test_scores_are_taken_at_their_largest() -> None:
+def test_the_largest_score_is_the_prediction() -> None:
     counts = ConfusionCounts(3)
     counts.update(torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.0]]), torch.tensor([1, 2]))
     assert counts.compute().tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 0]]
@@ -112,20 +112,20 @@ def test_tensors_strided_arrays_and_lists_count_alike() -> None:
         assert (confusion == expected).all()
 
 
-def test_reset_forgets() -> None:
+def test_reset_sets_all_counts_to_zero() -> None:
     counts = ConfusionCounts(4)
     counts.update([1, 2], [1, 1])
     counts.reset()
     assert counts.num_samples == 0 and not counts.compute().any()
 
 
-def test_compute_hands_out_a_copy() -> None:
+def test_compute_returns_a_copy() -> None:
     counts = ConfusionCounts(2)
     counts.compute()[0, 0] = 7
     assert not counts.compute().any()
 
 
-def test_ids_that_are_not_whole_numbers_are_refused() -> None:
+def test_ids_that_are_not_integers_are_refused() -> None:
     with pytest.raises(LabelError, match="labels are not class ids"):
         ConfusionCounts(3).update([0, 1], [0.5, 1.0])
 

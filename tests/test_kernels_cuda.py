@@ -1,4 +1,4 @@
-"""The CUDA twins of the kernels: under numba's simulator everywhere, on the device itself where there is one."""
+"""The CUDA twins of the kernels: under numba's simulator everywhere, and on a GPU if there is one."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def run(*arguments: str, **variables: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_twins_compile_for_a_gpu_that_is_not_here() -> None:
+def test_the_twins_compile_without_a_gpu() -> None:
     pytest.importorskip("cuda.bindings")
     done = start("compiled")
     if "libnvrtc.so" in done.stderr or "libnvvm.so" in done.stderr:

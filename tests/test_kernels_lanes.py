@@ -1,4 +1,4 @@
-"""What kernels do with sixteen numbers at a time, each against NumPy."""
+"""Operations of kernels on sixteen numbers at a time, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vitscore.kernels.cpu_bf16 import lanes
 from vitscore.kernels.cpu_bf16.lanes import LANES
 
 SMALLEST, SIGN = np.float32(2.0**-126), np.int16(-0x8000)
-"""What is smaller a CPU may round to zero."""
+"""Below this magnitude, a CPU may round numbers to zero."""
 SOME = np.linspace(-4, 5, 3 * LANES).astype(np.float32)
 OTHER = np.cos(np.arange(3 * LANES)).astype(np.float32)
 
 
 def computed(change: Callable[[Any, Any, Any], Any]) -> np.ndarray:
-    """A compiled function of three values of lanes, on `SOME`, `OTHER` and the numbers after them."""
+    """Compile a function of three values of lanes, and return its result on numbers of `SOME` and `OTHER`."""
     function = numba.njit(change)
 
     @numba.njit
@@ -55,20 +55,20 @@ A, B, C = SOME[3 : 3 + LANES], OTHER[5 : 5 + LANES], SOME[20 : 20 + LANES]
         (lambda a, b, c: lanes.spread(lanes.largest_of(b)), 0 * A + B.max()),
     ],
 )
-def test_exactly_what_numpy_computes(change: Callable[[Any, Any, Any], Any], expected: np.ndarray) -> None:
+def test_results_equal_numpys(change: Callable[[Any, Any, Any], Any], expected: np.ndarray) -> None:
     np.testing.assert_array_equal(computed(change), expected)
 
 
 def test_product_and_sum_are_rounded_once_or_twice() -> None:
-    found = computed(lambda a, b, c: lanes.times_plus(a, b, c))
+    result = computed(lambda a, b, c: lanes.times_plus(a, b, c))
     exact = A.astype(np.float64) * B + C
-    np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(result, exact, rtol=1e-6, atol=1e-6)
 
 
 def test_the_sum_of_all_lanes() -> None:
-    found = computed(lambda a, b, c: lanes.spread(lanes.sum_of(a)))
-    np.testing.assert_allclose(found, A.sum(dtype=np.float64), rtol=1e-6)
-    assert len(set(found.tolist())) == 1
+    result = computed(lambda a, b, c: lanes.spread(lanes.sum_of(a)))
+    np.testing.assert_allclose(result, A.sum(dtype=np.float64), rtol=1e-6)
+    assert len(set(result.tolist())) == 1
 
 
 def powers(exponents: np.ndarray) -> np.ndarray:
@@ -87,12 +87,12 @@ def test_powers_of_two() -> None:
     np.testing.assert_allclose(powers(exponents), np.exp2(exponents.astype(np.float64)), rtol=3e-6)
 
 
-def test_powers_that_are_none() -> None:
+def test_powers_of_two_out_of_range() -> None:
     given = np.array([-np.inf, -1e30, -127, np.nan] * 4, np.float32)
     np.testing.assert_allclose(powers(given), [2.0**-126, 2.0**-126, 2.0**-126, np.nan] * 4, rtol=3e-6)
 
 
-def test_bfloat16_there_and_back() -> None:
+def test_bfloat16_is_loaded_and_stored_unchanged() -> None:
     @numba.njit
     def copy(bits: Any, wide: Any, back: Any) -> None:
         for at in range(0, bits.size, LANES):
@@ -127,7 +127,7 @@ def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
         assert ((bits == expected) | (bits == (expected & SIGN)))[is_tiny].all()
 
 
-def test_numbers_one_by_one() -> None:
+def test_single_numbers_are_read_and_written() -> None:
     @numba.njit
     def turn(numbers: Any, out: Any) -> None:
         for at in range(numbers.size):

@@ -1,4 +1,4 @@
-"""The layer normalisation kernel against its NumPy twin."""
+"""The layer normalisation kernel, compared with its NumPy twin."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def rows(num: int, width: int, *, gain: float = 1.0, centre: float = 0.0) -> tor
 def test_matches_the_numpy_twin(width: int, gain: float, centre: float) -> None:
     given = rows(33, width, gain=gain, centre=centre)
     exact = layer_norm_reference(given.double().numpy(), *vectors(width), EPSILON)
-    # bfloat16 keeps 8 bits; what cancels, with the mean or with the bias, was rounded as fp32.
+    # bfloat16 has 8 bits of precision; where numbers cancel, with the mean or the bias, fp32 rounding remains.
     atol = 2e-5 + 2**-22 * centre / gain
     np.testing.assert_allclose(normed(given).double().numpy(), exact, rtol=2**-8, atol=atol)
 
@@ -55,7 +55,7 @@ def test_matches_the_numpy_twin_on_any_row(row: list[float]) -> None:
     np.testing.assert_allclose(normed(given, 1e-3).double().numpy(), exact, rtol=2**-8, atol=2e-3)
 
 
-def test_nearly_every_number_is_torchs_rounded() -> None:
+def test_nearly_all_numbers_equal_torchs_rounded_ones() -> None:
     given = rows(500, 192)
     weight_D, bias_D = map(torch.from_numpy, vectors(192))
     theirs = torch.nn.functional.layer_norm(given.float(), (192,), weight_D, bias_D, EPSILON).bfloat16()
@@ -70,16 +70,16 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
-def test_a_wrong_number_spoils_its_row_alone(wrong: float) -> None:
+def test_an_invalid_number_affects_only_its_row(wrong: float) -> None:
     given = rows(3, 40)
     clean = normed(given)
     given[1, 7] = wrong
-    found = normed(given)
-    assert found[1].isnan().all()
-    assert torch.equal(found[[0, 2]], clean[[0, 2]])
+    affected = normed(given)
+    assert affected[1].isnan().all()
+    assert torch.equal(affected[[0, 2]], clean[[0, 2]])
 
 
-def test_a_row_of_huge_numbers_spoils_no_other() -> None:
+def test_a_row_of_huge_numbers_affects_no_other_row() -> None:
     given = rows(3, 40)
     clean = normed(given)
     given[1] = 3e37
@@ -102,5 +102,5 @@ def test_other_arrays_are_refused(case: str) -> None:
         given = np.asfortranarray(given)
     if case == "empty":
         given, out, weight, bias = given[:, :0], out[:, :0], weight[:0], bias[:0]
-    with pytest.raises(UsageError, match="cannot be normalised"):
+    with pytest.raises(UsageError, match="cannot normalise the rows"):
         layer_norm_bfloat16(given, weight, bias, epsilon=epsilon, out_RD=out)

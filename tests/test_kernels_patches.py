@@ -1,4 +1,4 @@
-"""The kernel that cuts images into normalised patches, against its NumPy twin and against the module it stands for."""
+"""The kernel that cuts images into normalised patches, compared with its NumPy twin and with the module it replaces."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def images(num: int, height: int, width: int) -> Any:
 def patches(pixels: Any, edge: int) -> torch.Tensor:
     num, height, width, _ = pixels.shape
     out = torch.full((num * (height // edge) * (width // edge), edge * edge * 3), torch.nan).bfloat16()
-    factor, offset = (np.tile(each, edge) for each in (FACTOR, OFFSET))
+    factor, offset = np.tile(FACTOR, edge), np.tile(OFFSET, edge)
     patches_bfloat16(pixels, factor, offset, edge=edge, out_PF=out.view(torch.int16).numpy())
     return out
 
 
 @pytest.mark.parametrize(("height", "width", "edge"), [(32, 32, 8), (48, 16, 16), (14, 28, 14), (35, 33, 8), (5, 7, 1)])
-def test_is_the_numpy_twin_rounded(height: int, width: int, edge: int) -> None:
+def test_equals_the_rounded_numpy_twin(height: int, width: int, edge: int) -> None:
     pixels = images(3, height, width)
     exact = torch.from_numpy(patches_reference(pixels, FACTOR, OFFSET, edge)).bfloat16()
     assert torch.equal(patches(pixels, edge), exact)
 
 
-def test_is_what_the_normaliser_gives_to_the_bit() -> None:
+def test_equals_the_normaliser_bit_for_bit() -> None:
     pixels = images(2, 64, 64)
     normalizer = PixelNormalizer(None, torch.bfloat16)
-    normalizer.factor, normalizer.offset = (torch.from_numpy(np.tile(each, 64)) for each in (FACTOR, OFFSET))
+    normalizer.factor, normalizer.offset = (torch.from_numpy(np.tile(row, 64)) for row in (FACTOR, OFFSET))
     values = normalizer(torch.from_numpy(pixels))
     apart = values.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 4, 5, 1).reshape(-1, 16 * 16 * 3)
     assert torch.equal(patches(pixels, 16), apart)
@@ -56,5 +56,5 @@ def test_other_arrays_are_refused(case: str) -> None:
         factor = FACTOR
     if case == "strided":
         pixels = pixels[:, :, ::-1]
-    with pytest.raises(UsageError, match="cannot be cut"):
+    with pytest.raises(UsageError, match="cannot cut images into patches"):
         patches_bfloat16(pixels, factor, factor, edge=8, out_PF=out)

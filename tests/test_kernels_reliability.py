@@ -1,4 +1,4 @@
-"""Reliability bins, ordered sums and redrawn counts against their twins."""
+"""Reliability bins, ordered sums and redrawn counts, compared with their NumPy twins."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_certainty_is_in_the_last_bin_and_zero_in_the_first() -> None:
 
 
 @pytest.mark.parametrize("prob", [np.nan, -0.1, 1.1])
-def test_what_is_no_confidence_is_refused(prob: float) -> None:
+def test_confidences_out_of_range_are_refused(prob: float) -> None:
     bins = empty_bins()
     with pytest.raises(UsageError, match="confidence out of range"):
         add_reliability(*bins, [0.5, prob], [True, True])
@@ -51,7 +51,7 @@ def test_sums_do_not_depend_on_where_rows_are_cut() -> None:
     assert total == add_in_order(0.0, values)
 
 
-def test_redrawn_counts_are_the_twins() -> None:
+def test_redrawn_counts_equal_the_twins() -> None:
     rng = np.random.default_rng(0)
     rows, cols = rng.integers(0, 9, 60), rng.integers(0, 10, 60)
     means = np.concatenate([rng.random(30), rng.integers(1, 400, 30)])

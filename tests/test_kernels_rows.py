@@ -1,4 +1,4 @@
-"""The row kernel against its NumPy twin, and the promises that batches and neighbours do not change a row."""
+"""The row kernel compared with its NumPy twin, and the independence of a row from its batch and its neighbours."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ def test_a_label_outside_the_classes_is_refused(label: int) -> None:
 
 
 @pytest.mark.parametrize("logits", [np.zeros(4), np.zeros((2, 0)), np.array([["a"]])])
-def test_logits_that_are_no_table_are_refused(logits: np.ndarray) -> None:
-    with pytest.raises(UsageError, match="logits are not a table"):
+def test_logits_that_are_not_a_matrix_are_refused(logits: np.ndarray) -> None:
+    with pytest.raises(UsageError, match="logits are not a matrix"):
         score_rows(logits, [0], 1)
 
 
@@ -151,8 +151,8 @@ def test_top_k_agrees_with_torch() -> None:
     np.testing.assert_allclose(scores.topk_prob, probs, rtol=1e-5)
 
 
-def test_a_kernel_compiles_where_nothing_can_be_written() -> None:
-    # A function without a file is what numba finds no cache folder for.
+def test_a_kernel_compiles_without_a_cache_folder() -> None:
+    # numba finds no cache folder for a function without a source file.
     scope: dict[str, object] = {}
     exec(compile("def double(x):\n    return 2 * x\n", "<nowhere>", "exec"), scope)
     assert compiled(scope["double"])(4) == 8

@@ -1,4 +1,4 @@
-"""The softmax kernel against its NumPy twin."""
+"""The softmax kernel, compared with its NumPy twin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def scores(rows: int, width: int, *, gain: float = 4.0, seed: int = 0) -> torch.
 def test_matches_the_numpy_twin(width: int, scale: float) -> None:
     given = scores(9, width)
     exact = softmax_reference(given.double().numpy(), scale)
-    # bfloat16 keeps 8 bits: rounding to nearest is off by at most one part in 256; the sum of 4,097 by one in 2,000.
+    # Rounding to bfloat16's 8 bits is off by at most one part in 256, the sum of 4,097 numbers by one in 2,000.
     np.testing.assert_allclose(softmax(given, scale).double().numpy(), exact, rtol=2**-8 + width / 2**23, atol=2e-38)
 
 
@@ -40,7 +40,7 @@ def test_matches_the_numpy_twin_on_any_scores(row: list[float], scale: float) ->
     np.testing.assert_allclose(softmax(given, scale).double().numpy(), exact, rtol=2**-8, atol=2e-38)
 
 
-def test_nearly_every_number_is_torchs_rounded() -> None:
+def test_nearly_all_numbers_equal_torchs_rounded_ones() -> None:
     given = scores(400, 197)
     theirs = (given.float() * 0.125).softmax(-1).bfloat16()
     assert (softmax(given, 0.125) != theirs).float().mean() < 0.002
@@ -58,16 +58,16 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 
 
 @pytest.mark.parametrize("wrong", [torch.nan, -torch.nan, torch.inf])
-def test_a_wrong_score_spoils_its_row_alone(wrong: float) -> None:
+def test_an_invalid_score_affects_only_its_row(wrong: float) -> None:
     given = scores(3, 21)
     clean = softmax(given, 1.0)
     given[1, 4] = wrong
-    found = softmax(given, 1.0)
-    assert found[1].isnan().all()
-    assert torch.equal(found[[0, 2]], clean[[0, 2]])
+    affected = softmax(given, 1.0)
+    assert affected[1].isnan().all()
+    assert torch.equal(affected[[0, 2]], clean[[0, 2]])
 
 
-def test_minus_infinity_has_next_to_no_probability() -> None:
+def test_minus_infinity_has_almost_no_probability() -> None:
     given = torch.tensor([[0.0, -torch.inf, 0.0]]).bfloat16()
     assert softmax(given, 1.0)[0].tolist() == [0.5, pytest.approx(0, abs=1e-37), 0.5]
     assert softmax(torch.full((1, 3), -torch.inf).bfloat16(), 1.0).isnan().all()
@@ -77,7 +77,7 @@ def test_minus_infinity_has_next_to_no_probability() -> None:
     "scores_RN",
     [np.zeros((2, 2), np.int32), np.zeros(4, np.int16), np.zeros((4, 4), np.int16)[:, ::2], np.zeros((2, 0), np.int16)],
 )
-def test_anything_else_is_refused(scores_RN: np.ndarray) -> None:
+def test_scores_that_do_not_fit_are_refused(scores_RN: np.ndarray) -> None:
     with pytest.raises(UsageError, match="expected int16 of shape"):
         softmax_bfloat16(scores_RN, 1.0)
 

@@ -338,7 +338,7 @@ def test_nothing_is_written_by_a_recount(run: Path, vitscore: Call) -> None:
         (["--labels", "FILE:key,label\n0001,yak\n"], 3, "wrong label"),
         (["--labels", "FILE:key,label\n0001,9\n"], 3, "wrong label"),
         (["--labels", "FILE:key,label\nzzz,cat\n"], 3, "no sample has one of these keys"),
-        (["--labels", "nowhere.csv"], 2, "no such file of labels"),
+        (["--labels", "nowhere.csv"], 2, "no such labels file"),
         (["--keys", "FILE:zzz\n"], 3, "no sample left"),
         (["--keys", "FILE:"], 2, "no keys"),
         (["--keys", "nowhere"], 2, "cannot read keys"),

@@ -1,4 +1,4 @@
-"""Runs over remote shards are the runs over the same local files, whatever the servers do; and no secret is told."""
+"""Runs over remote shards equal runs over the same local files, even if servers fail, and reveal no secret."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory, digits: Any) -> Path:
-    """A folder of shards, `shards`, and the run over its files, `out`."""
+    """A folder with local shards in `shards` and a run over them in `out`."""
     from support.tars import write_tar
     from vitscore import score
 
@@ -84,7 +84,7 @@ def bucket(local: Path) -> Iterator[str]:
 
 
 def same_run(out: Path, local: Path) -> None:
-    """A run's metrics and parts are those of the run over local files, but for the names of shards."""
+    """Assert that a run's metrics and parts equal those of the run over local files, except for the shards' names."""
     assert (out / "metrics.json").read_bytes() == (local / "out" / "metrics.json").read_bytes()
     same_parts(out, local, range(NUM_SHARDS))
 
@@ -141,13 +141,14 @@ def test_gone_and_unreachable_shards_are_bad_and_the_latter_are_tried_again(
     command = ("run", url, "-m", "demo-vit", "-o", out, "--cache-dir", tmp_path / "cache")
     done = vitscore(*command)
     assert done.code == 3
-    assert f"bad shard: {server.url}/s-1.tar and 1 more - got unreachable: 503 Service Unavailable, 8 tries" in done.err
+    fault = "unreachable: 503 Service Unavailable, after 8 tries"
+    assert f"bad shard: {server.url}/s-1.tar and 1 more - got {fault}" in done.err
     ledger = json.loads((out / "metrics.json").read_bytes())["ledger"]
     assert ledger["shards"] == {
         "expected": NUM_SHARDS,
         "done": NUM_SHARDS,
         "bad": {
-            f"{server.url}/s-1.tar": "unreachable: 503 Service Unavailable, 8 tries",
+            f"{server.url}/s-1.tar": fault,
             f"{server.url}/s-2.tar": "missing",
         },
     }
@@ -168,7 +169,7 @@ def test_gone_and_unreachable_shards_are_bad_and_the_latter_are_tried_again(
 
 
 def test_a_run_from_s3_is_the_run_from_files(bucket: str, local: Path, tmp_path: Path, vitscore: Call) -> None:
-    """By folder, by pattern, by braces; credentials in the URL, that nothing tells again."""
+    """By folder, by pattern and by braces, with credentials in the URL that must not appear anywhere."""
     for number, spec in enumerate(("digits/val", "digits/val/s-*.tar", "digits/val/s-{0..5}.tar")):
         out = tmp_path / f"out-{number}"
         url = f"s3://{KEY}:{SECRET}@{spec}"
@@ -180,8 +181,8 @@ def test_a_run_from_s3_is_the_run_from_files(bucket: str, local: Path, tmp_path:
         assert_no_secret(out, done, KEY, SECRET)
     assert vitscore("metrics", out, "--check", "--shards", url).code == 0
     done = vitscore("metrics", out, "--check")
-    refused = "store refuses: s3://digits/val/s-0.tar - got NoCredentialsError: Unable to locate credentials. Check the"
-    assert (done.code, done.err.startswith(refused)) == (4, True), done.err
+    refused = "store refuses access: s3://digits/val/s-0.tar - got NoCredentialsError: Unable to locate credentials"
+    assert (done.code, done.err.startswith(f"{refused}. Check the credentials")) == (4, True), done.err
 
 
 def test_an_object_is_fetched_in_ranges_and_checked(
@@ -198,32 +199,32 @@ def test_an_object_is_fetched_in_ranges_and_checked(
     assert Cache(tmp_path).bring(missing).fault == "missing"
 
 
-def test_an_etag_that_is_no_md5_is_given_up_when_the_same_bytes_come_twice(
+def test_an_etag_that_is_not_an_md5_is_ignored_after_two_equal_downloads(
     bucket: str, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As under SSE-KMS; moto's ETags are true, so a true answer gets another one put over it."""
+    """ETags under SSE-KMS only look like MD5s; moto's are MD5s, so its answers are patched."""
     shards = locate([f"s3://{KEY}:{SECRET}@digits/val/s-{{0,1}}.tar"]).shards
-    asked = []
+    requests = []
 
-    def lying(url: str, **options: Any) -> web.Found:
-        asked.append(url)
-        found = stores.object_info(url, **options)
-        return web.Found(found.num_bytes, "0" * 32, ("md5", "0" * 32), is_checksum_sure=False)
+    def lying(url: str, **options: Any) -> web.FileInfo:
+        requests.append(url)
+        info = stores.object_info(url, **options)
+        return web.FileInfo(info.num_bytes, "0" * 32, ("md5", "0" * 32), is_checksum_sure=False)
 
     monkeypatch.setattr(fetch, "object_info", lying)
     cache = Cache(tmp_path)
     for shard in shards:
         cache.bring(shard).close()
-    assert [url.rpartition("/")[2] for url in asked] == ["s-0.tar", "s-0.tar", "s-1.tar"]
+    assert [url.rpartition("/")[2] for url in requests] == ["s-0.tar", "s-0.tar", "s-1.tar"]
 
-    def wrong(url: str, **options: Any) -> web.Found:
-        return web.Found(stores.object_info(url, **options).num_bytes, "x", ("sha256", "0" * 64))
+    def wrong(url: str, **options: Any) -> web.FileInfo:
+        return web.FileInfo(stores.object_info(url, **options).num_bytes, "x", ("sha256", "0" * 64))
 
     monkeypatch.setattr(fetch, "object_info", wrong)
-    assert Cache(tmp_path).bring(shards[0]).fault == "unreachable: its sha256 is not the store's, 8 tries"
+    assert Cache(tmp_path).bring(shards[0]).fault == "unreachable: sha256 differs from the store's, after 8 tries"
 
 
-def test_gs_without_its_package_is_missing_set_up(vitscore: Call) -> None:
+def test_gs_without_its_package_is_a_setup_error(vitscore: Call) -> None:
     try:
         import gcsfs  # noqa: F401
     except ImportError:
@@ -232,7 +233,7 @@ def test_gs_without_its_package_is_missing_set_up(vitscore: Call) -> None:
 
 
 def assert_no_secret(out: Path, done: Any, *secrets: str) -> None:
-    """None of the secrets is in anything that a run leaves or says."""
+    """Assert that a run's files and output contain none of the secrets."""
     texts = [done.out, done.err]
     for path in out.rglob("*"):
         if path.is_file():
@@ -246,10 +247,10 @@ def assert_no_secret(out: Path, done: Any, *secrets: str) -> None:
 
 
 @pytest.mark.parametrize("debug", [(), ("--debug",)])
-def test_secrets_are_told_nowhere(
+def test_secrets_appear_nowhere(
     server: Any, tmp_path: Path, start: Call, vitscore: Call, debug: tuple[str, ...]
 ) -> None:
-    """A login and a signed query: in a run that works, one with bad shards, one refused, one without a server."""
+    """A login and a signed query, in a successful run and in refused and failing commands."""
     import base64
 
     token, login = "X-Amz-Signature=5ecre7516na7ure&X-Amz-Credential=AKIASIGNED", "somebody:hunter2secret"
@@ -281,16 +282,16 @@ def test_secrets_are_told_nowhere(
         try:
             refused = vitscore(*command)
         except Exception:
-            # --debug lets an error pass: what Python would print of it.
+            # --debug lets an exception pass; check the text that Python would print.
             import traceback
 
             refused = SimpleNamespace(out=traceback.format_exc().replace(str(command), ""), err="", code=2)
         assert refused.code != 0
-        told = "\n".join(line for line in refused.out.splitlines() if "vitscore(*command)" not in line)
-        assert_no_secret(tmp_path / "a", SimpleNamespace(out=told, err=refused.err), *secrets)
+        out = "\n".join(line for line in refused.out.splitlines() if "vitscore(*command)" not in line)
+        assert_no_secret(tmp_path / "a", SimpleNamespace(out=out, err=refused.err), *secrets)
 
 
-def test_a_command_is_run_only_where_it_is_allowed(local: Path, tmp_path: Path, vitscore: Call) -> None:
+def test_a_command_is_run_only_with_allow_pipe(local: Path, tmp_path: Path, vitscore: Call) -> None:
     spec = f"pipe:TOKEN=hunter2secret cat {local}/shards/s-{{0..{NUM_SHARDS - 1}}}.tar"
     command = ("run", spec, "-m", "demo-vit", "-o", tmp_path / "out", "--classes", local / "shards" / "classes.txt")
     done = vitscore(*command)

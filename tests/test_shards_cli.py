@@ -1,4 +1,4 @@
-"""`vitscore shards ...` as a user starts it: output, exit codes, one line for every error."""
+"""`vitscore shards` on the command line: output, exit codes, and errors in one line."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path / "d"
 
 
-def test_make_ls_and_verify_go_together(tmp_path: Path) -> None:
+def test_ls_and_verify_accept_what_make_writes(tmp_path: Path) -> None:
     for n in range(6):
         path = tmp_path / "photos" / ("cat" if n % 2 else "dog") / f"{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def test_make_ls_and_verify_go_together(tmp_path: Path) -> None:
     assert verified.stdout == "6 samples in 2 shards: every one decodes\n"
 
 
-def test_make_is_quiet_where_nobody_watches(tmp_path: Path) -> None:
+def test_make_shows_no_progress_without_a_terminal(tmp_path: Path) -> None:
     (tmp_path / "p/c").mkdir(parents=True)
     (tmp_path / "p/c/1.png").write_bytes(photo(1))
     command = [sys.executable, "-m", "vitscore", "shards", "make", str(tmp_path / "p"), "-o", str(tmp_path / "o")]
@@ -85,7 +85,7 @@ def test_ls_shows_samples_formats_and_classes(corpus: Path) -> None:
     assert lines[4][:3] + lines[4][5:] == ["all", "2", "5", "jpg:1", "png:2", "webp:1", "2", "1"]
 
 
-def test_ls_tells_bad_shards_and_exits_3(corpus: Path) -> None:
+def test_ls_reports_bad_shards_and_exits_3(corpus: Path) -> None:
     (corpus / "s-3.tar").write_bytes(b"")
     result = call("ls", corpus)
     assert exit_code(result) == 3
@@ -123,7 +123,7 @@ def test_verify_reports_every_fault_and_exits_3(corpus: Path) -> None:
     assert "got 5 bad samples of 10, 1 bad shards of 3" in str(plain.exception)
 
 
-def test_verify_takes_any_label_where_no_classes_are_known(corpus: Path) -> None:
+def test_verify_accepts_any_label_if_no_classes_are_known(corpus: Path) -> None:
     (corpus / "classes.txt").unlink()
     document = json.loads(call("verify", corpus, "--decoder", "torchvision", "--json").stdout)
     assert [fault["key"] for fault in document["faults"]] == ["x"]

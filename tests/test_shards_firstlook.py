@@ -1,4 +1,4 @@
-"""The first look at a corpus against what its tars hold."""
+"""The preview of a corpus, compared with the contents of its tars."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def shards_in(folder: Path) -> tuple[Shard, ...]:
     return locate([str(folder)]).shards
 
 
-def test_it_sees_sizes_and_about_how_many_there_are(tmp_path: Path) -> None:
+def test_size_and_number_of_members_are_estimated(tmp_path: Path) -> None:
     for shard in range(4):
         write_images(tmp_path / f"{shard}.tar", [100, 900, 300] * 500)
-    found = look(shards_in(tmp_path))
-    assert found is not None
-    assert found.largest_bytes == 900
-    assert found.num_members == pytest.approx(4 * 1_500, rel=0.02)
+    preview = look(shards_in(tmp_path))
+    assert preview is not None
+    assert preview.largest_bytes == 900
+    assert preview.num_members == pytest.approx(4 * 1_500, rel=0.02)
 
 
-def test_it_looks_at_the_first_members_of_the_first_shard_alone(tmp_path: Path) -> None:
+def test_only_the_first_members_of_the_first_shard_are_read(tmp_path: Path) -> None:
     write_images(tmp_path / "0.tar", [10] * 64 + [5_000])
     (tmp_path / "1.tar").write_bytes(b"no tar")
-    found = look(shards_in(tmp_path))
-    assert found is not None and found.largest_bytes == 10
+    preview = look(shards_in(tmp_path))
+    assert preview is not None and preview.largest_bytes == 10
 
 
 @pytest.mark.parametrize("case", ["missing", "empty", "no tar", "cut", "compressed", "remote", "pipe"])
-def test_what_cannot_be_seen_is_nothing(case: str, tmp_path: Path) -> None:
+def test_there_is_no_preview_of_an_unreadable_first_shard(case: str, tmp_path: Path) -> None:
     path = tmp_path / "0.tar"
     if case == "empty":
         write_images(path, [])

@@ -1,4 +1,4 @@
-"""Labels by the rules: ids, names, JSON fields, overrides, and everything that is no label."""
+"""Label rules: ids, names, JSON fields, overrides, and invalid labels."""
 
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def test_without_classes_any_label_is_taken() -> None:
     assert rule.label("k", b"cat") == (first, None)
 
 
-def test_files_of_labels_are_csv_or_parquet(tmp_path: Path) -> None:
+def test_labels_files_are_csv_or_parquet(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text('key,label,more\na,1,x\n"b, c",dog,y\nd,,z\n')
     assert load_labels(tmp_path / "l.csv") == {"a": "1", "b, c": "dog"}
     pq.write_table(pa.table({"label": [1.0, None, 2.0], "key": ["a", "b", "c"]}), tmp_path / "l.parquet")
@@ -102,12 +102,12 @@ def test_files_of_labels_are_csv_or_parquet(tmp_path: Path) -> None:
         ("l.parquet", b"PAR1", "labels cannot be read"),
     ],
 )
-def test_bad_files_of_labels_are_one_line(tmp_path: Path, name: str, content: bytes, error: str) -> None:
+def test_bad_labels_files_raise_label_errors(tmp_path: Path, name: str, content: bytes, error: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(LabelError, match=error):
         load_labels(tmp_path / name)
 
 
-def test_a_missing_file_of_labels_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such file"):
+def test_a_missing_labels_file_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such labels file"):
         load_labels(tmp_path / "nowhere.csv")

@@ -1,4 +1,4 @@
-"""Making shards from every source: what is written is what was there, always the same bytes, also after a kill."""
+"""Making shards from every source: contents are preserved, and the bytes are always the same, even after a kill."""
 
 import csv
 import hashlib
@@ -46,17 +46,17 @@ def photo_folder(root: Path, per_class: int = 5) -> Path:
 
 
 def rows_in(folder: Path) -> list[Row]:
-    """(key, image, label) of every sample, read back as a run reads them."""
+    """Read back (key, image, label) of every sample, as a run does."""
     corpus = locate([str(folder)])
-    found: list[Row] = []
+    rows: list[Row] = []
     for shard in corpus.shards:
         with OpenShard(shard, labels=LabelRule(corpus.classes)) as opened:
             assert opened.fault is None
             block = opened.read(0, opened.num_samples)
         assert block.reasons == [None] * len(block)
         images = [None if image is None else image.tobytes() for image in block.images]
-        found += zip(block.keys, images, block.labels.tolist(), strict=True)
-    return found
+        rows += zip(block.keys, images, block.labels.tolist(), strict=True)
+    return rows
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -86,7 +86,7 @@ def test_an_image_folder_is_copied_byte_for_byte(tmp_path: Path) -> None:
         ("dog/b_v2-2", files["dog/b_v2.jpg"], 3),
         ("dog/deep/c", files["dog/deep/c.JPEG"], 3),
     ]
-    assert made.notes == ("1 files that are no images were skipped", "1 images outside of class folders were skipped")
+    assert made.notes == ("1 files that are not images were skipped", "1 images outside class folders were skipped")
     assert (made.num_samples, made.num_shards, made.num_classes) == (7, 1, 4)
 
 
@@ -170,7 +170,7 @@ def test_a_csvs_labels_are_ids_or_names(
     ("text", "classes", "error"),
     [
         ("2.png,a\n", None, "no such image: .*line 1"),
-        ("1.png\n", None, "row has not two columns: .*line 1"),
+        ("1.png\n", None, "row has fewer than two columns: .*line 1"),
         ("path,label\n1.png,a\n1.png,c\n", ["a"], "label is not a class: 'c': .*line 3"),
         ("1.png,7\n", ["a"], "label out of range"),
         ("path,label\n", None, "no rows"),
@@ -183,7 +183,7 @@ def test_bad_rows_of_a_csv_are_named(tmp_path: Path, text: str, classes: list[st
 
 
 def cifar_10(folder: Path, num_images: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    """CIFAR-10's official binary form: a label byte, then the red, green and blue planes."""
+    """Write CIFAR-10's test set in the official binary format: a label byte, then red, green and blue planes."""
     rng = np.random.default_rng(0)
     images_NHWC = rng.integers(0, 256, (num_images, 32, 32, 3), dtype=np.uint8)
     labels = rng.integers(0, 10, num_images, dtype=np.uint8)
@@ -227,11 +227,11 @@ def test_cifar_100_has_coarse_and_fine_labels(tmp_path: Path, coarse: bool) -> N
 
 def test_damaged_cifar_batches_are_named(tmp_path: Path) -> None:
     cifar_10(tmp_path)
-    with pytest.raises(DataError, match=r"batch cannot be read: .*data_batch_1.bin"):
+    with pytest.raises(DataError, match=r"cannot read the batch: .*data_batch_1.bin"):
         read_source(str(tmp_path), split="train")
     data = (tmp_path / "test_batch.bin").read_bytes()
     (tmp_path / "test_batch.bin").write_bytes(data[:-1])
-    with pytest.raises(DataError, match="batch is cut"):
+    with pytest.raises(DataError, match="batch is truncated"):
         read_source(str(tmp_path))
     (tmp_path / "test_batch.bin").write_bytes(data[:3073] + b"\x0b" + data[3074:])
     with pytest.raises(DataError, match=r"label out of range: .*record 1 - expected 0..9, got 11"):
@@ -239,7 +239,7 @@ def test_damaged_cifar_batches_are_named(tmp_path: Path) -> None:
 
 
 class Trap:
-    """What a tampered pickle can do: anything."""
+    """An object whose pickle creates a folder when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -259,7 +259,7 @@ def test_tampered_python_batches_are_refused_unread(tmp_path: Path, folder: str)
 
 
 def test_python_batches_give_the_binary_batches_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real pickles through torchvision's real reader; only its published checksums are exchanged for theirs."""
+    """Real pickles and torchvision's real reader; only its published checksums are replaced by theirs."""
     from torchvision.datasets import CIFAR10
 
     images_NHWC, labels = cifar_10(tmp_path / "cifar-10-batches-bin")
@@ -276,7 +276,7 @@ def test_python_batches_give_the_binary_batches_shards(tmp_path: Path, monkeypat
     assert rows_in(tmp_path / "a") == rows_in(tmp_path / "b")
 
 
-def test_the_same_making_again_finds_its_shards(tmp_path: Path) -> None:
+def test_making_the_same_shards_again_writes_only_missing_ones(tmp_path: Path) -> None:
     source = read_source(str(photo_folder(tmp_path / "photos")))
     out = tmp_path / "out"
     make_shards(source, str(out), per_shard=4, workers=1)
@@ -289,7 +289,7 @@ def test_the_same_making_again_finds_its_shards(tmp_path: Path) -> None:
     assert digests(out) == before
 
 
-def test_another_making_is_refused_by_what_differs(tmp_path: Path) -> None:
+def test_a_different_plan_is_refused_with_its_differences(tmp_path: Path) -> None:
     photos = photo_folder(tmp_path / "photos")
     out = tmp_path / "out"
     make_shards(read_source(str(photos)), str(out), per_shard=2, workers=1)
@@ -315,7 +315,7 @@ def test_an_image_that_vanishes_is_one_line_and_leaves_no_half_shard(tmp_path: P
     source = read_source(str(photos))
     (photos / "cat/3.png").unlink()
     for workers in (1, 2):
-        with pytest.raises(DataError, match="image cannot be read: cat/3"):
+        with pytest.raises(DataError, match="cannot read the image: cat/3"):
             make_shards(source, str(tmp_path / f"out{workers}"), per_shard=8, workers=workers)
         assert not list((tmp_path / f"out{workers}").glob(".*"))
         assert not (tmp_path / f"out{workers}/shard-000001.tar").exists()
@@ -326,13 +326,13 @@ def test_a_folder_that_cannot_be_made_is_a_setup_error(tmp_path: Path) -> None:
         "csv", [Sample("k", "png", read_source(str(photo_folder(tmp_path / "p"))).samples[0].image, 0)], None
     )
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(SetupError, match="cannot make the folder"):
+    with pytest.raises(SetupError, match="cannot create the folder"):
         make_shards(source, str(tmp_path / "file/out"), workers=1)
 
 
 MAKING = """
 import sys, time
-from vitscore.shards import make, write
+from vitscore.shards.making import make
 if __name__ == "__main__":
     def slowly(num_samples):
         print(num_samples, flush=True)
@@ -342,7 +342,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_making_goes_on_to_the_same_bytes(tmp_path: Path, workers: int) -> None:
+def test_a_killed_making_resumes_to_the_same_bytes(tmp_path: Path, workers: int) -> None:
     photos = photo_folder(tmp_path / "photos", per_class=40)
     script = tmp_path / "making.py"
     script.write_text(MAKING)
@@ -363,7 +363,7 @@ def test_a_killed_making_goes_on_to_the_same_bytes(tmp_path: Path, workers: int)
 
 
 def wait_until_quiet(folder: Path) -> None:
-    """Writers notice their parent's death at once; what they do until then must have ended."""
+    """Wait until the writers, which exit soon after their parent, have stopped changing the folder."""
     before: list[str] = []
     for _ in range(50):
         now = sorted(os.listdir(folder))

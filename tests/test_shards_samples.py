@@ -1,4 +1,4 @@
-"""Samples against webdataset's own reader, and every kind of sample that is bad."""
+"""Samples compared with webdataset's own reader, and every kind of bad sample."""
 
 import os
 import re
@@ -50,7 +50,7 @@ def test_names_split_as_webdataset_splits_them(name: str) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.text("aB._/", min_size=1, max_size=6), max_size=12))
-def test_names_that_were_seen_before_split_as_they_do_alone(names: list[str]) -> None:
+def test_names_split_the_same_in_a_group_and_alone(names: list[str]) -> None:
     alone = sorted(split for name in names if (split := split_name(name)))
     groups = group_members(names, image_extensions=("a",), label_extension="b")
     keys = (key.partition("#")[0] for key in groups.keys)
@@ -81,13 +81,13 @@ def test_regular_names_are_grouped_as_any_names_are(keys: list[str], suffixes: l
     )
 
 
-def test_the_members_of_regular_samples_are_found_at_once() -> None:
+def test_regular_samples_take_the_fast_path() -> None:
     names = [f"00/{number}.{extension}" for number in range(3) for extension in ("cls", "PNG", "jpg")]
-    found = grouping._group_regular(names, IMAGES, "cls")
-    assert found is not None
-    assert found.keys == ["00/0", "00/1", "00/2"]
-    assert (found.image_members, found.label_members) == ([2, 5, 8], [0, 3, 6])
-    assert found.num_many_images == 3
+    groups = grouping._group_regular(names, IMAGES, "cls")
+    assert groups is not None
+    assert groups.keys == ["00/0", "00/1", "00/2"]
+    assert (groups.image_members, groups.label_members) == ([2, 5, 8], [0, 3, 6])
+    assert groups.num_many_images == 3
     assert grouping._group_regular([*names, "00/3.cls"], IMAGES, "cls") is None
 
 
@@ -103,9 +103,9 @@ def test_rows_are_webdatasets_samples(tmp_path: Path, keys: list[str], extension
     try:
         oracle = webdataset_samples(path)
     except ValueError:
-        return  # a duplicate, where webdataset gives up
+        return  # a duplicate, which webdataset refuses
     if len({sample["__key__"] for sample in oracle}) < len(oracle):
-        return  # not adjacent, where webdataset makes two samples
+        return  # members that are not adjacent, of which webdataset makes two samples
     opened, block = read_all(shard)
     assert opened.keys == [sample["__key__"] for sample in oracle]
     for row, sample in enumerate(oracle):
@@ -128,14 +128,14 @@ def test_images_labels_and_keys_come_in_shard_order(tmp_path: Path) -> None:
     assert (opened.fault, opened.notes) == (None, [])
 
 
-def test_members_that_are_not_adjacent_are_one_sample_and_told(tmp_path: Path) -> None:
+def test_members_that_are_not_adjacent_are_one_sample_and_noted(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "t.tar", [("a.jpg", b"A"), ("b.jpg", b"B"), ("a.cls", b"2"), ("b.cls", b"0")])
     opened, block = read_all(shard)
     assert (block.keys, block.labels.tolist(), images(block)) == (["a", "b"], [2, 0], [b"A", b"B"])
     assert opened.notes == ["2 samples had members that were not adjacent"]
 
 
-def test_the_second_of_a_key_is_its_own_bad_row(tmp_path: Path) -> None:
+def test_a_duplicate_key_becomes_a_separate_bad_row(tmp_path: Path) -> None:
     members = [("a.jpg", b"1"), ("a.cls", b"0"), ("b.jpg", b"2"), ("a.jpg", b"3"), ("a.cls", b"1"), ("a.jpg", b"4")]
     _, block = read_all(make_shard(tmp_path / "t.tar", members))
     assert block.keys == ["a", "b", "a#2", "a#3"]
@@ -144,7 +144,7 @@ def test_the_second_of_a_key_is_its_own_bad_row(tmp_path: Path) -> None:
     assert block.labels.tolist() == [0, -1, 1, -1]
 
 
-def test_a_duplicate_does_not_take_a_name_that_is_there(tmp_path: Path) -> None:
+def test_a_duplicate_does_not_take_an_existing_name(tmp_path: Path) -> None:
     members = [("a.jpg", b"1"), ("a.jpg", b"2"), ("a#2.jpg", b"3")]
     _, block = read_all(make_shard(tmp_path / "t.tar", members))
     assert block.keys == ["a", "a#3", "a#2"]
@@ -159,19 +159,19 @@ def test_bad_samples_are_rows_with_reasons_and_labels(tmp_path: Path) -> None:
     assert images(block) == [None, None, None, b"D"]
 
 
-def test_image_key_takes_that_extension_alone(tmp_path: Path) -> None:
+def test_image_key_selects_one_extension(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "t.tar", [("a.jpg", b"J"), ("a.seg.png", b"S"), ("b.jpg", b"B")])
     _, block = read_all(shard, image_key=".Seg.PNG")
     assert images(block) == [b"S", None]
     assert block.reasons == [None, "no image: expected .seg.png, got jpg"]
 
 
-def test_of_several_images_the_first_by_extension_is_taken(tmp_path: Path) -> None:
+def test_of_several_images_the_first_by_extension_is_used(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "t.tar", [("a.png", b"P"), ("a.jpg", b"J"), ("b.jpg", b"J"), ("b.png", b"P")])
     opened, block = read_all(shard)
     assert images(block) == [b"J", b"J"]
     assert opened.image_extension(0) == "jpg"
-    assert opened.notes == ["2 samples had several images; the first by extension was taken"]
+    assert opened.notes == ["2 samples had several images; the first by extension was used"]
 
 
 def test_a_cut_shard_keeps_its_readable_samples(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_blocks_of_any_size_hold_the_same_rows(tmp_path: Path) -> None:
         assert np.concatenate([block.labels for block in blocks]).tolist() == whole.labels.tolist()
 
 
-def test_labels_alone_are_those_of_the_rows(tmp_path: Path) -> None:
+def test_labels_read_without_images_are_those_of_the_rows(tmp_path: Path) -> None:
     shard = make_shard(tmp_path / "t.tar", [("a.jpg", b"A"), ("a.cls", b"1"), ("b.cls", b"2"), ("c.jpg", b"C")])
     with OpenShard(shard, labels=RULE) as opened:
         labels, reasons = opened.read_labels(0, 3)

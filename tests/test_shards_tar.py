@@ -1,4 +1,4 @@
-"""The tar index against tarfile, on every format, and on files cut or damaged at every kind of place."""
+"""The tar index compared with tarfile, on every format, and on truncated and damaged files."""
 
 import io
 import os
@@ -56,7 +56,7 @@ def test_index_is_tarfiles(tmp_path: Path, tar_format: int, data: st.DataObject)
 
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 20_000, 300_000])
 def test_offsets_are_right_for_every_spacing(tmp_path: Path, size: int) -> None:
-    """Windows change their width with the spacing: across the change nothing is lost."""
+    """The window's width changes with the spacing of headers; no member is lost at the change."""
     sizes = [*([100] * 40), *([size] * 30), *([7] * 40)]
     members = [(f"d/{n:05d}.bin", os.urandom(size)) for n, size in enumerate(sizes)]
     path = write_members(tmp_path / "t.tar", members)
@@ -69,7 +69,7 @@ def test_thousands_of_members_cross_many_windows(tmp_path: Path) -> None:
 
 
 def test_a_tar_in_a_tar_is_one_member(tmp_path: Path) -> None:
-    """Its headers look like headers of the outer one."""
+    """The headers of the inner tar look like headers of the outer one."""
     inner = write_members(tmp_path / "inner.tar", [(f"{n}.cls", b"7") for n in range(20)]).read_bytes()
     members = [(f"{n:02d}.{extension}", data) for n in range(30) for extension, data in (("cls", b"1"), ("tar", inner))]
     path = write_members(tmp_path / "t.tar", members)
@@ -96,7 +96,7 @@ def test_headers_taken_at_once_are_those_taken_one_by_one(
 
 
 def odd_member(kind: str, number: int) -> bytes:
-    """A member of a tar, whole: header, data and padding."""
+    """Return the bytes of a tar member: header, data and padding."""
     stem = f"{number:04d}"
     longer = {"long": "l" * 120, "prefix": "p" * 80 + "/" + stem * 9, "100": "n" * 96}
     info = tarfile.TarInfo(longer.get(kind, "") + stem + "/" * (kind == "folder"))
@@ -129,7 +129,7 @@ def test_folders_links_and_devices_are_skipped(tmp_path: Path) -> None:
 
 
 def test_sizes_in_pax_and_base_256_are_read(tmp_path: Path) -> None:
-    """A member of 9 GiB, as a file with a hole: GNU writes base-256, pax a record."""
+    """A member of 9 GiB in a sparse file: its size is base-256 in GNU format and a record in pax format."""
     for name, tar_format in FORMATS.items():
         if name == "ustar":
             continue
@@ -186,7 +186,7 @@ def three_members(tmp_path: Path) -> tuple[Path, bytes]:
     return path, path.read_bytes()
 
 
-# Each member: a header at 0, data of 700 bytes at 512, padding up to 1536.
+# By the file's length: the fault and the members. A member has a header, 700 bytes of data and padding up to 1536.
 CUTS = {
     0: ("empty file", []),
     100: ("not a tar", []),
@@ -244,7 +244,7 @@ def test_a_damaged_header_ends_the_index_before_it(tmp_path: Path, where: int) -
     assert names_of(index) == ["a.jpg"]
 
 
-def test_a_damaged_header_among_many_takes_back_what_follows(tmp_path: Path) -> None:
+def test_members_after_a_damaged_header_are_not_listed(tmp_path: Path) -> None:
     path = write_members(tmp_path / "t.tar", [(f"{n:03d}.cls", b"7") for n in range(100)])
     data = bytearray(path.read_bytes())
     data[50 * 1024] ^= 1
@@ -254,7 +254,7 @@ def test_a_damaged_header_among_many_takes_back_what_follows(tmp_path: Path) -> 
     assert index.fault == f"damaged: header at byte {50 * 1024}: wrong checksum"
 
 
-def test_members_behind_the_end_are_a_fault(tmp_path: Path) -> None:
+def test_members_after_the_end_are_a_fault(tmp_path: Path) -> None:
     first = write_members(tmp_path / "a.tar", [("a.jpg", b"a")]).read_bytes()
     path = tmp_path / "both.tar"
     path.write_bytes(first * 2)

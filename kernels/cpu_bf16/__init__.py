@@ -1,6 +1,6 @@
-"""numba kernels between the matrix products of the hand-written bf16 encoder (`vitscore.models.cpu_bf16`) on a CPU.
+"""numba kernels of the bf16 encoder for CPUs (`vitscore.models.cpu_bf16`), run between its matrix products.
 
-Each has a plain NumPy twin in `reference`. Names load on first use.
+Every kernel has a NumPy twin in `reference`. Names are loaded on first use.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Attention among few tokens, in bfloat16: scores, softmax and weighted values of a head in one pass.
+"""Compute attention among few tokens in bfloat16: scores, softmax and weighted values of a head in one pass.
 
-Between a layer's first product and its second on a CPU, where matrix products of 17 rows
-are too small for oneDNN to be worth their calls: for demo-vit's 17 tokens in 4 heads of 24 it takes 2.4 us an image and
-layer, two products around `softmax_bfloat16` and the copies that they need 3.7. Queries, keys and values are read where
-the layer's product left them, beside each other. Everything between is fp32, the answer is rounded to bfloat16 once.
-An image's bits depend on that image alone.
+Runs between a layer's first and second matrix product on a CPU. With 17 tokens, the products of attention are too small
+for oneDNN to repay the calls: for demo-vit (17 tokens, 4 heads of width 24) this kernel takes 2.4 us per image and
+layer, but 3.7 us as two products, `softmax_bfloat16` and the copies that they need. Queries, keys and values are read
+in place, side by side in the rows of the layer's product. Intermediate values are fp32; the result is rounded to
+bfloat16 once. An image's bits do not depend on the other images of the batch.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from vitscore.kernels.cpu_bf16.lanes import (
 )
 
 # Axes: B images, F queries of an image, N keys and values of an image, H heads, E width of a head, D = H * E,
-# Q = D or 3 D (queries alone, or keys and values behind them), K = 2 D or 3 D.
+# Q = D or 3 D (queries only, or queries, keys and values), K = 2 D or 3 D.
 
 _LOG2_E = math.log2(math.e)
 _LOWEST = np.float32(-3e38)
 _ONE = np.float32(1)
 _TOGETHER = 6
-"""Keys, and then queries, whose sums stand in registers at a time."""
+"""Number of keys (in `_score`) or queries (in `_mix`) whose sums are held in registers at a time."""
 
 
 def attend_bfloat16(
@@ -50,25 +50,25 @@ def attend_bfloat16(
     """Write softmax(scale * queries keys') values of each image and head.
 
     Args:
-        queries_FQ: the bits of bfloat16 numbers as int16, C-contiguous, the F rows of one image behind those of
-            another; queries in the first D columns, a head's E beside each other.
-        keys_NK: as `queries_FQ`, N rows an image; values in the last D columns, keys in the D before. It may be the
-            same array.
-        num_images: how many.
-        num_heads: how many.
-        scale: above 0.
-        out_FD: int16, C-contiguous, as many rows as queries; its width is D. With a NaN or an infinity among a head's
-            queries or scores, that query's answer is NaN.
+        queries_FQ: the bits of bfloat16 numbers as int16, C-contiguous, with F consecutive rows per image; the first D
+            columns are the queries, with E adjacent columns per head.
+        keys_NK: as `queries_FQ`, with N rows per image; the last D columns are the values, the D before them the keys.
+            May be the same array.
+        num_images: number of images.
+        num_heads: number of heads.
+        scale: factor of the scores, above 0.
+        out_FD: int16, C-contiguous, with as many rows as `queries_FQ`; its width is D. If a query or one of its scores
+            is NaN or infinite, its result in that head is NaN.
 
     Raises:
-        UsageError: another type or shape.
+        UsageError: the arrays have the wrong type or shape, or the scale is not above 0.
     """
     arrays = (queries_FQ, keys_NK, out_FD)
-    are_tables = all(each.ndim == 2 and each.dtype == np.int16 and each.flags.c_contiguous for each in arrays)
+    are_tables = all(array.ndim == 2 and array.dtype == np.int16 and array.flags.c_contiguous for array in arrays)
     if not (are_tables and _fit(*arrays, num_images=num_images, num_heads=num_heads) and scale > 0):
-        got = ", ".join(f"{each.dtype} {each.shape}" for each in arrays)
+        got = ", ".join(f"{array.dtype} {array.shape}" for array in arrays)
         raise UsageError(
-            "attention does not fit",
+            "attention arrays do not fit",
             expected=f"int16 (F, Q), (N, K), (F, D), {num_images} images, {num_heads} heads, scale above 0",
             got=f"{got}, scale {scale}",
         )
@@ -100,7 +100,7 @@ def _fit(queries_FQ: IntArray, keys_NK: IntArray, out_FD: IntArray, *, num_image
 
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
-def _turn(
+def _transpose(
     query_FQ: FloatArray,
     query_at: int,
     per_query: int,
@@ -109,7 +109,7 @@ def _turn(
     padded: int,
     turned_EF: FloatArray,
 ) -> None:
-    """A head's queries side by side: their largest scores and their sums then need no lane of another."""
+    """Transpose a head's queries, so that a lane holds one query and reductions need no exchange between lanes."""
     for f in range(num_queries):
         for e in range(width):
             put(turned_EF, e * padded + f, get(query_FQ, query_at + f * per_query + e))
@@ -127,11 +127,11 @@ def _score(
     width: int,
     weight_NF: FloatArray,
 ) -> Any:
-    """The products of `LANES` queries from `f` on with all keys; returns each query's largest."""
+    """Write the scores of `LANES` queries from `f` on with all keys, and return the largest score of each query."""
     zero, largest = zero_lanes(), spread(_LOWEST)
     last_at = key_at + (num_keys - 1) * per_key
     for n in range(0, num_keys, _TOGETHER):
-        # Behind the last key it is taken again.
+        # Past the last key, the last one is used again.
         key_0 = key_at + n * per_key
         key_1 = min(key_0 + per_key, last_at)
         key_2 = min(key_0 + 2 * per_key, last_at)
@@ -160,16 +160,16 @@ def _score(
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
 def _weigh(weight_NF: FloatArray, f: int, padded: int, num_keys: int, largest: Any, scales: Any) -> Any:
-    """Scores of `LANES` queries to weights that are still to be divided by their sum; returns what to multiply by."""
-    total, wrong = zero_lanes(), zero_lanes()
+    """Replace the scores of `LANES` queries by unnormalised weights; return the reciprocals of the weights' sums."""
+    total, invalid = zero_lanes(), zero_lanes()
     for n in range(num_keys):
         off = load_lanes(weight_NF, n * padded + f) - largest
-        # Where a score or its distance is no finite number, this becomes NaN.
-        wrong = times_plus(off, zero_lanes(), wrong)
+        # Becomes NaN if a score or its distance from the largest one is not finite.
+        invalid = times_plus(off, zero_lanes(), invalid)
         power = power_of_two(off * scales)
         store_lanes(weight_NF, n * padded + f, power)
         total = total + power
-    return spread(_ONE) / (total + wrong)
+    return spread(_ONE) / (total + invalid)
 
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
@@ -186,7 +186,7 @@ def _mix(
     to: int,
     per_answer: int,
 ) -> None:
-    """The weighted values of `_TOGETHER` queries from `f` on, in `LANES` columns."""
+    """Write the weighted values of `_TOGETHER` queries from `f` on, in `LANES` columns."""
     zero = zero_lanes()
     sum_0, sum_1, sum_2, sum_3, sum_4, sum_5 = zero, zero, zero, zero, zero, zero
     for n in range(num_keys):
@@ -221,7 +221,7 @@ def _attend(
     depth = num_heads * width
     padded = (num_queries + LANES - 1) // LANES * LANES
     per_answer = depth + LANES
-    # What is loaded beyond a head or the last row is the next one's or zero, and what comes of it is not kept.
+    # Loads past a head or the last row read the next head, the next row or zeros; their results are not kept.
     query_FQ = np.zeros(num_queries * per_query + LANES, np.float32)
     key_NK = np.zeros(num_keys * per_key + LANES, np.float32)
     turned_EF = np.zeros(width * padded, np.float32)
@@ -234,7 +234,7 @@ def _attend(
         widen(keys, image * num_keys * per_key, num_keys * per_key, key_NK)
         for head in range(num_heads):
             query_at, value_at = head * width, per_key - depth + head * width
-            _turn(query_FQ, query_at, per_query, num_queries, width, padded, turned_EF)
+            _transpose(query_FQ, query_at, per_query, num_queries, width, padded, turned_EF)
             for f in range(0, padded, LANES):
                 largest = _score(turned_EF, f, padded, key_NK, value_at - depth, per_key, num_keys, width, weight_NF)
                 store_lanes(factor_F, f, _weigh(weight_NF, f, padded, num_keys, largest, scales))

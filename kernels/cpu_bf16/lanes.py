@@ -1,14 +1,15 @@
-"""Sixteen float32 side by side, as one value inside kernels: what a vector register holds.
+"""A value of sixteen float32 lanes for use inside kernels, the contents of a vector register.
 
-numba turns a loop over numbers into vector instructions where it is long; the rest of a row that fills no whole step
-of it is computed number by number, which for rows of 17 or 96 is half of the time. A kernel that is written in lanes
-says itself what stands in a register. On a CPU with shorter registers a value takes several of them.
+numba compiles long loops over numbers to vector instructions, but computes the numbers that do not fill a whole vector
+step one by one, which takes half of the time for rows of 17 or 96 numbers. A kernel written with lanes controls the
+contents of the registers itself. On a CPU with shorter registers, a value takes several of them.
 
     total = zero_lanes()
     for at in range(0, len(numbers), LANES):
         total = times_plus(load_lanes(numbers, at), load_lanes(weights, at), total)
 
-Addresses are not checked: whoever loads `LANES` numbers has them. Not for Python, only inside compiled kernels.
+Addresses are not checked: the caller must ensure that `LANES` numbers can be loaded or stored. The functions work only
+inside compiled kernels.
 """
 
 from __future__ import annotations
@@ -28,19 +29,20 @@ from vitscore.kernels.bits import bfloat16_of_float, float_of_bits
 LANES = 16
 
 _INT16, _INT32, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
-_INT16S, _INT32S, _FLOATS = (ir.VectorType(each, LANES) for each in (_INT16, _INT32, _FLOAT))
-# 2^r on [-1/2, 1/2], least squares in relative error on Chebyshev points: off by 2.7e-6, where bfloat16 rounds by 2e-3.
+_INT16S, _INT32S, _FLOATS = (ir.VectorType(number, LANES) for number in (_INT16, _INT32, _FLOAT))
 _POWER = (0.00956051, 0.05591704, 0.24024981, 0.69312197, 0.99999919)
+"""Polynomial of 2^r on [-1/2, 1/2], fitted on Chebyshev points by least squares of the relative error, which is at most
+2.7e-6; rounding to bfloat16 costs 2e-3."""
 _SMALLEST = -126.0
 _TO_WHOLE = 1.5 * 2**23
-"""Added to a float32 of up to 2^22, it leaves no bits for a fraction: the last ones are the nearest whole number."""
+"""Added to a float32 of up to 2^22, it leaves no bits for a fraction: the last bits are the nearest whole number."""
 _TO_BFLOAT = np.int32(16)
 _MAY_FUSE = ("contract",)
-"""The product and the sum may be rounded once, where the CPU has an instruction for it."""
+"""Allows the product and the sum to be rounded once, if the CPU has an instruction for both."""
 
 
 class _BFloat(ir.Type):  # type: ignore[misc, unused-ignore]
-    """LLVM's bfloat, which llvmlite does not name."""
+    """LLVM's type `bfloat`, which llvmlite lacks."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -54,11 +56,11 @@ class _BFloat(ir.Type):  # type: ignore[misc, unused-ignore]
 
 _BFLOATS = ir.VectorType(_BFloat(), LANES)
 _ROUNDS_TO_BFLOAT = bool(binding.get_host_cpu_features().get("avx512bf16"))
-"""Whether this CPU rounds lanes to bfloat16 by one instruction; LLVM knows no other way to do it to all at once."""
+"""Whether this CPU rounds lanes to bfloat16 by one instruction; without it, LLVM would round them one by one."""
 
 
 class LanesType(types.Type):  # type: ignore[misc, unused-ignore]
-    """numba's type of such a value."""
+    """The numba type of a value of lanes."""
 
     def __init__(self) -> None:
         super().__init__(name=f"float32x{LANES}")
@@ -75,7 +77,7 @@ class _LanesModel(models.PrimitiveModel):  # type: ignore[misc, unused-ignore]
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def zero_lanes(typing_context: Any) -> Any:
-    """All zero."""
+    """Return zero in every lane."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _constants(_FLOATS, 0.0)
@@ -85,7 +87,7 @@ def zero_lanes(typing_context: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def spread(typing_context: Any, number: Any) -> Any:
-    """A float32 in every lane."""
+    """Return a float32 in every lane."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _spread(builder, args[0], _FLOATS)
@@ -95,7 +97,7 @@ def spread(typing_context: Any, number: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def spread_from(typing_context: Any, numbers: Any, at: Any) -> Any:
-    """A number of a flat float32 array in every lane."""
+    """Return the number at `at` of a flat float32 array in every lane."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _spread(builder, builder.load(_address(context, builder, signature, args)), _FLOATS)
@@ -105,7 +107,7 @@ def spread_from(typing_context: Any, numbers: Any, at: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def load_lanes(typing_context: Any, numbers: Any, at: Any) -> Any:
-    """The numbers of a flat float32 array from `at` on."""
+    """Load the numbers of a flat float32 array from `at` on."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _load(builder, _address(context, builder, signature, args), _FLOATS, align=4)
@@ -115,7 +117,7 @@ def load_lanes(typing_context: Any, numbers: Any, at: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def store_lanes(typing_context: Any, numbers: Any, at: Any, value: Any) -> Any:
-    """Write into a flat float32 array from `at` on."""
+    """Store lanes in a flat float32 array from `at` on."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _store(builder, args[2], _address(context, builder, signature, args), align=4)
@@ -126,7 +128,7 @@ def store_lanes(typing_context: Any, numbers: Any, at: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def load_bfloat16(typing_context: Any, bits: Any, at: Any) -> Any:
-    """The bfloat16 numbers whose bits stand in a flat int16 array from `at` on."""
+    """Load bfloat16 numbers from their bits in a flat int16 array from `at` on."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         short = _load(builder, _address(context, builder, signature, args), _INT16S, align=2)
@@ -137,10 +139,10 @@ def load_bfloat16(typing_context: Any, bits: Any, at: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def store_bfloat16(typing_context: Any, bits: Any, at: Any, value: Any) -> Any:
-    """Write the bits of the nearest bfloat16 numbers, of two the even one, into a flat int16 array.
+    """Round lanes to bfloat16, ties to even, and store the bits in a flat int16 array from `at` on.
 
-    A NaN stays one where its lower half is zero: that of any that comes of bfloat16 numbers, and of invalid sums. A
-    CPU that has an instruction for it makes zeros of what is below 2^-126.
+    A NaN stays NaN if its lower 16 bits are zero, as in every NaN that comes from bfloat16 numbers or from an invalid
+    operation. CPUs with an instruction for rounding replace numbers below 2^-126 by zero.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -159,7 +161,7 @@ def store_bfloat16(typing_context: Any, bits: Any, at: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def get(typing_context: Any, numbers: Any, at: Any) -> Any:
-    """A number of a flat array, without Python's counting from the end, which costs as much as the number."""
+    """Load a number of a flat array, without support for negative indices, which doubles the cost of a load."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.load(_address(context, builder, signature, args))
@@ -169,7 +171,7 @@ def get(typing_context: Any, numbers: Any, at: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def put(typing_context: Any, numbers: Any, at: Any, number: Any) -> Any:
-    """Write a number into a flat array, as `get` reads one."""
+    """Store a number in a flat array, without support for negative indices."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.store(args[2], _address(context, builder, signature, args))
@@ -180,7 +182,7 @@ def put(typing_context: Any, numbers: Any, at: Any, number: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def times_plus(typing_context: Any, factor: Any, other: Any, term: Any) -> Any:
-    """factor * other + term."""
+    """Return factor * other + term."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _times_plus(builder, *args)
@@ -190,7 +192,7 @@ def times_plus(typing_context: Any, factor: Any, other: Any, term: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def larger(typing_context: Any, value: Any, other: Any) -> Any:
-    """The larger of each pair; with a NaN in it, the other value's."""
+    """Return the larger number of each pair; if one of them is NaN, that of `other`."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", args[0], args[1]), args[0], args[1])
@@ -200,7 +202,7 @@ def larger(typing_context: Any, value: Any, other: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def first_of(typing_context: Any, value: Any, count: Any, rest: Any) -> Any:
-    """The first `count` lanes of one value (all, where it is `LANES` or more), and the rest of another."""
+    """Return the first `count` lanes of a value (all if `count` is `LANES` or more), and the others of `rest`."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         lane = ir.Constant(_INT32S, list(range(LANES)))
@@ -212,7 +214,7 @@ def first_of(typing_context: Any, value: Any, count: Any, rest: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def sum_of(typing_context: Any, value: Any) -> Any:
-    """The sum of all lanes, a float32: halves added up, then their halves."""
+    """Return the sum of all lanes as a float32, by adding halves, then halves of the result."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _folded(builder, args[0], builder.fadd)
@@ -222,7 +224,7 @@ def sum_of(typing_context: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def largest_of(typing_context: Any, value: Any) -> Any:
-    """The largest lane, a float32; of no meaning where one is NaN."""
+    """Return the largest lane as a float32; undefined if a lane is NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         def larger(left: Any, right: Any) -> Any:
@@ -235,7 +237,7 @@ def largest_of(typing_context: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
 def power_of_two(typing_context: Any, exponent: Any) -> Any:
-    """2^exponent for exponents up to 0, off by one part in 370,000; 2^-126 for -126 and less, and NaN for NaN."""
+    """Return 2^exponent for exponents up to 0, within one part in 370,000; 2^-126 for -126 and below, NaN for NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         smallest, to_whole = _constants(_FLOATS, _SMALLEST), _constants(_FLOATS, _TO_WHOLE)
@@ -245,7 +247,7 @@ def power_of_two(typing_context: Any, exponent: Any) -> Any:
         power = _constants(_FLOATS, _POWER[0])
         for coefficient in _POWER[1:]:
             power = _times_plus(builder, rest, power, _constants(_FLOATS, coefficient))
-        # Of what was added nothing is left that far up.
+        # The shift discards the bits of the added constant.
         whole = builder.shl(builder.bitcast(moved, _INT32S), _constants(_INT32S, 23))
         bits = builder.add(builder.bitcast(power, _INT32S), whole)
         return builder.bitcast(bits, _FLOATS)
@@ -255,7 +257,7 @@ def power_of_two(typing_context: Any, exponent: Any) -> Any:
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
 def widen(bits: Any, at: int, count: int, numbers: Any) -> None:
-    """The first `count` numbers of a flat float32 array: those whose bfloat16 bits stand from `at` on."""
+    """Convert `count` bfloat16 numbers, by their bits from `at` on, to the first numbers of a flat float32 array."""
     whole = count // LANES * LANES
     for i in range(0, whole, LANES):
         store_lanes(numbers, i, load_bfloat16(bits, at + i))
@@ -265,7 +267,10 @@ def widen(bits: Any, at: int, count: int, numbers: Any) -> None:
 
 @register_jitable(inline="always")  # type: ignore[untyped-decorator, unused-ignore]
 def narrow(numbers: Any, at: int, count: int, bits: Any, to: int) -> None:
-    """Write the bits of `count` numbers from `at` on, rounded to bfloat16, from `to` on; NaN as in `store_bfloat16`."""
+    """Round `count` float32 numbers from `at` on to bfloat16, and store their bits from `to` on.
+
+    NaN is treated as in `store_bfloat16`.
+    """
     whole = count // LANES * LANES
     for i in range(0, whole, LANES):
         store_bfloat16(bits, to + i, load_lanes(numbers, at + i))
@@ -274,7 +279,7 @@ def narrow(numbers: Any, at: int, count: int, bits: Any, to: int) -> None:
 
 
 def _register(python_operator: Callable[..., Any], name: str) -> None:
-    """Give lanes an operator of Python's."""
+    """Define a Python operator for lanes."""
 
     @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
     def compute(typing_context: Any, left: Any, right: Any) -> Any:
@@ -297,7 +302,7 @@ _register(operator.truediv, "fdiv")
 
 
 def _constants(vector: Any, number: float) -> Any:
-    """A constant in every lane."""
+    """Return a constant in every lane."""
     return ir.Constant(vector, [float(np.float32(number)) if vector is _FLOATS else number] * LANES)
 
 
@@ -308,7 +313,7 @@ def _spread(builder: Any, number: Any, vector: Any) -> Any:
 
 
 def _folded(builder: Any, lanes: Any, join: Callable[[Any, Any], Any]) -> Any:
-    """One number of all lanes, half by half: a fixed order, the same for every row and machine."""
+    """Reduce lanes to one number, half by half: the order is the same for every row and machine."""
     width = LANES
     while width > 1:
         width //= 2
@@ -327,10 +332,10 @@ def _times_plus(builder: Any, factor: Any, other: Any, term: Any) -> Any:
 
 
 def _address(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """Where a flat array's number stands; array and index are the first two arguments."""
+    """Return the address of a number in a flat array; array and index are the first two arguments."""
     array = signature.args[0]
     if not isinstance(array, types.Array) or array.ndim != 1 or array.layout != "C":
-        raise TypeError(f"lanes of a flat, contiguous array, not of {array}")
+        raise TypeError(f"lanes need a flat, contiguous array, got {array}")
     return builder.gep(context.make_array(array)(context, builder, args[0]).data, [args[1]])
 
 

@@ -1,8 +1,8 @@
-"""Layer normalisation of rows of bfloat16 numbers.
+"""Normalise rows of bfloat16 numbers (layer normalisation).
 
-Stands before both halves of every layer of a transformer on a CPU. torch's own takes 0.28 ms for
-the 3,152 rows of 192 of a ViT-Tiny batch of 16, this 0.13. Mean, variance and scaling are fp32; the result is rounded
-to bfloat16 once. A row's bits depend on that row alone.
+Runs before both halves of every transformer layer on a CPU. For the 3,152 rows of width 192 of a ViT-Tiny batch of 16,
+torch's kernel takes 0.28 ms and this one 0.13 ms. Mean, variance and scaling are fp32; the result is rounded to
+bfloat16 once. A row's bits do not depend on other rows.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ _UNIT = np.float32(1)
 def layer_norm_bfloat16(
     rows_RD: IntArray, weight_D: FloatArray, bias_D: FloatArray, *, epsilon: float, out_RD: IntArray
 ) -> None:
-    """Write (row - mean) / sqrt(variance + epsilon) * weight + bias for each row, the variance over all D numbers.
+    """Write (row - mean) / sqrt(variance + epsilon) * weight + bias for each row; the variance divides by D.
 
     Args:
         rows_RD: the bits of bfloat16 numbers as int16, C-contiguous.
         weight_D: float32.
         bias_D: float32.
-        epsilon: above 0.
-        out_RD: of the shape and type of `rows_RD`; a row with a NaN or an infinity becomes NaN, as in torch.
+        epsilon: added to the variance, above 0.
+        out_RD: an array like `rows_RD`; a row with NaN or infinite numbers becomes NaN, as in torch.
 
     Raises:
-        UsageError: another type or shape.
+        UsageError: an array has the wrong type or shape, or epsilon is not above 0.
     """
     are_tables = rows_RD.ndim == 2 and rows_RD.dtype == out_RD.dtype == np.int16
     are_contiguous = rows_RD.flags.c_contiguous and out_RD.flags.c_contiguous
     width = rows_RD.shape[-1]
-    are_vectors = all(each.shape == (width,) and each.dtype == np.float32 for each in (weight_D, bias_D))
+    are_vectors = all(vector.shape == (width,) and vector.dtype == np.float32 for vector in (weight_D, bias_D))
     is_fitting = rows_RD.shape == out_RD.shape and width > 0 and epsilon > 0
     if not (are_tables and are_contiguous and are_vectors and is_fitting):
         got = f"{rows_RD.dtype} {rows_RD.shape} to {out_RD.dtype} {out_RD.shape}, {weight_D.dtype} {weight_D.shape}"
-        raise UsageError("rows cannot be normalised", expected="int16 (R, D) to int16 (R, D), float32 (D,)", got=got)
+        raise UsageError("cannot normalise the rows", expected="int16 (R, D) to int16 (R, D), float32 (D,)", got=got)
     _layer_norm(rows_RD.reshape(-1), weight_D, bias_D, np.float32(epsilon), out_RD.reshape(-1))
 
 
@@ -66,7 +66,7 @@ def _layer_norm(rows: IntArray, weight_D: FloatArray, bias_D: FloatArray, epsilo
     width = len(weight_D)
     fours, whole = width // (4 * LANES) * (4 * LANES), width // LANES * LANES
     share, zero = np.float32(_UNIT / np.float32(width)), zero_lanes()
-    # What fills no lanes, behind it zeros.
+    # The numbers at a row's end that fill no lanes, padded with zeros.
     last_L, new_L = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
     weight_L, bias_L = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
     for j in range(whole, width):

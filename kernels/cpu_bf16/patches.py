@@ -1,8 +1,8 @@
-"""Bytes of images to normalised patches, row by row as a matrix product takes them.
+"""Convert images to normalised patches, as the rows of a matrix product.
 
-The first step of a vision transformer on a CPU: what would be a conversion to fp32, a product, a
-sum, a rounding to bfloat16, a change of axes and a convolution's own copies is one pass. The arithmetic and its
-rounding are those of `vitscore.models.heads.PixelNormalizer`, to the bit.
+First step of a vision transformer on a CPU: one pass replaces conversion to fp32, product, sum, rounding to bfloat16,
+permutation of axes, and the copies of a convolution. The result equals that of `vitscore.models.heads.PixelNormalizer`
+bit for bit.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from vitscore.kernels.compiled import compiled
 def patches_bfloat16(
     pixels_BHWC: IntArray, factor_R: FloatArray, offset_R: FloatArray, *, edge: int, out_PF: IntArray
 ) -> None:
-    """Write byte * factor + offset of each pixel to its place in its patch; what is beyond whole patches is left out.
+    """Write byte * factor + offset for each pixel of each whole patch; pixels beyond whole patches are omitted.
 
     Args:
         pixels_BHWC: uint8, C-contiguous.
-        factor_R: float32 (edge * C), the channels' factors for each pixel of a patch's row.
-        offset_R: float32 (edge * C).
-        edge: of a patch, in pixels.
+        factor_R: float32 (edge * C), the channels' factors, repeated for every pixel of a row of a patch.
+        offset_R: float32 (edge * C), the channels' offsets, repeated likewise.
+        edge: edge length of a patch, in pixels.
         out_PF: int16 (B * (H // edge) * (W // edge), edge * edge * C), the bits of bfloat16 numbers: patches by image,
             row and column, their numbers by row, column and channel.
 
     Raises:
-        UsageError: another type or shape.
+        UsageError: an array has the wrong type or shape.
     """
     num_images, height, width, num_channels = pixels_BHWC.shape
     expected = (num_images * (height // edge) * (width // edge), edge * edge * num_channels)
     are_types = pixels_BHWC.dtype == np.uint8 and out_PF.dtype == np.int16
     are_contiguous = pixels_BHWC.flags.c_contiguous and out_PF.flags.c_contiguous
-    are_rows = all(each.shape == (edge * num_channels,) and each.dtype == np.float32 for each in (factor_R, offset_R))
+    width_R = (edge * num_channels,)
+    are_rows = all(row.shape == width_R and row.dtype == np.float32 for row in (factor_R, offset_R))
     if not (are_types and are_contiguous and are_rows and out_PF.shape == expected):
         got = f"{pixels_BHWC.dtype} {pixels_BHWC.shape} to {out_PF.dtype} {out_PF.shape}, factors {factor_R.shape}"
-        raise UsageError("pixels cannot be cut", expected=f"uint8 (B, H, W, C) to int16 {expected}", got=got)
+        raise UsageError("cannot cut images into patches", expected=f"uint8 (B, H, W, C) to int16 {expected}", got=got)
     _patches(pixels_BHWC.reshape(num_images, height, width * num_channels), factor_R, offset_R, edge, out_PF)
 
 

@@ -1,4 +1,4 @@
-"""Plain NumPy twins of the kernels in this folder; for tests and benches only.
+"""NumPy twins of the kernels in this folder, as oracles for tests.
 
 Axes: R rows of D numbers or N scores; B images of H W pixels and C channels.
 """
@@ -11,7 +11,7 @@ from vitscore.kernels.arrays import FloatArray, IntArray
 
 
 def softmax_reference(scores_RN: FloatArray, scale: float) -> FloatArray:
-    """Softmax of scaled rows, in float64."""
+    """Return the softmax of scaled rows, in float64."""
     scaled_RN = np.asarray(scores_RN, np.float64) * scale
     exp_RN = np.exp(scaled_RN - scaled_RN.max(axis=1, keepdims=True))
     probs_RN: FloatArray = exp_RN / exp_RN.sum(axis=1, keepdims=True)
@@ -19,7 +19,7 @@ def softmax_reference(scores_RN: FloatArray, scale: float) -> FloatArray:
 
 
 def layer_norm_reference(rows_RD: FloatArray, weight_D: FloatArray, bias_D: FloatArray, epsilon: float) -> FloatArray:
-    """Normalised rows, in float64."""
+    """Return normalised rows, in float64."""
     off_RD = np.asarray(rows_RD, np.float64) - np.mean(rows_RD, axis=1, dtype=np.float64, keepdims=True)
     variance_R1 = np.mean(off_RD**2, axis=1, keepdims=True)
     normed_RD: FloatArray = off_RD / np.sqrt(variance_R1 + epsilon) * weight_D + bias_D
@@ -29,7 +29,7 @@ def layer_norm_reference(rows_RD: FloatArray, weight_D: FloatArray, bias_D: Floa
 def attend_reference(
     queries_FQ: FloatArray, keys_NK: FloatArray, *, num_images: int, num_heads: int, depth: int, scale: float
 ) -> FloatArray:
-    """Attention of each image and head, in float64; queries, keys and values in a row as `attend_bfloat16` has them."""
+    """Return the attention of each image and head, in float64; the columns are those of `attend_bfloat16`."""
     columns = keys_NK.shape[1]
     parts = queries_FQ[:, :depth], keys_NK[:, columns - 2 * depth : columns - depth], keys_NK[:, columns - depth :]
     query, key, value = (
@@ -43,7 +43,7 @@ def attend_reference(
 
 
 def patches_reference(pixels_BHWC: IntArray, factor_C: FloatArray, offset_C: FloatArray, edge: int) -> FloatArray:
-    """Whole patches of images, each number byte * factor + offset in float32, by row, column and channel."""
+    """Return the whole patches of images, with byte * factor + offset in float32, by row, column and channel."""
     values_BHWC: FloatArray = pixels_BHWC.astype(np.float32) * factor_C.astype(np.float32) + offset_C.astype(np.float32)
     patches: list[FloatArray] = [
         image[y : y + edge, x : x + edge].reshape(-1)

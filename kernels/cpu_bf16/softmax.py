@@ -1,8 +1,8 @@
-"""Softmax over rows of bfloat16 attention scores, in place.
+"""Compute the softmax of rows of bfloat16 attention scores, in place.
 
-Between the two matrix products of attention on a CPU. torch's own takes 1.4 ms for the 48 x
-197 rows of a ViT-Tiny batch of 16, and 3.7 MB of new memory each time; this takes 0.6 ms and none. The arithmetic is
-fp32 from the scores to the probabilities, which are rounded to bfloat16 once. A row's bits depend on that row alone.
+Runs between the two matrix products of attention on a CPU. For the 48 x 197 rows of a ViT-Tiny batch of 16, torch's
+kernel takes 1.4 ms and allocates 3.7 MB every time; this one takes 0.6 ms and allocates nothing. Intermediate values
+are fp32; the probabilities are rounded to bfloat16 once. A row's bits do not depend on other rows.
 """
 
 from __future__ import annotations
@@ -42,16 +42,18 @@ def softmax_bfloat16(scores_RN: IntArray, scale: float) -> None:
 
     Args:
         scores_RN: the bits of bfloat16 numbers as int16, C-contiguous; overwritten.
-        scale: above 0. A row with a NaN, with +inf, or with nothing but -inf becomes NaN, as in torch; a score that is
-            87 / scale or more below the largest has the probability 2^-126, where torch has 0.
+        scale: factor of the scores, above 0.
+
+    A row with NaN or +inf, or of -inf only, becomes NaN, as in torch. A score that is at least 87 / scale below the
+    largest one gets the probability 2^-126, and 0 in torch.
 
     Raises:
-        UsageError: another type, shape or scale.
+        UsageError: the scores have the wrong type or shape, or the scale is not above 0.
     """
     is_table = scores_RN.ndim == 2 and scores_RN.dtype == np.int16 and scores_RN.flags.c_contiguous
     if not is_table or not scores_RN.shape[1] or not scale > 0:
         got = f"{scores_RN.dtype} of shape {scores_RN.shape}, scale {scale}"
-        raise UsageError("scores are not a table", expected="int16 of shape (R, N), contiguous, scale above 0", got=got)
+        raise UsageError("scores do not fit", expected="int16 of shape (R, N), contiguous, scale above 0", got=got)
     _softmax(scores_RN.reshape(-1), scores_RN.shape[1], np.float32(scale * _LOG2_E))
 
 
@@ -71,7 +73,7 @@ def _softmax(scores: IntArray, width: int, scale: np.float32) -> None:
         if whole >= LANES:
             top_1 = larger(load_bfloat16(scores, at + whole - LANES), top_1)
         largest = spread(largest_of(larger(top_0, top_1)))
-        # A NaN, or the distance between two infinities, makes the sum NaN; -inf in a row is a low score.
+        # NaN, or the difference of two infinities, makes the sum NaN; -inf among other scores is just a low score.
         total = first_of(power_of_two((last - largest) * scales), width - whole, zero)
         store_lanes(power_N, whole, total)
         for j in range(0, whole, LANES):

@@ -1,10 +1,11 @@
-"""CIFAR-10 and CIFAR-100 in their official forms, as samples to write.
+"""Read CIFAR-10 and CIFAR-100 in their official formats as samples to write.
 
-A source of the shard maker, beside image folders and CSV files. The binary batches are read directly: records of one
+A source of the shard maker, like image folders and CSV files. The binary batches are read directly: records of one
 label byte (two for CIFAR-100: coarse, fine) and 3,072 bytes of red, green and blue planes. The python batches are
-pickles, which run whatever they hold; they are read by torchvision alone, and it checks their sums first.
+pickles, which can execute any code when loaded; they are read only through torchvision, which verifies their checksums
+first.
 
-Both forms give the same keys, pixels and labels. Images are written as PNG.
+Both formats give the same keys, pixels and labels. Images are written as PNG.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from vitscore.shards.sidefiles import read_classes
 
 SIDE = 32
 PIXEL_BYTES = 3 * SIDE * SIDE
-# A PNG of noise is a little larger than its pixels; shard sizes are planned by this bound.
 PNG_BYTES = PIXEL_BYTES + 200
+"""Upper bound of an encoded image, for planning shard sizes: a PNG of noise is slightly larger than its pixels."""
 BATCH_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
 class Form:
-    """One official form: its folder, the batches of each split, and where class names stand."""
+    """One official format: its folder, the batches of each split, and the file of class names."""
 
     name: str
     folder: str
@@ -57,7 +58,7 @@ PYTHON_FORMS = (
 
 @dataclass(frozen=True, slots=True)
 class CifarImage:
-    """One record of a binary batch, encoded when it is written."""
+    """One record of a binary batch, encoded as PNG when it is written."""
 
     path: str
     offset: int
@@ -79,7 +80,7 @@ class CifarImage:
 
 @dataclass(frozen=True, slots=True)
 class PixelImage:
-    """Pixels in memory: 32 x 32 x 3 bytes."""
+    """An image in memory: 32 x 32 x 3 bytes, encoded as PNG when it is written."""
 
     pixels: bytes
 
@@ -96,7 +97,7 @@ class PixelImage:
 
 
 def encode_png(image_HWC: NDArray[np.uint8]) -> bytes:
-    """The image as PNG, always the same bytes for the same pixels."""
+    """Encode an image as PNG; equal pixels give equal bytes."""
     from PIL import Image
 
     stream = io.BytesIO()
@@ -105,9 +106,9 @@ def encode_png(image_HWC: NDArray[np.uint8]) -> bytes:
 
 
 def find_cifar(folder: str) -> tuple[Form, Path, bool] | None:
-    """The form that a folder holds, the folder of its batches, and whether they are the binary ones.
+    """Return the format in a folder, the folder of its batches, and whether the batches are binary; None if none.
 
-    Takes the batches' folder itself, whatever its name, or the folder around it.
+    Accepts the folder of the batches, under any name, or its parent.
     """
     for forms, is_binary in ((BINARY_FORMS, True), (PYTHON_FORMS, False)):
         for form in forms:
@@ -119,18 +120,19 @@ def find_cifar(folder: str) -> tuple[Form, Path, bool] | None:
 
 
 def read_cifar(form: Form, folder: Path, *, is_binary: bool, split: str, coarse: bool = False) -> Source:
-    """The samples of one split of CIFAR, or of all.
+    """Read the samples of one split of CIFAR, or of all splits.
 
     Args:
-        form: which of the official forms.
-        folder: where its batches are.
-        is_binary: the binary batches, not the pickles.
+        form: the official format.
+        folder: the folder of the batches.
+        is_binary: whether the batches are binary rather than pickles.
         split: train, test or all.
-        coarse: CIFAR-100's 20 superclasses instead of its 100 classes.
+        coarse: whether to use CIFAR-100's 20 superclasses instead of its 100 classes.
 
     Raises:
-        UsageError: no such split, or coarse labels of CIFAR-10.
-        DataError: a batch is missing, cut, or not the published one where that matters.
+        UsageError: the split does not exist, or coarse labels were requested without CIFAR-100's binary batches.
+        DataError: a batch is missing or damaged, or a pickle differs from the published file.
+        SetupError: torchvision, which the python batches need, is missing.
     """
     if split not in ("train", "test", "all"):
         raise UsageError("no such split", where=form.name, expected="train, test or all", got=split)
@@ -152,12 +154,12 @@ def _read_batch(form: Form, file: Path, *, num_classes: int, coarse: bool) -> li
     try:
         data = np.memmap(file, dtype=np.uint8, mode="r") if os.path.getsize(file) else np.empty(0, np.uint8)
     except OSError as error:
-        raise DataError("batch cannot be read", where=str(file), got=error.strerror or str(error)) from error
+        raise DataError("cannot read the batch", where=str(file), got=error.strerror or str(error)) from error
     if len(data) == 0 or len(data) % record_bytes:
         raise DataError(
-            "batch is cut", where=str(file), expected=f"records of {record_bytes} bytes", got=f"{len(data)} bytes"
+            "batch is truncated", where=str(file), expected=f"records of {record_bytes} bytes", got=f"{len(data)} bytes"
         )
-    # CIFAR-100's records begin with the coarse label, then the fine one.
+    # A record of CIFAR-100 starts with the coarse label, followed by the fine one.
     column = 0 if coarse else form.label_bytes - 1
     labels = data.reshape(-1, record_bytes)[:, column].tolist()
     wrong = next((index for index, label in enumerate(labels) if label >= num_classes), None)
@@ -173,16 +175,17 @@ def _read_batch(form: Form, file: Path, *, num_classes: int, coarse: bool) -> li
 
 
 def _read_pickles(form: Form, folder: Path, splits: tuple[str, ...], *, coarse: bool) -> Source:
-    """The python batches, through torchvision, which reads them only where their checksums match."""
+    """Read the python batches through torchvision, which loads them only if their checksums match."""
     if coarse:
-        raise UsageError("no coarse labels from python batches", where=str(folder), next_step="Use the binary version.")
+        next_step = "Use the binary version."
+        raise UsageError("python batches have no coarse labels here", where=str(folder), next_step=next_step)
     if folder.name != form.folder:
         raise UsageError(
-            "python batches in another folder",
+            "python batches in a renamed folder",
             where=str(folder),
             expected=form.folder,
             got=folder.name,
-            next_step="torchvision, which checks them, knows them by that name only.",
+            next_step="Rename the folder: torchvision, which verifies the batches, accepts only the original name.",
         )
     try:
         from torchvision import datasets
@@ -199,8 +202,8 @@ def _read_pickles(form: Form, folder: Path, splits: tuple[str, ...], *, coarse: 
                 "python batches refused",
                 where=str(folder),
                 expected="the published checksums",
-                got="other files or missing ones",
-                next_step="They are pickles and run what they hold: get the original, or the binary version.",
+                got="other or missing files",
+                next_step="Unverified pickles can execute code: get the original files, or the binary version.",
             ) from error
         classes = tuple(data.classes)
         samples += _pickled_samples(form.batches[split], np.asarray(data.data), [int(label) for label in data.targets])
@@ -208,7 +211,7 @@ def _read_pickles(form: Form, folder: Path, splits: tuple[str, ...], *, coarse: 
 
 
 def _pickled_samples(batches: tuple[str, ...], images_NHWC: NDArray[np.uint8], labels: list[int]) -> list[Sample]:
-    """Samples named as in the binary batches, which hold the same images in the same order."""
+    """Return the samples with the keys of the binary batches, which hold the same images in the same order."""
     samples = []
     for index, label in enumerate(labels):
         batch, position = divmod(index, BATCH_IMAGES) if len(batches) > 1 else (0, index)

@@ -1,7 +1,7 @@
-"""The plan of a making: how samples are cut into shards, and whose the output folder is.
+"""Plan how samples are cut into shards, and claim the output folder.
 
-Between source and writers. The plan lies beside the shards, so that an interrupted making goes on where it was, and
-another one is refused by what differs. It writes no shard.
+Sits between the source and the writers. The plan is stored beside the shards, so that an interrupted `shards make` can
+be resumed, and one with a different plan is refused with the differences named. Writes no shards.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from vitscore.system.durable import TEMPORARY_SUFFIX
 PLAN_FILE = "make-plan.json"
 CLASSES_FILE = "classes.txt"
 DEFAULT_SHARD_BYTES = 256_000_000
-# Two closing zero blocks, and tarfile's padding to its record size.
 TAR_END_BYTES = 10_240
+"""Upper bound of a tar's end: two zero blocks, and tarfile's padding to its record size."""
 
 _SHARD_NAME = re.compile(r"shard-\d{6,}\.tar")
 
 
 @dataclass(frozen=True)
 class MakePlan:
-    """What is being made: another plan in the same folder is another data set."""
+    """The plan of a set of shards; a folder whose plan differs holds another data set."""
 
     schema: int
     source: str
@@ -42,14 +42,14 @@ class MakePlan:
     shuffle: int | None
     classes: str
     content: str
-    """Hash over keys, labels, sizes and times of the images, in order."""
+    """Hash of the keys, labels, sizes and modification times of the images, in order."""
 
 
 def cut_samples(samples: list[Sample], *, per_shard: int | None, shard_bytes: int | None) -> list[list[Sample]]:
-    """The samples of each shard."""
+    """Return the samples of every shard."""
     if per_shard is not None:
         if per_shard < 1:
-            raise UsageError("too few samples a shard", where="--per-shard", expected="1 or more", got=str(per_shard))
+            raise UsageError("too few samples per shard", where="--per-shard", expected="1 or more", got=str(per_shard))
         return [samples[start : start + per_shard] for start in range(0, len(samples), per_shard)]
     limit = max(1, (shard_bytes or DEFAULT_SHARD_BYTES) - TAR_END_BYTES)
     cuts: list[list[Sample]] = []
@@ -73,6 +73,7 @@ def make_plan(
     shard_bytes: int | None,
     shuffle: int | None,
 ) -> MakePlan:
+    """Return the plan of a set of shards, with hashes of the classes and samples."""
     content = hashlib.sha256()
     for sample in samples:
         content.update(f"{sample.key}\0{sample.extension}\0{sample.label}\0{sample.image.fingerprint}\n".encode())
@@ -91,7 +92,14 @@ def make_plan(
 
 
 def claim_folder(folder: Path, plan: MakePlan, *, overwrite: bool) -> None:
-    """Write the plan, or find that it is there already; another one is refused or, with `overwrite`, removed."""
+    """Store the plan in its folder, unless it is there already.
+
+    With `overwrite`, the shards of a different plan are removed first; shards that were not made here never are.
+
+    Raises:
+        OtherRunError: the folder holds shards of a different plan, or shards that were not made here.
+        SetupError: the plan cannot be written.
+    """
     for leftover in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         leftover.unlink()
     present = sorted(path for path in folder.glob("*.tar"))
@@ -105,13 +113,13 @@ def claim_folder(folder: Path, plan: MakePlan, *, overwrite: bool) -> None:
                 "the folder holds other shards",
                 where=str(folder),
                 got="; ".join(differences),
-                next_step="Choose another folder, or --overwrite.",
+                next_step="Choose another folder, or pass --overwrite.",
             )
         for path in present:
             if _SHARD_NAME.fullmatch(path.name):
                 path.unlink()
         (folder / CLASSES_FILE).unlink(missing_ok=True)
-        # Last: until here the old plan says what the folder's shards are.
+        # Removed last: until then the old plan still describes the shards in the folder.
         plan_file.unlink()
         present = [path for path in present if path.exists()]
     if present:
@@ -125,29 +133,33 @@ def claim_folder(folder: Path, plan: MakePlan, *, overwrite: bool) -> None:
 
 
 def _differences(plan_file: Path, plan: MakePlan) -> list[str]:
-    """What of the plan in the folder is different, in words."""
+    """Describe how the plan in the folder differs from `plan`."""
     try:
-        there = json.loads(plan_file.read_text(encoding="utf-8"))
+        stored = json.loads(plan_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        there = None
-    if not isinstance(there, dict):
-        return ["its plan cannot be read"]
-    told = []
+        stored = None
+    if not isinstance(stored, dict):
+        return ["an unreadable plan"]
+    differences = []
     for name, value in asdict(plan).items():
-        if there.get(name) == value:
+        if stored.get(name) == value:
             continue
         if name == "classes":
-            told.append("other class names")
+            differences.append("other class names")
         elif name == "content":
-            told.append("other images or labels")
+            differences.append("other images or labels")
         else:
-            told.append(f"{name.replace('_', ' ')} {there.get(name)} instead of {value}")
-    return told
+            differences.append(f"{name.replace('_', ' ')} {stored.get(name)} instead of {value}")
+    return differences
 
 
 @contextlib.contextmanager
-def only_maker(folder: Path) -> Iterator[None]:
-    """Keep a second maker out of the folder. The kernel drops the lock with the process, so nothing stays behind."""
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Lock the output folder against a second `shards make`; the lock ends with the process.
+
+    Raises:
+        UsageError: another process holds the lock.
+    """
     try:
         import fcntl
     except ImportError:
@@ -158,9 +170,9 @@ def only_maker(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError("the folder is being written", where=str(folder), got="another shards make") from None
+            raise UsageError("the folder is in use", where=str(folder), got="another `shards make`") from None
         except OSError:
-            # A file system without locks: two makers would only write the same bytes twice.
+            # The file system has no locks: two processes would only write the same bytes twice.
             pass
         yield
     finally:

@@ -1,8 +1,8 @@
-"""Making shards: a source is cut into shards, and all cores write them, each shard whole.
+"""Make shards from a source, with one writing process per core.
 
-The top of the making flow: source, plan, writers. The plan is written beside the shards first (`make-plan.json`), so
-that an interrupted making goes on where it was and another one is refused. A shard with its final name is finished.
-Nothing here knows about terminals: progress is a call for every finished shard.
+Top of the flow: source, plan, writers. The plan is written beside the shards first (`make-plan.json`), so that an
+interrupted run can be resumed and a different one is refused. A shard that has its final name is complete. Progress is
+reported by a callback per finished shard; nothing is printed here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from vitscore.shards.making.cutting import (
     DEFAULT_SHARD_BYTES,
     claim_folder,
     cut_samples,
+    locked_folder,
     make_plan,
-    only_maker,
 )
 from vitscore.shards.making.sources import Sample, Source, read_csv, read_image_folder
 from vitscore.shards.making.write import write_file, write_shard
@@ -33,7 +33,7 @@ from vitscore.shards.making.write import write_file, write_shard
 
 @dataclass(frozen=True)
 class Made:
-    """What a making left behind."""
+    """Summary of the shards in the output folder."""
 
     folder: str
     num_shards: int
@@ -47,13 +47,13 @@ class Made:
 def read_source(
     source: str, *, classes: Sequence[str] | None = None, split: str = "test", coarse: bool = False
 ) -> Source:
-    """Recognise a source: a CSV file, CIFAR in an official form, or an image folder.
+    """Recognise and list a source: a CSV file, CIFAR in an official format, or an image folder.
 
     Args:
         source: the file or folder.
-        classes: class names in order of their ids; CIFAR brings its own.
-        split: the part of CIFAR to take: train, test or all.
-        coarse: CIFAR-100's superclasses.
+        classes: class names in order of their ids; not used for CIFAR, which includes its names.
+        split: the part of CIFAR to read: train, test or all.
+        coarse: whether to use CIFAR-100's superclasses as classes.
     """
     if os.path.isfile(source):
         if not source.lower().endswith(".csv"):
@@ -61,9 +61,9 @@ def read_source(
         return read_csv(source, classes=classes)
     if not os.path.isdir(source):
         raise UsageError("no such source", where=source, expected="an image folder, CIFAR, or a .csv file")
-    found = find_cifar(source)
-    if found is not None:
-        form, folder, is_binary = found
+    cifar = find_cifar(source)
+    if cifar is not None:
+        form, folder, is_binary = cifar
         return read_cifar(form, folder, is_binary=is_binary, split=split, coarse=coarse)
     return read_image_folder(source, classes=classes)
 
@@ -79,25 +79,26 @@ def make_shards(
     overwrite: bool = False,
     on_shard: Callable[[int], None] = lambda num_samples: None,
 ) -> Made:
-    """Write a source as shards; goes on where an interrupted making of the same plan stopped.
+    """Write a source as shards, or complete the shards of an interrupted run with the same plan.
 
     Args:
-        source: what to write.
-        output: the folder; made where it is missing.
-        per_shard: samples a shard, or
-        shard_bytes: the largest size of a shard (256 MB where neither is given); a larger sample has its own.
-        shuffle: a seed to mix the samples by; None keeps the source's order.
-        workers: processes; all usable cores where None.
-        overwrite: remove the shards of another plan first.
-        on_shard: called with a shard's samples when it is finished, or found finished.
+        source: the samples to write.
+        output: the output folder, created if missing.
+        per_shard: samples per shard; excludes `shard_bytes`.
+        shard_bytes: maximum size of a shard; 256 MB if neither is given. A larger sample gets a shard to itself.
+        shuffle: the seed to shuffle the samples with; None keeps the order of the source.
+        workers: writing processes; None uses all usable cores.
+        overwrite: whether to remove the shards of a different plan first.
+        on_shard: called with the number of samples of every shard that is finished, or was finished before.
 
     Raises:
-        OtherRunError: the folder holds shards of another plan, or shards that were not made here.
-        DataError: an image cannot be read any more.
-        SetupError: the folder cannot be written.
+        UsageError: both sizes are given, the output is not a folder, or another process is writing to it.
+        OtherRunError: the folder holds shards of a different plan, or shards that were not made here.
+        DataError: an image can no longer be read.
+        SetupError: the folder cannot be written to.
     """
     if per_shard is not None and shard_bytes is not None:
-        raise UsageError("two shard sizes", expected="--per-shard or --shard-size", got="both")
+        raise UsageError("conflicting shard sizes", expected="--per-shard or --shard-size", got="both")
     if per_shard is None and shard_bytes is None:
         shard_bytes = DEFAULT_SHARD_BYTES
     samples = list(source.samples)
@@ -107,12 +108,12 @@ def make_shards(
     plan = make_plan(source, samples, len(cuts), per_shard=per_shard, shard_bytes=shard_bytes, shuffle=shuffle)
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
-        raise UsageError("output is not a folder", where=output, next_step="Name another with -o.")
+        raise UsageError("output is not a folder", where=output, next_step="Choose another with -o.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SetupError("cannot make the folder", where=output, got=error.strerror or str(error)) from error
-    with only_maker(folder):
+        raise SetupError("cannot create the folder", where=output, got=error.strerror or str(error)) from error
+    with locked_folder(folder):
         claim_folder(folder, plan, overwrite=overwrite)
         if source.classes is not None:
             write_file(folder / CLASSES_FILE, "".join(f"{name}\n" for name in source.classes).encode())
@@ -135,18 +136,18 @@ def make_shards(
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write_all(jobs: Sequence[tuple[str, Sequence[Sample]]], *, workers: int) -> Iterator[int]:
-    """Write shards, a process each, and yield the samples of each as it is finished."""
+    """Write shards in `workers` processes, and yield the number of samples of every finished shard."""
     workers = min(workers, len(jobs))
     if workers <= 1:
         for path, samples in jobs:
             yield write_shard(path, samples)
         return
-    # A fork server loads the writer's imports once for all workers, and is safe where this process has threads.
+    # A fork server loads the writer's imports once for all workers, and is safe even if this process has threads.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
@@ -157,20 +158,21 @@ def _write_all(jobs: Sequence[tuple[str, Sequence[Sample]]], *, workers: int) ->
         for future in concurrent.futures.as_completed(futures):
             yield future.result()
     except concurrent.futures.process.BrokenProcessPool as error:
-        raise SetupError("a writing process died", got=str(error), next_step="Run it again; it goes on.") from error
+        next_step = "Run the command again to continue."
+        raise SetupError("a writing process died", got=str(error), next_step=next_step) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and die with it however it dies."""
+    """Leave Ctrl-C to the parent process, and exit when the parent ends for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+        threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
 
 
-def _die_with(sentinel: int) -> None:
+def _exit_with(sentinel: int) -> None:
     from multiprocessing.connection import wait
 
     wait([sentinel])

@@ -1,11 +1,11 @@
-"""What shards are made of: image folders and CSV files become a list of samples to write.
+"""Turn image folders and CSV files into a list of samples to write.
 
-First stage of making shards; the writer is the second. Image files are copied byte for byte. Reading a list touches
-names and sizes only; no image is opened here.
+First stage of making shards, before the writer. Image files are copied byte for byte; listing them reads names and
+sizes, and opens no image.
 
-Keys are valid by webdataset's rule and unique: the file's path below the source without its extension
-(`cat/0001`, `cat/extra/0002`), with every dot of the base name and every control character as `_`, and a leading `__`
-as `_`. Where two files would share a key, the later in sorted order gets `-2`, `-3` and so on.
+Keys are unique and valid by webdataset's rule: the file's path relative to the source, without its extension
+(`cat/0001`, `cat/extra/0002`). Dots in the base name and control characters become `_`, and so does a leading `__`. If
+two files would have the same key, the later one in sorted order gets the suffix `-2`, `-3` and so on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LEADING_UNDERSCORES = re.compile(r"^__+")
 
 
 class ImageSource(Protocol):
-    """Where a sample's encoded image comes from. Travels to the process that writes the shard."""
+    """The source of a sample's encoded image; pickled and sent to the process that writes the shard."""
 
     @property
     def num_bytes(self) -> int: ...
@@ -38,7 +38,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FileImage:
-    """An image file, as it is."""
+    """An image file, copied byte for byte."""
 
     path: str
     num_bytes: int
@@ -55,7 +55,7 @@ class FileImage:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample to write: its key, its image and its extension, and its class id where it has one."""
+    """One sample to write; `label` is its class id, or None."""
 
     key: str
     extension: str
@@ -65,7 +65,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Source:
-    """All samples of a source, in order, and the class names where they are known."""
+    """All samples of a source in order, and the class names if known."""
 
     kind: str
     samples: list[Sample]
@@ -74,15 +74,17 @@ class Source:
 
 
 def read_image_folder(folder: str, *, classes: Sequence[str] | None = None) -> Source:
-    """A folder with one folder a class, sorted as torchvision's ImageFolder sorts; or a folder of unlabelled images.
+    """List a folder with one subfolder per class, sorted like torchvision's ImageFolder, or a folder of loose images.
+
+    Images directly in the folder are unlabelled; they are skipped if class folders hold images.
 
     Args:
-        folder: the folder; class folders may have folders in them.
-        classes: class names in order of their ids, where sorted order is not the right one.
+        folder: the folder; class folders may be nested.
+        classes: class names in order of their ids; None takes the folders' names in sorted order.
 
     Raises:
         LabelError: a class folder is not among `classes`.
-        UsageError: there is no image.
+        UsageError: the folder holds no images.
     """
     root = Path(folder)
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
@@ -109,19 +111,20 @@ def read_image_folder(folder: str, *, classes: Sequence[str] | None = None) -> S
         chosen = tuple(classes) if classes is not None else ()
         samples = [_file_sample(str(root / name), (name,), None, keys) for name in loose]
     if not samples:
-        raise UsageError("no images", where=folder, expected="a folder of images, one folder a class", got="none")
+        raise UsageError("no images", where=folder, expected="images, in one folder per class or loose", got="none")
     return Source("image folder", samples, chosen or None, skipped.notes())
 
 
 def read_csv(file: str, *, classes: Sequence[str] | None = None) -> Source:
-    """A CSV of `path,label`, paths relative to the file; with a header or without.
+    """List the images of a CSV file with the columns `path,label`, with or without a header line.
 
-    Where no classes are given, labels that are all numbers are ids, and otherwise all are names, sorted.
+    Paths are relative to the file. Without `classes`, the labels are ids if all of them are numbers; otherwise they are
+    names, and ids follow their sorted order.
 
     Raises:
-        UsageError: there is no such file, or no row in it.
+        UsageError: the file does not exist or has no rows.
         LabelError: a label is not a class.
-        DataError: an image is missing, or a row has not two columns.
+        DataError: the file cannot be read, an image is missing, or a row has fewer than two columns.
     """
     rows = _csv_rows(file)
     texts = [label for _, _, label in rows if label]
@@ -145,14 +148,13 @@ def read_csv(file: str, *, classes: Sequence[str] | None = None) -> Source:
             raise DataError("no such image", where=f"{file}, line {line}", expected="an image file", got=path)
         parts = tuple(part for part in Path(path).parts if part not in ("/", ".", "..", Path(path).anchor))
         samples.append(_file_sample(full, parts, label, keys))
-    notes = (
-        () if classes is not None or not texts else ("labels are ids without names: no classes.txt; give --classes",)
-    )
+    note = "the labels are ids without names, so no classes.txt was written; pass --classes to name them"
+    notes = () if classes is not None or not texts else (note,)
     return Source("csv", samples, tuple(classes) if classes is not None else None, notes)
 
 
 def _csv_rows(file: str) -> list[tuple[int, str, str]]:
-    """(line, path, label) of every row, without the header."""
+    """Return (line, path, label) of every row except the header."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream, skipinitialspace=True)
@@ -160,19 +162,19 @@ def _csv_rows(file: str) -> list[tuple[int, str, str]]:
     except FileNotFoundError:
         raise UsageError("no such CSV file", where=file) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError("CSV cannot be read", where=file, expected="path,label in UTF-8", got=str(error)) from error
+        raise DataError("cannot read the CSV", where=file, expected="path,label in UTF-8", got=str(error)) from error
     if rows and [cell.strip().lower() for cell in rows[0][1][:2]] == ["path", "label"]:
         rows = rows[1:]
     for line, row in rows:
         if len(row) < 2:
-            raise DataError("row has not two columns", where=f"{file}, line {line}", expected="path,label")
+            raise DataError("row has fewer than two columns", where=f"{file}, line {line}", expected="path,label")
     if not rows:
         raise UsageError("no rows", where=file, expected="path,label")
     return [(line, row[0].strip(), row[1].strip()) for line, row in rows]
 
 
 def _image_files(folder: Path, parts: tuple[str, ...], skipped: _Skipped) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Image files below a folder with their path parts, in sorted order."""
+    """Yield the image files below a folder and their path parts, in sorted order."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue
@@ -189,7 +191,7 @@ def _file_sample(path: str, parts: tuple[str, ...], label: int | None, keys: _Ke
     try:
         status = os.stat(path)
     except OSError as error:
-        raise DataError("image cannot be read", where=path, got=error.strerror or str(error)) from error
+        raise DataError("cannot read the image", where=path, got=error.strerror or str(error)) from error
     stem, _, extension = parts[-1].rpartition(".")
     extension = "jpg" if extension.lower() in ("jpe", "jfif") else extension.lower()
     image = FileImage(path, status.st_size, status.st_mtime_ns)
@@ -197,7 +199,7 @@ def _file_sample(path: str, parts: tuple[str, ...], label: int | None, keys: _Ke
 
 
 class _Keys:
-    """Hands out keys that are valid and unique."""
+    """Generator of valid and unique keys."""
 
     def __init__(self) -> None:
         self.taken: set[str] = set()
@@ -216,12 +218,12 @@ class _Keys:
 
 @dataclass
 class _Skipped:
-    """Files that are not written: told, never lost in silence."""
+    """Counts of files that are not written, to report them."""
 
     others: int = 0
     loose: int = 0
 
     def notes(self) -> tuple[str, ...]:
-        told = [f"{self.others} files that are no images were skipped"] if self.others else []
-        told += [f"{self.loose} images outside of class folders were skipped"] if self.loose else []
-        return tuple(told)
+        notes = [f"{self.others} files that are not images were skipped"] if self.others else []
+        notes += [f"{self.loose} images outside class folders were skipped"] if self.loose else []
+        return tuple(notes)

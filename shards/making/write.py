@@ -1,7 +1,7 @@
-"""One shard, written: samples in, a tar under its final name out, whole or not at all.
+"""Write one shard atomically: samples in, a complete tar under its final name out.
 
-The innermost stage of making shards; runs in a process of its own. The bytes depend on the samples alone: fixed times,
-owners and modes, so that the same source gives the same shards anywhere. webdataset's own writer lays them out.
+Innermost stage of making shards; runs in a worker process. The bytes depend only on the samples: times, owners and
+modes are fixed, so the same source gives the same shards on every machine. The layout is webdataset's writer's.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ BLOCK_BYTES = 512
 
 
 def write_shard(path: str, samples: Sequence[Sample]) -> int:
-    """Write one shard and return how many samples it has.
+    """Write one shard and return its number of samples.
 
     Raises:
-        DataError: an image cannot be read any more.
+        DataError: an image can no longer be read.
         SetupError: the shard cannot be written.
     """
     try:
@@ -32,7 +32,7 @@ def write_shard(path: str, samples: Sequence[Sample]) -> int:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a small file, whole or not at all."""
+    """Write a small file atomically."""
     try:
         write_bytes_durably(path, data)
     except OSError as error:
@@ -40,17 +40,17 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def sample_bytes(sample: Sample) -> int:
-    """What a sample takes in a tar: a header and whole blocks for each member."""
+    """Return the bytes that a sample takes in a tar: a header and whole blocks for every member."""
     label_bytes = 2 * BLOCK_BYTES if sample.label is not None else 0
     return label_bytes + BLOCK_BYTES + -(-sample.image.num_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def _write_tar(path: Path, samples: Sequence[Sample]) -> None:
-    # Imported here: the package loads torch, which nobody else of this package needs.
+    # Imported here because webdataset loads torch, which nothing else in `vitscore.shards` needs.
     from webdataset.writer import TarWriter
 
     with open(path, "wb") as stream:
-        # GNU format is ustar but for names that are too long for it.
+        # The GNU format equals ustar, except for names that are too long for ustar.
         with TarWriter(stream, user="", group="", mode=0o444, mtime=0, format="GNU_FORMAT", compress=False) as writer:
             for sample in samples:
                 members: dict[str, str | bytes] = {"__key__": sample.key, sample.extension: _read_image(sample)}
@@ -63,4 +63,4 @@ def _read_image(sample: Sample) -> bytes:
     try:
         return sample.image.read()
     except OSError as error:
-        raise DataError("image cannot be read", where=sample.key, got=error.strerror or str(error)) from error
+        raise DataError("cannot read the image", where=sample.key, got=error.strerror or str(error)) from error

@@ -1,8 +1,8 @@
-"""Shards that must be brought here before they can be read: fetched, unpacked, a bounded number ahead of the reader.
+"""Fetch and unpack remote or compressed shards, a bounded number ahead of the reader.
 
-Between the list of shards and the reader. Local tars pass through untouched and are never looked ahead for. A shard's
-file is open from the start of its fetch until the reader closes it, and at most `size` are open at one time (a shard
-that is being unpacked has two for that while).
+Sits between the list of shards and the reader. Local tars pass through unchanged and are not opened in advance. A
+shard's file is open from the start of its fetch until the reader closes it, and at most `size` files are open at a time
+(a shard has two while it is being unpacked).
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ T = TypeVar("T")
 
 
 def is_brought(shard: Shard) -> bool:
-    """Whether a shard is fetched or unpacked before it is read, as far as its name tells."""
+    """Whether a shard's name says that it must be fetched or unpacked before it is read."""
     return is_remote(shard.path) or shard.path.lower().endswith(COMPRESSED_SUFFIXES)
 
 
 class Cache:
-    """A folder for shards on their way to one reader.
+    """A folder for the fetched and unpacked shards of one reader.
 
     Args:
-        folder: None is the system's for temporary files (`TMPDIR`).
-        size: how many shards may be in it.
+        folder: None uses the system's folder for temporary files (`TMPDIR`).
+        size: maximum number of shards in the folder.
     """
 
     def __init__(self, folder: Path | None = None, *, size: int = DEFAULT_SIZE) -> None:
@@ -50,10 +50,10 @@ class Cache:
         self._not_md5: set[str] = set()
 
     def bring(self, shard: Shard) -> ShardFile:
-        """A shard's tar as an open file.
+        """Open a shard's tar, fetched and unpacked as needed.
 
         Raises:
-            SetupError: the folder is full, or cannot be written.
+            SetupError: the folder is full or cannot be written to.
             Abandoned: the cache was stopped.
         """
         if is_remote(shard.path):
@@ -65,14 +65,14 @@ class Cache:
         try:
             kind = compression_of(os.pread(file.fd, BLOCK_BYTES, 0)) if file.fd >= 0 else None
         except OSError:
-            kind = None  # whoever reads it next will say so
+            kind = None  # indexing the file reports the error
         return self.unpack(file, kind) if kind in UNPACKABLE else file
 
     def unpack(self, file: ShardFile, kind: str) -> ShardFile:
-        """The tar in a compressed one's place.
+        """Replace a compressed file by the tar in it.
 
         Raises:
-            SetupError: the folder is full, or cannot be written.
+            SetupError: the folder is full or cannot be written to.
             Abandoned: the cache was stopped.
         """
         from vitscore.shards.remote.unpack import unpack
@@ -80,24 +80,25 @@ class Cache:
         return unpack(file, kind, folder=self.folder, stop=self._stop)
 
     def stop(self) -> None:
-        """End whatever is on its way, from any thread."""
+        """Abort all fetching and unpacking; may be called from any thread."""
         self._stop.set()
 
 
 def fetch_ahead(
     items: Iterable[tuple[T, Shard]], cache: Cache, *, may_draw: Callable[[], bool] = lambda: True
 ) -> Generator[tuple[T, Shard, ShardFile | None], None, None]:
-    """Pass shards on in order, with their files where they had to be brought; None stands for a local tar.
+    """Yield items in order with their shards and files, and fetch the next shards in the meantime.
 
-    The next item is asked for once the last one's file is closed; a local tar, only when it is wanted.
+    The file of a local tar is None: it needs no fetch. The caller closes a file before it requests the next item. Items
+    after a local tar are drawn only when they are requested.
 
     Args:
-        items: something of the caller's, and the shard.
-        cache: where the files go; it is stopped when the iteration ends early.
-        may_draw: whether an item may be taken before it is wanted.
+        items: pairs of any value and a shard.
+        cache: the cache for the files; it is stopped if the iteration ends early.
+        may_draw: whether an item may be drawn before it is requested.
 
     Raises:
-        SetupError: the cache's folder is full, or cannot be written.
+        SetupError: the cache's folder is full or cannot be written to.
         Abandoned: the cache was stopped.
     """
     source = iter(items)

@@ -1,8 +1,8 @@
-"""The fetch of one remote shard: a URL or a command in, a file in the cache folder out.
+"""Fetch one remote shard: a URL or a command in, a file in the cache folder out.
 
-Between stores and index. A failed try leaves what it brought, and the next one goes on behind it where the server
-proves that the file is still the same; else it starts anew. What comes is checked for its length, and against the
-store's checksum where there is one. What cannot be had is a fault of the shard, not an exception.
+Sits between the stores and the index. A failed attempt keeps the bytes that it received. The next attempt resumes after
+them if the server proves that the file is unchanged, and starts over otherwise. The length is checked, and the store's
+checksum if it has one. A shard that cannot be fetched has a fault; no exception is raised.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from vitscore.shards.redaction import PIPE, public_name
 from vitscore.shards.remote import web
 from vitscore.shards.remote.retries import Abandoned, Failure, failed_status, retry
 from vitscore.shards.remote.stores import is_web, object_info, object_range
-from vitscore.shards.remote.web import CONTENT_RANGE, Found, found_in, run_async, web_filesystem
+from vitscore.shards.remote.web import CONTENT_RANGE, FileInfo, info_in, run_async, web_filesystem
 from vitscore.shards.shard import Shard
 
 CHUNK_BYTES = 8 << 20
-"""A range of an object store."""
+"""Size of the ranges that are requested from an object store."""
 COMMAND_BYTES = 1 << 20
 CANNOT_RUN = (126, 127)
-"""A shell's exit codes for a command that is not there or may not be run."""
+"""Exit codes of a shell for a command that does not exist or is not executable."""
 
 
 def fetch(shard: Shard, *, folder: Path, stop: threading.Event, not_md5: set[str]) -> ShardFile:
-    """Fetch a shard, with as many tries as it takes or `failures.TRIES`.
+    """Fetch a shard, with up to `retries.TRIES` attempts.
 
     Args:
-        shard: a remote one.
-        folder: where the file goes; it has no name there.
-        stop: ends the fetch.
-        not_md5: places whose ETags only look like MD5; added to.
+        shard: a remote shard.
+        folder: the folder of the new, unnamed file.
+        stop: aborts the fetch when set.
+        not_md5: remote folders whose ETags look like MD5 but are not; the fetch adds to it.
 
     Raises:
-        SetupError: the folder is full.
+        SetupError: the folder is full or cannot be written to.
         Abandoned: `stop` was set.
     """
     fetching = _Fetch(shard, new_file(folder), folder, stop, not_md5)
@@ -59,7 +59,7 @@ def fetch(shard: Shard, *, folder: Path, stop: threading.Event, not_md5: set[str
 
 
 class _Fetch:
-    """One shard on its way into a file."""
+    """The state of one fetch: the file, and the server's information on the bytes in it."""
 
     def __init__(self, shard: Shard, fd: int, folder: Path, stop: threading.Event, not_md5: set[str]) -> None:
         self.shard = shard
@@ -69,29 +69,32 @@ class _Fetch:
         self.stop = stop
         self.not_md5 = not_md5
         self.num_bytes = 0
-        self.found = Found()
-        """What the store said of the file that the bytes so far are of."""
+        self.info = FileInfo()
+        """The store's information on the file that the bytes belong to."""
         self.validator: str | None = None
-        """What a server must repeat for its next bytes to be of the same file."""
+        """The ETag or date that identifies the file; a resumed download must have the same."""
         self.last_digest = ""
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Drop the file. An abandoned request may still be at work in its thread, and must not write into another."""
+        """Discard the file.
+
+        The lock keeps an abandoned request, whose thread may still run, from writing to a reused descriptor.
+        """
         with self._lock:
             os.close(self.fd)
             self.fd = -1
 
     @property
     def notes(self) -> tuple[str, ...]:
-        listed, etag = self.shard.etag, self.found.etag
-        return ("it changed after it was listed",) if listed and etag and listed != etag else ()
+        listed, etag = self.shard.etag, self.info.etag
+        return ("changed after it was listed",) if listed and etag and listed != etag else ()
 
     def run_once(self) -> None:
-        """One try.
+        """Make one attempt.
 
         Raises:
-            Failure: another try may do better.
+            Failure: the attempt failed; another one may succeed.
         """
         if self.url.startswith(PIPE):
             self._run_command()
@@ -99,16 +102,16 @@ class _Fetch:
             run_async(self.url, self._get(), loop=web_filesystem().loop, stop=self.stop)
         else:
             self._copy_object()
-        self._check_length(self.num_bytes, restarts=self.num_bytes > (self.found.num_bytes or 0))
+        self._check_length(self.num_bytes, restarts=self.num_bytes > (self.info.num_bytes or 0))
         self._check_content()
 
-    def _restart(self, found: Found | None = None, validator: str | None = None) -> None:
+    def _restart(self, info: FileInfo | None = None, validator: str | None = None) -> None:
         with self._lock:
             if self.fd < 0:
                 raise Abandoned
             os.ftruncate(self.fd, 0)
         self.num_bytes = 0
-        self.found, self.validator = found or Found(), validator
+        self.info, self.validator = info or FileInfo(), validator
 
     def _write(self, data: bytes) -> None:
         with self._lock:
@@ -117,7 +120,7 @@ class _Fetch:
             self.num_bytes = write_at(self.fd, data, self.num_bytes, folder=self.folder)
 
     async def _get(self) -> None:
-        """What is missing, by http: a range where there is something to go on from."""
+        """Download the missing bytes by HTTP, as a range if there are bytes to resume from."""
         headers = {}
         if self.num_bytes and self.validator:
             headers = {"Range": f"bytes={self.num_bytes}-", "If-Range": self.validator}
@@ -127,9 +130,9 @@ class _Fetch:
             if response.status == 206:
                 self._require_continuation(response.headers.get("Content-Range", ""), validator)
             elif response.status == 200:
-                self._restart(found_in(response), validator)
-                if self.found.num_bytes is not None:
-                    self._check_length(self.found.num_bytes)
+                self._restart(info_in(response), validator)
+                if self.info.num_bytes is not None:
+                    self._check_length(self.info.num_bytes)
             else:
                 if response.status == 416:
                     self._restart()
@@ -138,35 +141,35 @@ class _Fetch:
                 self._write(data)
 
     def _require_continuation(self, content_range: str, validator: str | None) -> None:
-        """Raise Failure, and begin anew, unless a range is the next one of the same file."""
+        """Start over and raise Failure unless the server sent the next range of the same file."""
         match = CONTENT_RANGE.fullmatch(content_range.strip())
         total = None if match is None or match[2] == "*" else int(match[2])
         is_next = match is not None and int(match[1]) == self.num_bytes
-        if not is_next or validator != self.validator or total not in (None, self.found.num_bytes):
+        if not is_next or validator != self.validator or total not in (None, self.info.num_bytes):
             self._restart()
-            raise Failure("changed while it was fetched")
+            raise Failure("the file changed during the fetch")
 
     def _copy_object(self) -> None:
-        """What is missing, from an object store, range by range."""
-        found = object_info(self.url, stop=self.stop)
-        if found.num_bytes is None:
-            raise Failure("the store does not tell its size")
-        if found.etag is None or found != self.found:
-            self._restart(found)
-        self._check_length(found.num_bytes)
-        while self.num_bytes < found.num_bytes:
-            end = min(self.num_bytes + CHUNK_BYTES, found.num_bytes)
+        """Download the missing bytes from an object store, range by range."""
+        info = object_info(self.url, stop=self.stop)
+        if info.num_bytes is None:
+            raise Failure("the store does not report the file's size")
+        if info.etag is None or info != self.info:
+            self._restart(info)
+        self._check_length(info.num_bytes)
+        while self.num_bytes < info.num_bytes:
+            end = min(self.num_bytes + CHUNK_BYTES, info.num_bytes)
             data = object_range(self.url, self.num_bytes, end, stop=self.stop)
             if len(data) != end - self.num_bytes:
-                raise Failure(f"{len(data)} bytes came instead of {end - self.num_bytes}")
+                raise Failure(f"{len(data)} bytes in a range of {end - self.num_bytes}")
             self._write(data)
-        # Ranges of two versions may have been put together; a checksum would tell.
-        if found.checksum is None and object_info(self.url, stop=self.stop) != found:
+        # Without a checksum, ranges of two versions of the file could have been joined.
+        if info.checksum is None and object_info(self.url, stop=self.stop) != info:
             self._restart()
-            raise Failure("changed while it was fetched")
+            raise Failure("the file changed during the fetch")
 
     def _run_command(self) -> None:
-        """All of it, from a command's standard output; silence for as long as a read may take is a failure."""
+        """Read a command's standard output from the start; no output for the read time-out is a failure."""
         self._restart()
         command = self.url.removeprefix(PIPE)
         process = subprocess.Popen(
@@ -182,7 +185,7 @@ class _Fetch:
             self._read_output(process.stdout.fileno())
             code = process.wait(timeout=web.READ_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            raise Failure("the command does not end") from None
+            raise Failure("the command did not exit after its output ended") from None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -190,12 +193,12 @@ class _Fetch:
             if process.stdout is not None:
                 process.stdout.close()
         if code:
-            raise Failure(f"the command ended with {code}", is_final=code in CANNOT_RUN)
+            raise Failure(f"the command exited with {code}", is_final=code in CANNOT_RUN)
 
     def _read_output(self, fd: int) -> None:
         poll = select.poll()
         poll.register(fd, select.POLLIN | select.POLLHUP)
-        heard = time.monotonic()
+        last_output = time.monotonic()
         while True:
             if self.stop.is_set():
                 raise Abandoned
@@ -204,35 +207,36 @@ class _Fetch:
                 if not data:
                     return
                 self._write(data)
-                heard = time.monotonic()
-            elif time.monotonic() - heard > web.READ_TIMEOUT_S:
-                raise Failure(f"the command is silent for {web.READ_TIMEOUT_S:g} s")
+                last_output = time.monotonic()
+            elif time.monotonic() - last_output > web.READ_TIMEOUT_S:
+                raise Failure(f"no output from the command for {web.READ_TIMEOUT_S:g} s")
 
     def _check_length(self, num_bytes: int, *, restarts: bool = True) -> None:
-        """Raise Failure unless this is the length that the answer told, and the one that was listed."""
-        for wanted, who in ((self.found.num_bytes, "told"), (self.shard.num_bytes, "listed")):
-            if wanted is not None and num_bytes != wanted:
+        """Raise Failure unless a length equals that in the server's answer and that in the list of shards."""
+        for expected, source in ((self.info.num_bytes, "announced"), (self.shard.num_bytes, "listed")):
+            if expected is not None and num_bytes != expected:
                 if restarts:
                     self._restart()
-                raise Failure(f"{num_bytes} bytes instead of the {wanted} that were {who}")
+                raise Failure(f"{num_bytes} bytes instead of the {expected} {source}")
 
     def _check_content(self) -> None:
-        """Raise Failure, and begin anew, where the bytes do not have the store's checksum.
+        """Start over and raise Failure unless the bytes match the store's checksum.
 
-        A digest that an ETag only looks like is given up when a second fetch brings the same bytes.
+        An ETag that looks like an MD5 may be something else: if a second download gives the same bytes, the ETags of
+        the shard's folder are no longer used as checksums.
         """
-        place = public_name(self.url).rpartition("/")[0]
-        if self.found.checksum is None or (not self.found.is_checksum_sure and place in self.not_md5):
+        folder = public_name(self.url).rpartition("/")[0]
+        if self.info.checksum is None or (not self.info.is_checksum_sure and folder in self.not_md5):
             return
-        algorithm, wanted = self.found.checksum
+        algorithm, expected = self.info.checksum
         with io.FileIO(self.fd, closefd=False) as file:
             file.seek(0)
             digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
-        if digest == wanted:
+        if digest == expected:
             return
-        if digest == self.last_digest and not self.found.is_checksum_sure:
-            self.not_md5.add(place)
+        if digest == self.last_digest and not self.info.is_checksum_sure:
+            self.not_md5.add(folder)
             return
         self.last_digest = digest
         self._restart()
-        raise Failure(f"its {algorithm} is not the store's")
+        raise Failure(f"{algorithm} differs from the store's")

@@ -1,6 +1,7 @@
-"""What may go wrong with a request to a store, and the tries that are made before it counts.
+"""Failures of requests to stores, and the retries after them.
 
-Below everything remote. A `Failure` says whether another try may help; `retry` makes the tries. It knows no store.
+Used by all other modules of `remote`, and independent of the kind of store. A `Failure` records whether another attempt
+may succeed; `retry` makes the attempts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 TRIES = 8
 BACKOFF_S = 0.5
-"""The longest first pause; each next one may be twice as long, up to `LONGEST_PAUSE_S`."""
+"""Upper bound of the first pause; it doubles after every failure, up to `LONGEST_PAUSE_S`."""
 LONGEST_PAUSE_S = 30.0
 GONE = (404, 410)
 FINAL = (401, 403, *GONE)
@@ -22,12 +23,12 @@ T = TypeVar("T")
 
 
 class Failure(Exception):
-    """A request that failed: its text is fit to be told.
+    """A failed request, with a text that is safe to display.
 
     Args:
-        text: what happened, without secrets.
-        is_final: no other try can help.
-        is_gone: the store says that there is no such thing.
+        text: the error, without secrets.
+        is_final: whether further attempts are useless.
+        is_gone: whether the store reported that the file does not exist.
     """
 
     def __init__(self, text: str, *, is_final: bool = False, is_gone: bool = False) -> None:
@@ -37,26 +38,26 @@ class Failure(Exception):
 
 
 class Abandoned(Exception):
-    """Nobody waits for the answer any more."""
+    """The result of a request is no longer needed."""
 
 
 def failed_status(status: int) -> Failure:
-    """The failure that an HTTP status means."""
+    """Return the failure for an HTTP status."""
     reason = HTTPStatus(status).phrase if status in HTTPStatus.__members__.values() else ""
     return Failure(f"{status} {reason}".strip(), is_final=status in FINAL, is_gone=status in GONE)
 
 
 def pause_s(attempt: int) -> float:
-    """How long to wait after the `attempt`-th failure: exponential, full jitter."""
+    """Return the pause after a failure, with exponential backoff and full jitter; the first attempt is 0."""
     return random.uniform(0, min(LONGEST_PAUSE_S, BACKOFF_S * 2.0**attempt))
 
 
 def retry(call: Callable[[], T], *, stop: threading.Event | None = None) -> T:
-    """Call until it does not fail for a passing reason, at most `TRIES` times.
+    """Call a function until it succeeds or fails for good, at most `TRIES` times.
 
     Raises:
-        Failure: the last one.
-        Abandoned: `stop` was set between two tries.
+        Failure: the last failure.
+        Abandoned: `stop` was set between two attempts.
     """
     stop = stop or threading.Event()
     for attempt in range(TRIES):
@@ -66,7 +67,7 @@ def retry(call: Callable[[], T], *, stop: threading.Event | None = None) -> T:
             if failure.is_final:
                 raise
             if attempt == TRIES - 1:
-                raise Failure(f"{failure}, {TRIES} tries") from None
+                raise Failure(f"{failure}, after {TRIES} tries") from None
         if stop.wait(pause_s(attempt)):
             raise Abandoned
     raise AssertionError("unreachable")

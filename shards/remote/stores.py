@@ -1,7 +1,7 @@
-"""Stores of shards behind URLs, through fsspec: what they hold, small files, and ranges of large ones.
+"""Access stores of shards through fsspec: list files, and read small files or ranges of large ones.
 
-Between the search for shards and the fetch. http and https go through `web`; s3, gs and hf through the file systems'
-own calls. It writes no file and decides nothing about shards.
+Used by the search for shards and by the fetch. http and https go through `web`; s3, gs and hf through the calls of
+their fsspec file systems. Writes no files.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from vitscore.shards.remote.web import (
     MD5,
     READ_TIMEOUT_S,
     SMALL_BYTES,
-    Found,
+    FileInfo,
     run_async,
     translated,
 )
 
 NUM_REQUESTS = 32
-"""HEAD requests at one time."""
+"""Number of concurrent HEAD requests."""
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 
 T = TypeVar("T")
@@ -43,15 +43,15 @@ def is_web(url: str) -> bool:
 
 
 def bare_path(url: str) -> str:
-    """What an object store's file system calls a URL: without scheme, credentials and query."""
+    """Return a URL as an object store's file system expects it: without scheme, credentials and query."""
     return public_name(url).partition("://")[2]
 
 
 def store_of(url: str) -> Any:
-    """The object store's file system for a URL, one for each store and pair of credentials.
+    """Return the object store's file system for a URL; there is one per scheme and pair of credentials.
 
     Raises:
-        SetupError: its package is not installed.
+        SetupError: the store's package is not installed.
     """
     return _store(scheme_of(url), *credentials(url))
 
@@ -62,7 +62,7 @@ def _store(scheme: str, user: str, password: str) -> Any:
 
     options: dict[str, Any] = {}
     if scheme == "s3":
-        # The tries are made here; the clients' own would multiply them.
+        # `retry` makes the attempts; the client's own retries would multiply them.
         options["config_kwargs"] = {
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": READ_TIMEOUT_S,
@@ -77,7 +77,7 @@ def _store(scheme: str, user: str, password: str) -> Any:
         raise SetupError(
             "package missing",
             where=package,
-            expected=f"it for {scheme}:// shards",
+            expected=f"{package} for {scheme}:// shards",
             got="none",
             next_step=f"Run `pip install {package}`.",
         ) from None
@@ -86,11 +86,11 @@ def _store(scheme: str, user: str, password: str) -> Any:
     return store
 
 
-def asking(url: str, call: Callable[[], T]) -> T:
-    """Ask a store something that the run needs before it starts.
+def ask_store(url: str, call: Callable[[], T]) -> T:
+    """Make a request whose answer the run needs before it starts.
 
     Raises:
-        SetupError: it refuses, or there is no answer after all tries.
+        SetupError: the store refuses access, or does not respond after all tries.
     """
     try:
         return retry(call)
@@ -101,47 +101,47 @@ def asking(url: str, call: Callable[[], T]) -> T:
 def _no_answer(url: str, failure: Failure) -> SetupError:
     if not failure.is_final:
         next_step = "Try again later."
-        return SetupError("store does not answer", where=public_name(url), got=str(failure), next_step=next_step)
-    next_step = "Check the credentials; FSSPEC_S3_ANON=true asks a public bucket without any."
-    return SetupError("store refuses", where=public_name(url), got=str(failure), next_step=next_step)
+        return SetupError("store does not respond", where=public_name(url), got=str(failure), next_step=next_step)
+    next_step = "Check the credentials; for a public bucket without any, set FSSPEC_S3_ANON=true."
+    return SetupError("store refuses access", where=public_name(url), got=str(failure), next_step=next_step)
 
 
-def describe(urls: Sequence[str]) -> list[Found]:
-    """Sizes and ETags: HEAD requests on the web, one listing of each parent in stores that can list.
+def describe(urls: Sequence[str]) -> list[FileInfo]:
+    """Return the sizes and ETags of files, by HEAD requests on the web, else by listing every parent folder once.
 
-    Nothing is known of a file that is not there, or that the store does not tell of; its fetch will say why.
+    The information is empty for a missing file and for one that the store does not describe; fetching it reports why.
 
     Raises:
-        SetupError: a store does not answer, after all tries, or refuses every one.
+        SetupError: a store does not respond after all tries, or refuses all of the requests for single files.
     """
     listed = {parent: _listing(parent) for parent in dict.fromkeys(map(_parent, urls)) if not is_web(parent)}
-    found: dict[str, Found] = {}
+    infos: dict[str, FileInfo] = {}
     for url in urls:
         files = listed.get(_parent(url))
         if files is not None:
-            found[url] = files.get(bare_path(url), Found())
-    alone = [url for url in urls if url not in found]
-    if alone:
-        found |= zip(alone, _heads(alone), strict=True)
-    return [found[url] for url in urls]
+            infos[url] = files.get(bare_path(url), FileInfo())
+    unlisted = [url for url in urls if url not in infos]
+    if unlisted:
+        infos |= zip(unlisted, _heads(unlisted), strict=True)
+    return [infos[url] for url in urls]
 
 
 def _parent(url: str) -> str:
     return url.rpartition("/")[0]
 
 
-def _heads(urls: Sequence[str]) -> list[Found]:
-    """Ask for each file by itself, many at one time."""
+def _heads(urls: Sequence[str]) -> list[FileInfo]:
+    """Request the information on every file separately, with many requests at a time."""
 
-    def ask(url: str) -> Found:
+    def ask(url: str) -> FileInfo:
         return run_async(url, web.head(url), loop=web.web_filesystem().loop) if is_web(url) else object_info(url)
 
-    def head(url: str) -> Found | Failure:
+    def head(url: str) -> FileInfo | Failure:
         try:
             return retry(lambda: ask(url))
         except Failure as failure:
             if failure.is_gone:
-                return Found()
+                return FileInfo()
             if failure.is_final:
                 return failure
             raise _no_answer(url, failure) from None
@@ -154,10 +154,10 @@ def _heads(urls: Sequence[str]) -> list[Found]:
     refusals = [answer for answer in answers if isinstance(answer, Failure)]
     if len(refusals) == len(answers):
         raise _no_answer(urls[0], refusals[0])
-    return [Found() if isinstance(answer, Failure) else answer for answer in answers]
+    return [FileInfo() if isinstance(answer, Failure) else answer for answer in answers]
 
 
-def _list(url: str) -> dict[str, Found]:
+def _list(url: str) -> dict[str, FileInfo]:
     store = store_of(url)
     with translated(url):
         store.invalidate_cache()
@@ -165,20 +165,20 @@ def _list(url: str) -> dict[str, Found]:
             entries = store.ls(bare_path(url), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
-    return {entry["name"]: found_of(entry) for entry in entries if entry.get("type") != "directory"}
+    return {entry["name"]: info_of(entry) for entry in entries if entry.get("type") != "directory"}
 
 
-def list_folder(url: str) -> dict[str, Found]:
-    """The files right below a URL of an object store, by bare path; empty where there is no such folder.
+def list_folder(url: str) -> dict[str, FileInfo]:
+    """List the files directly in a folder of an object store, by bare path; a missing folder has none.
 
     Raises:
-        SetupError: the store does not answer, or refuses.
+        SetupError: the store does not respond, or refuses access.
     """
-    return asking(url, lambda: _list(url))
+    return ask_store(url, lambda: _list(url))
 
 
-def _listing(url: str) -> dict[str, Found] | None:
-    """The same, None where listing is refused: that says nothing of the files."""
+def _listing(url: str) -> dict[str, FileInfo] | None:
+    """List a folder, or return None if the store refuses listings; its files may be readable all the same."""
     try:
         return retry(lambda: _list(url))
     except Failure as failure:
@@ -187,11 +187,11 @@ def _listing(url: str) -> dict[str, Found] | None:
         raise _no_answer(url, failure) from None
 
 
-def expand_glob(url: str) -> dict[str, Found]:
-    """The files that match a pattern in an object store, by bare path.
+def expand_glob(url: str) -> dict[str, FileInfo]:
+    """Return the files that match a pattern in an object store, by bare path.
 
     Raises:
-        SetupError: the store does not answer, or refuses.
+        SetupError: the store does not respond, or refuses access.
     """
 
     def call() -> dict[str, dict[str, Any]]:
@@ -200,32 +200,33 @@ def expand_glob(url: str) -> dict[str, Found]:
             store.invalidate_cache()
             return dict(store.glob(bare_path(url), detail=True))
 
-    entries = asking(url, call)
-    return {path: found_of(entry) for path, entry in entries.items() if entry.get("type") != "directory"}
+    entries = ask_store(url, call)
+    return {path: info_of(entry) for path, entry in entries.items() if entry.get("type") != "directory"}
 
 
-def found_of(entry: dict[str, Any]) -> Found:
-    """What an object store says of one object."""
+def info_of(entry: dict[str, Any]) -> FileInfo:
+    """Return the information in an object store's entry of one object."""
     size = entry.get("size")
     etag = entry.get("ETag") or entry.get("etag") or entry.get("blob_id")
     lfs = entry.get("lfs") or {}
     sha256 = lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
     if sha256:
-        return Found(size, sha256, ("sha256", sha256))
+        return FileInfo(size, sha256, ("sha256", sha256))
     if entry.get("md5Hash"):
-        return Found(size, etag, ("md5", base64.b64decode(entry["md5Hash"]).hex()))
+        return FileInfo(size, etag, ("md5", base64.b64decode(entry["md5Hash"]).hex()))
     plain = str(etag or "").strip('"')
     if "ETag" in entry and MD5.fullmatch(plain):
-        # Under SSE-KMS an ETag looks like an MD5 and is none.
-        return Found(size, etag, ("md5", plain), is_checksum_sure=False)
-    return Found(size, etag)
+        # Under SSE-KMS, an ETag looks like an MD5 but is not.
+        return FileInfo(size, etag, ("md5", plain), is_checksum_sure=False)
+    return FileInfo(size, etag)
 
 
-def object_info(url: str, *, stop: threading.Event | None = None) -> Found:
-    """What an object store says of one object now.
+def object_info(url: str, *, stop: threading.Event | None = None) -> FileInfo:
+    """Request the current information on one object of an object store.
 
     Raises:
-        Failure: it is not there, or the store does not say.
+        Failure: the object does not exist, or the request failed.
+        Abandoned: `stop` was set.
     """
     store, path = store_of(url), bare_path(url)
     store.invalidate_cache()
@@ -236,14 +237,15 @@ def object_info(url: str, *, stop: threading.Event | None = None) -> Found:
             entry = store.info(path)
     if entry.get("type") == "directory":
         raise Failure("404 Not Found", is_final=True, is_gone=True)
-    return found_of(entry)
+    return info_of(entry)
 
 
 def object_range(url: str, start: int, end: int, *, stop: threading.Event | None = None) -> bytes:
-    """Bytes `start` to `end` of an object; fewer where it ends.
+    """Read bytes `start` to `end` of an object; fewer if the object ends before.
 
     Raises:
-        Failure: the store does not give them.
+        Failure: the request failed.
+        Abandoned: `stop` was set.
     """
     store, path = store_of(url), bare_path(url)
     data: bytes
@@ -256,10 +258,10 @@ def object_range(url: str, start: int, end: int, *, stop: threading.Event | None
 
 
 def read_small(url: str) -> bytes | None:
-    """A side file or a list; None where it is not there or not for us.
+    """Read a side file or a list of shards; return None if it does not exist or access is denied.
 
     Raises:
-        SetupError: the store does not answer.
+        SetupError: the store does not respond.
     """
 
     def call() -> bytes | None:
@@ -273,4 +275,4 @@ def read_small(url: str) -> bytes | None:
                 return None
             raise
 
-    return asking(url, call)
+    return ask_store(url, call)

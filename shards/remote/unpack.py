@@ -1,7 +1,7 @@
-"""Compressed tars: gzip, bzip2, xz or zstd in, the tar in a file of the cache folder out.
+"""Unpack compressed tars: gzip, bzip2, xz or zstd in, the tar in a file of the cache folder out.
 
-Between file and index, which reads at any offset and so needs the tar itself. Streams, in memory of a fixed size.
-Damage is no exception: what was unpacked before it is kept, and the fault says where it ended.
+Sits between file and index: the index reads at any offset, so it needs the tar itself. The data are streamed with a
+fixed amount of memory. Damage raises no exception: the bytes before it are kept, and the fault says where they end.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from vitscore.shards.reasons import DAMAGED, READ_ERROR, TRUNCATED, with_details
 from vitscore.shards.remote.retries import Abandoned
 
 PIECE_BYTES = 128 << 10
-"""Unpacked at a time; a damage costs what its piece held before it."""
+"""Bytes unpacked at a time; damage can lose the bytes before it in the same piece."""
 ZSTD_STEP_BYTES = 4 << 10
-"""pyarrow drops what a read had when it fails, so the reads are small; 256 of them take 0.4 ms."""
+"""Bytes per read of zstd data: small, as pyarrow discards the bytes of a failed read; 256 reads take 0.4 ms."""
 
 
 def unpack(file: ShardFile, kind: str, *, folder: Path, stop: threading.Event) -> ShardFile:
-    """Unpack a shard's file into another one, and close it.
+    """Unpack a shard's file into a new one, and close the compressed file.
 
     Args:
         file: the compressed tar.
         kind: `gzip`, `bzip2`, `xz` or `zstd`.
-        folder: where the tar goes.
-        stop: ends the work.
+        folder: the folder of the new, unnamed file.
+        stop: aborts the unpacking when set.
 
     Raises:
-        SetupError: the folder is full.
+        SetupError: the folder is full or cannot be written to.
         Abandoned: `stop` was set.
     """
     target = new_file(folder)
@@ -52,13 +52,13 @@ def unpack(file: ShardFile, kind: str, *, folder: Path, stop: threading.Event) -
 
 
 def _copy(fd: int, target: int, kind: str, folder: Path, stop: threading.Event) -> str | None:
-    """Unpack from one descriptor into another; the fault, if any."""
+    """Unpack from one descriptor into another, and return the fault, if any."""
     os.lseek(fd, 0, os.SEEK_SET)
     num_bytes = 0
     raw = io.FileIO(fd, closefd=False)
     try:
         read = OPENERS[kind](raw)
-        # One read of the decompressor's at a time: a longer one would lose what it had when it fails.
+        # One read of the decompressor at a time: a failed longer read would lose the bytes that it had.
         while piece := read(PIECE_BYTES):
             num_bytes = write_at(target, piece, num_bytes, folder=folder)
             if stop.is_set():
@@ -77,7 +77,7 @@ def _copy(fd: int, target: int, kind: str, folder: Path, stop: threading.Event) 
 
 
 def _open_zstd(raw: io.FileIO) -> Callable[[int], bytes]:
-    # Python has no zstd before 3.14; pyarrow is there for the parts.
+    # Python has no zstd before 3.14; pyarrow is installed for the parts.
     import pyarrow as pa
 
     stream: Any = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")

@@ -1,7 +1,8 @@
-"""Requests to http and https servers, in the aiohttp session of fsspec's file system.
+"""Send requests to http and https servers through the aiohttp session of fsspec's file system.
 
-Below stores and fetch. fsspec's own calls hide what a fetch must see: the status, the validators, the range that was
-sent. Every failure is a `Failure` with a scrubbed text. Redirects are followed; nothing is decompressed on the way.
+Used by `stores` and `fetch`. fsspec's calls do not expose the status, validators and range of an answer, which a fetch
+needs. Every error becomes a `Failure` whose text contains no secrets. Redirects are followed; content is not
+decompressed.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ from vitscore.shards.remote.retries import FINAL, GONE, Abandoned, Failure, fail
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 30.0
 SMALL_BYTES = 64 << 20
-"""A side file or a list may be this large."""
+"""Maximum size of a side file or a list of shards; larger ones are cut."""
 UNCODED = {"Accept-Encoding": "identity"}
 MD5 = re.compile(r"[0-9a-f]{32}")
 CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 HOPELESS = ("NoCredentialsError", "PartialCredentialsError", "InvalidURL", "InvalidUrlClientError")
-"""Exceptions of clients that the next try would only repeat."""
+"""Exceptions of client libraries that another attempt would only repeat."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a store says of one file; None where it does not."""
+class FileInfo:
+    """A store's information on one file; None if the store does not report a value."""
 
     num_bytes: int | None = None
     etag: str | None = None
     checksum: tuple[str, str] | None = None
     """(algorithm of hashlib, hexadecimal digest)"""
     is_checksum_sure: bool = True
-    """False where the digest is an ETag that looks like one."""
+    """False if the digest is an ETag that merely looks like one."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -57,10 +58,10 @@ def web_filesystem() -> Any:
 
 @contextlib.contextmanager
 def translated(url: str) -> Iterator[None]:
-    """Turn the many exceptions of clients into a Failure; theirs hold whole URLs, so they are not chained to it.
+    """Convert the exceptions of client libraries to a Failure, without chaining them: they contain whole URLs.
 
     Raises:
-        Failure: whatever went wrong.
+        Failure: the client raised any exception.
     """
     try:
         yield
@@ -80,7 +81,7 @@ def translated(url: str) -> Iterator[None]:
 
 
 def _failure_of(error: Exception, url: str) -> Failure:
-    """A client's exception: by its HTTP status, which each client keeps elsewhere, else by its text."""
+    """Return a client exception as a Failure: by its HTTP status, if it has one, else by its text."""
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int) and 400 <= status < 600:
         return failed_status(status)
@@ -89,10 +90,10 @@ def _failure_of(error: Exception, url: str) -> Failure:
 
 
 def run_async(url: str, coroutine: Coroutine[Any, Any, T], *, loop: Any, stop: threading.Event | None = None) -> T:
-    """Run a coroutine on fsspec's loop; `stop` cancels it.
+    """Run a coroutine on fsspec's event loop; `stop` cancels it.
 
     Raises:
-        Failure: whatever went wrong.
+        Failure: the coroutine raised any exception.
         Abandoned: `stop` was set.
     """
     with translated(url):
@@ -107,52 +108,52 @@ def run_async(url: str, coroutine: Coroutine[Any, Any, T], *, loop: Any, stop: t
 
 
 async def request(method: str, url: str, headers: dict[str, str]) -> Any:
-    """A request of aiohttp's, for `async with await`."""
+    """Start an aiohttp request; for use with `async with await`."""
     import aiohttp
     from yarl import URL
 
     session = await web_filesystem().set_session()
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S)
-    # A signature covers the very characters of its URL.
+    # A signature covers the URL's exact characters.
     exact = URL(url, encoded="%" in url)
     return session.request(method, exact, headers={**UNCODED, **headers}, timeout=timeout, allow_redirects=True)
 
 
-async def head(url: str) -> Found:
-    """Size and validators; nothing of a file that is not there, or whose server does not tell.
+async def head(url: str) -> FileInfo:
+    """Request a file's size and validators; they are empty if the file is missing or the server does not report them.
 
     Raises:
-        Failure: refused, or another try may tell.
+        Failure: access is denied, or the server failed temporarily.
     """
     async with await request("HEAD", url, {}) as response:
-        # No length, or none worth the name: some servers answer HEAD like an empty file.
-        if response.status == 200 and (found := found_in(response)).num_bytes:
-            return found
+        # A length of 0 is not trusted: some servers answer HEAD as if every file were empty.
+        if response.status == 200 and (info := info_in(response)).num_bytes:
+            return info
         if response.status in GONE:
-            return Found()
+            return FileInfo()
         if response.status == 429 or (response.status >= 500 and response.status != 501):
             raise failed_status(response.status)
-    # Some servers know only GET, and a signature is for one method.
+    # Some servers support only GET, and the signature of a URL covers the method.
     async with await request("GET", url, {"Range": "bytes=0-0"}) as response:
         if response.status == 200:
-            return found_in(response)
+            return info_in(response)
         if response.status in FINAL or response.status == 429 or response.status >= 500:
             raise failed_status(response.status)
         match = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         total = int(match[2]) if match and match[2] != "*" else None
-        return Found(total, response.headers.get("ETag")) if response.status == 206 else Found()
+        return FileInfo(total, response.headers.get("ETag")) if response.status == 206 else FileInfo()
 
 
 async def get_small(url: str) -> bytes | None:
-    """A small file; None where it is not there or not for us.
+    """Download a small file; return None if it does not exist or access is denied.
 
     Raises:
-        Failure: another try may bring it.
+        Failure: the server failed temporarily.
     """
     async with await request("GET", url, {}) as response:
         if response.status == 429 or response.status >= 500:
             raise failed_status(response.status)
-        # Some servers answer every path with a page.
+        # Some servers answer every path with an HTML page.
         if response.status != 200 or response.content_type == "text/html":
             return None
         data: bytes = await response.content.read(SMALL_BYTES)
@@ -161,24 +162,24 @@ async def get_small(url: str) -> bytes | None:
         return data
 
 
-def found_in(response: Any) -> Found:
-    """What the headers of a whole answer (not of a range) say."""
+def info_in(response: Any) -> FileInfo:
+    """Return the information in the headers of a complete response (not of a range)."""
     headers = response.headers
     length = headers.get("Content-Length", "")
     num_bytes = int(length) if length.isdecimal() else None
     etag = headers.get("ETag")
-    told = [text.partition("md5=")[2] for text in headers.getall("x-goog-hash", []) if "md5=" in text]
-    digest = _md5_of(headers.get("Content-MD5") or "".join(told[:1]))
+    hashes = [text.partition("md5=")[2] for text in headers.getall("x-goog-hash", []) if "md5=" in text]
+    digest = _md5_of(headers.get("Content-MD5") or "".join(hashes[:1]))
     if digest:
-        return Found(num_bytes, etag, ("md5", digest))
+        return FileInfo(num_bytes, etag, ("md5", digest))
     plain = (etag or "").strip('"')
     if MD5.fullmatch(plain) and any(name.lower().startswith("x-amz-") for name in headers):
-        return Found(num_bytes, etag, ("md5", plain), is_checksum_sure=False)
-    return Found(num_bytes, etag)
+        return FileInfo(num_bytes, etag, ("md5", plain), is_checksum_sure=False)
+    return FileInfo(num_bytes, etag)
 
 
 def _md5_of(text: str) -> str:
-    """A base64 MD5 in hexadecimal; empty where it is none."""
+    """Convert a base64 MD5 to hexadecimal; return an empty string if it is not an MD5."""
     with contextlib.suppress(binascii.Error, ValueError):
         digest = base64.b64decode(text.split(",")[0], validate=True)
         return digest.hex() if len(digest) == 16 else ""

@@ -1,10 +1,10 @@
-"""The 512-byte header of a tar member, and the extended headers that override it.
+"""Parse the 512-byte header of a tar member, and the extended headers that override it.
 
-Used by the tar index alone. Understands ustar (with its prefix), old GNU and V7 headers, base-256 numbers, and pax
-records. Knows nothing of files or offsets: bytes in, fields out; what is wrong raises `BadHeader`, which never leaves
-the index.
+Used by the tar index only. Supports ustar (including its prefix), old GNU and V7 headers, base-256 numbers, and pax
+records. Bytes in, fields out, independent of files and offsets. An invalid header raises `BadHeader`, which the index
+catches.
 
-Axes: N headers, 512 bytes each.
+Axes: N headers of 512 bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ZERO_BLOCK = bytes(BLOCK_BYTES)
 REGULAR_TYPES = frozenset(b"0\x007")
 LONG_NAME, LONG_LINK, SPARSE = ord("L"), ord("K"), ord("S")
 PAX_NEXT_TYPES, PAX_GLOBAL = frozenset(b"xX"), ord("g")
-# Links, devices, folders and pipes: whatever size their header claims, no data follows.
+# Links, devices, folders and pipes: no data follows, even if their header gives a size.
 DATALESS_TYPES = frozenset(b"123456")
 
 _PAX_RECORD = re.compile(rb"(\d{1,20}) ([^=]+)=")
@@ -29,17 +29,17 @@ _OCTAL_WEIGHTS_6 = 8 ** np.arange(5, -1, -1, dtype=np.int64)
 
 
 class BadHeader(Exception):
-    """A header that cannot be one; the message says why."""
+    """An invalid header; the message gives the reason."""
 
 
 def decode_name(raw: bytes) -> str:
-    """Text up to the first NUL; bytes that are not UTF-8 appear as `\\xNN`, so that a name is always valid text."""
+    """Return the text up to the first NUL; bytes that are not UTF-8 become `\\xNN`, so that a name is valid text."""
     end = raw.find(0)
     return (raw if end < 0 else raw[:end]).decode("utf-8", "backslashreplace")
 
 
 def parse_number(field: bytes) -> int:
-    """A number field: octal text ended by NUL or space, or base-256 where the first bit is set."""
+    """Parse a number field: octal text ended by NUL or space, or base-256 if the first bit is set."""
     if field[0] in (0x80, 0xFF):
         return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
     text = field.split(b"\0", 1)[0].strip()
@@ -50,14 +50,14 @@ def parse_number(field: bytes) -> int:
 
 
 def _sum_256(data: bytes) -> int:
-    """The sum of up to 256 bytes: the lower half of Adler's checksum, modulo 65,521; ten times as fast as `sum`."""
+    """Return the sum of up to 256 bytes, from the lower half of their Adler-32; ten times as fast as `sum`."""
     return (zlib.adler32(data) & 0xFFFF) - 1
 
 
 def has_valid_checksum(block: bytes) -> bool:
-    """Whether the header's sum is the one it claims, the field itself counted as spaces.
+    """Whether a header's checksum is right; the checksum field itself counts as spaces.
 
-    Some old writers summed signed bytes; both sums are taken, as tar itself does.
+    Both the unsigned and the signed sum are accepted, as in tar: some old writers summed signed bytes.
     """
     try:
         claimed = parse_number(block[148:156])
@@ -71,13 +71,13 @@ def has_valid_checksum(block: bytes) -> bool:
 
 
 def first_bad_checksum(headers_N512: NDArray[np.uint8]) -> int | None:
-    """The index of the first header whose checksum is wrong, None where all are right.
+    """Return the index of the first header with a wrong checksum, or None.
 
-    Sums all headers of a window at once, which is ten times cheaper than one at a time.
+    Summing all headers of a window at once takes a tenth of the time of summing them one by one.
     """
     digits_N6 = headers_N512[:, 148:154].astype(np.int64) - ord("0")
     is_plain_N = ((digits_N6 >= 0) & (digits_N6 <= 7)).all(axis=1) & np.isin(headers_N512[:, 154], (0, 32))
-    # In 32 bits: twice as fast as in 64.
+    # Sums in 32 bits are twice as fast as in 64.
     sums_N = headers_N512.sum(axis=1, dtype=np.int32) - headers_N512[:, 148:156].sum(axis=1, dtype=np.int32) + 8 * 32
     suspects = np.flatnonzero(~is_plain_N | (digits_N6 @ _OCTAL_WEIGHTS_6 != sums_N))
     for index in suspects.tolist():
@@ -87,16 +87,16 @@ def first_bad_checksum(headers_N512: NDArray[np.uint8]) -> int | None:
 
 
 def header_name(block: bytes) -> str:
-    """The member's name as its own header has it: the prefix joined where the header is POSIX ustar."""
+    """Return the name in a member's header, with the prefix if the header is POSIX ustar."""
     name = decode_name(block[:100])
-    # Old GNU headers keep times where ustar has its prefix.
+    # Old GNU headers store times in the place of ustar's prefix.
     if block[345] and block[257:263] == b"ustar\0":
         return f"{decode_name(block[345:500])}/{name}"
     return name
 
 
 def header_size(block: bytes) -> int:
-    """The data's size as the header has it."""
+    """Return the size of the data as given in the header."""
     size = parse_number(block[124:136])
     if size < 0:
         raise BadHeader(f"size {size} is negative")
@@ -104,7 +104,7 @@ def header_size(block: bytes) -> int:
 
 
 def parse_pax_records(body: bytes) -> dict[str, str]:
-    """The `length keyword=value` records of an extended header; parsing stops at the first that is none."""
+    """Parse the `length keyword=value` records of an extended header, up to the first text that is not a record."""
     records: dict[str, str] = {}
     position = 0
     while match := _PAX_RECORD.match(body, position):
@@ -118,7 +118,7 @@ def parse_pax_records(body: bytes) -> dict[str, str]:
 
 
 def pax_overrides(records: dict[str, str]) -> dict[str, str]:
-    """What of the records changes how a member is read: its `path` and `size`, and whether it is `sparse`."""
+    """Return the records that change how a member is read: its `path` and `size`, and `sparse` if it is sparse."""
     overrides: dict[str, str] = {key: records[key] for key in ("path", "size") if key in records}
     if any(key.startswith("GNU.sparse.") for key in records):
         overrides["sparse"] = "1"

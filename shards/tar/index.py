@@ -1,13 +1,13 @@
-"""The index of a tar: which members it has and where their data lie, without reading the data.
+"""Index the members of a tar by name, offset and size, without reading their data.
 
-First stage of the flow: shard file in, member names, offsets and sizes out. It never raises for what the file holds:
-an index has the members that could be found and a `fault` for the rest. It groups nothing into samples and reads no
-member; a compressed tar has to be unpacked first.
+First stage of the flow: shard file in, member names, offsets and sizes out. Damaged content raises no exception: the
+index holds the members up to the damage and a `fault` for the rest. Does not group members into samples and does not
+read them; a compressed tar must be unpacked first.
 
-A fault is a reason of the vocabulary with its details. What is a fault and what is not:
-- a member that runs past the end of the file is listed, with a flaw, and the shard has a fault;
-- a file that ends on a member's border without the closing zero blocks is whole (tarfile reads it too);
-- anything but zeros behind the closing blocks is a fault: such members would be lost in silence.
+A fault is a reason of the vocabulary with its details. The rules are:
+- A member that extends past the end of the file is listed with a flaw, and the shard has a fault.
+- A file that ends at a member's end without the closing zero blocks is whole, as it is for tarfile.
+- Data other than zeros after the closing blocks is a fault, since its members are not read.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from vitscore.shards.tar.header import (
 )
 from vitscore.shards.tar.plain_headers import plain_headers
 
-# Small members: one large read covers hundreds of headers. Large members: a small read a header, so that an index of
-# 110 KB images copies 4% of the file.
+# Among small members, one large read covers hundreds of headers. Among large ones, every header takes a small read, so
+# that indexing a shard of 110 KB images reads 4% of the file.
 WIDE_WINDOW_BYTES = 1 << 20
 NARROW_WINDOW_BYTES = 1 << 12
 WIDE_UP_TO_SPACING_BYTES = 16 << 10
-# How far ahead of the index the kernel is asked to read when the data are wanted next anyway.
 READAHEAD_BYTES = 8 << 20
+"""How far the operating system is asked to read ahead of the index if the data are read next."""
 MAX_EXTENDED_HEADER_BYTES = 16 << 20
-# Below this many headers in a window, checking them one at a time costs less than numpy's calls.
 FEW_HEADERS = 6
+"""Below this many headers in a window, checking them one at a time takes less time than numpy's calls."""
 
 COMPRESSED_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
 UNPACKABLE = ("gzip", "bzip2", "xz", "zstd")
@@ -64,7 +64,7 @@ UNPACKABLE = ("gzip", "bzip2", "xz", "zstd")
 
 @dataclass(slots=True)
 class Member:
-    """A regular file in a tar: its name, and where its data begin and how long they are."""
+    """A regular file in a tar: its name, and the offset and size of its data."""
 
     name: str
     offset: int
@@ -73,19 +73,19 @@ class Member:
 
 @dataclass
 class TarIndex:
-    """What a tar holds, by column: the n-th name, offset and size belong to the n-th regular member."""
+    """The regular members of a tar, by column: the n-th name, offset and size belong to the n-th member."""
 
     names: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     fault: str | None = None
     flaws: dict[int, str] = field(default_factory=dict)
-    """Members that cannot be read as they are: index to reason."""
+    """Members that cannot be read: position in the index to reason."""
     num_links: int = 0
-    """Hard and symbolic links, which hold no data and are skipped, as webdataset skips them."""
+    """Number of hard and symbolic links, which hold no data and are skipped, as in webdataset."""
     num_bytes: int = 0
     compression: str | None = None
-    """What the file is instead of a tar: a kind of compression."""
+    """The kind of compression, if the file is compressed."""
 
     @property
     def members(self) -> list[Member]:
@@ -96,8 +96,8 @@ def index_tar(fd: int, *, will_read: bool = False) -> TarIndex:
     """Index the tar behind an open file.
 
     Args:
-        fd: a seekable file descriptor, at any position; it is read with pread and stays open.
-        will_read: the members' data are read next; the kernel is asked to fetch them ahead of the index.
+        fd: a seekable file descriptor at any position; it is read with pread and stays open.
+        will_read: whether the members' data are read next; the operating system is then asked to read ahead.
     """
     index = TarIndex()
     try:
@@ -109,17 +109,20 @@ def index_tar(fd: int, *, will_read: bool = False) -> TarIndex:
 
 
 def compression_of(start: bytes) -> str | None:
-    """What a file is compressed with, by its first block; None for a tar whose first name begins like that."""
+    """Return a file's kind of compression by its first block, or None.
+
+    A valid tar header gives None, even if the first member's name starts like a compressed file.
+    """
     kind = next((name for magic, name in COMPRESSED_MAGIC.items() if start.startswith(magic)), None)
     return None if len(start) == BLOCK_BYTES and has_valid_checksum(start) else kind
 
 
 class _End(Exception):
-    """The walk is over; the message, if any, is the shard's fault."""
+    """Raised to end the walk; the message, if any, is the shard's fault."""
 
 
 class _Walk:
-    """One pass over a tar's headers. Lives as long as `index_tar` runs; what it finds goes straight to the index."""
+    """One pass over a tar's headers, which adds members to an index."""
 
     def __init__(self, fd: int, index: TarIndex, *, will_read: bool) -> None:
         self.fd = fd
@@ -129,8 +132,8 @@ class _Walk:
         self.window_start = 0
         self.window_bytes = WIDE_WINDOW_BYTES
         self.advised_up_to = 0 if will_read and hasattr(os, "posix_fadvise") else None
-        # Headers of this window whose checksums are still to be verified: block numbers in it, and how many members the
-        # index had before each, to take back what a wrong header said.
+        # Headers in the window whose checksums are not verified yet: their block numbers, and the number of members in
+        # the index before every one of them, to remove the members of a wrong header.
         self.unverified: list[int] = []
         self.num_members_before: list[int] = []
         self.pending: dict[str, str] = {}
@@ -146,7 +149,7 @@ class _Walk:
             fault = str(end)
         except BadHeader as bad:
             fault = with_details(DAMAGED, f"header at byte {self.position}: {bad}")
-        # What came before the end may itself be wrong: a bad header sends the walk anywhere.
+        # Headers before the end may be wrong, too: a bad header leads the walk to a wrong position.
         try:
             self.verify()
         except _End as end:
@@ -167,7 +170,7 @@ class _Walk:
             raise _End(with_details(NOT_A_TAR, "no tar header at its start"))
 
     def load_window(self) -> None:
-        """Read on at the position; the size of the read follows how far apart the last window's headers were."""
+        """Read the next window; its size depends on the spacing of the headers in the last one."""
         if self.unverified:
             spacing = (self.position - self.window_start) / len(self.unverified)
             is_wide = spacing <= WIDE_UP_TO_SPACING_BYTES
@@ -177,7 +180,7 @@ class _Walk:
         self.window_start = self.position
         self.window = os.pread(self.fd, self.window_bytes, self.position)
         if not self.window:
-            raise _End  # on a member's border: whole, though without the closing blocks
+            raise _End  # at a member's end: the tar is whole, though without the closing blocks
         if len(self.window) < BLOCK_BYTES:
             is_padding = not any(self.window)
             raise _End("" if is_padding else with_details(TRUNCATED, f"in the header at byte {self.position}"))
@@ -189,7 +192,10 @@ class _Walk:
             self.advised_up_to = start + READAHEAD_BYTES
 
     def walk_window(self) -> None:
-        """Take the window's headers: a run of plain ones at once, the others one by one, plain ones right here."""
+        """Index the window's headers: a run of plain ones at once, and the others one by one.
+
+        Parsing plain headers is written out in the loop for speed.
+        """
         if self.window_bytes == WIDE_WINDOW_BYTES and not self.pending and not self.global_pax:
             self.take_run()
         window, window_start, file_bytes = self.window, self.window_start, self.index.num_bytes
@@ -225,20 +231,20 @@ class _Walk:
             self.position = end
 
     def take_run(self) -> None:
-        """The plain headers at the window's start; of small members that is mostly all there are."""
+        """Index the run of plain headers at the window's start, which among small members is usually all of them."""
         index = self.index
-        found = plain_headers(self.window, self.window_start, num_bytes=index.num_bytes)
-        if found is None:
+        headers = plain_headers(self.window, self.window_start, num_bytes=index.num_bytes)
+        if headers is None:
             return
-        self.unverified += found.blocks
-        self.num_members_before += range(len(index.names), len(index.names) + len(found.names))
-        index.names += found.names
-        index.offsets += found.offsets
-        index.sizes += found.sizes
-        self.position = found.next_position
+        self.unverified += headers.blocks
+        self.num_members_before += range(len(index.names), len(index.names) + len(headers.names))
+        index.names += headers.names
+        index.offsets += headers.offsets
+        index.sizes += headers.sizes
+        self.position = headers.next_position
 
     def take_special(self, at: int) -> int:
-        """A header that is not plain: verified at once, then handled by its kind; where the next one starts."""
+        """Verify and index a header that is not plain; return the position of the next one in the window."""
         self.position = position = self.window_start + at
         block = self.window[at : at + BLOCK_BYTES]
         if block == ZERO_BLOCK:
@@ -251,13 +257,13 @@ class _Walk:
             self.position = _padded(position + BLOCK_BYTES + size)
         else:
             self.take_member(block, kind, size)
-        # Counted for the spacing that sizes the next window; verified already, so verifying again is harmless.
+        # Added for the spacing of the headers, which decides the next window's size; verifying it twice is harmless.
         self.unverified.append(at >> 9)
         self.num_members_before.append(len(self.index.names))
         return self.position - self.window_start
 
     def read_extended(self, size: int) -> bytes:
-        """The body of an extended header, which often reaches past the window."""
+        """Return the body of an extended header, which often extends past the window."""
         if size > MAX_EXTENDED_HEADER_BYTES:
             raise BadHeader(f"an extended header of {size} bytes")
         body = os.pread(self.fd, size, self.position + BLOCK_BYTES)
@@ -271,11 +277,11 @@ class _Walk:
         elif kind == PAX_GLOBAL:
             self.global_pax.update(pax_overrides(parse_pax_records(body)))
         elif kind in PAX_NEXT_TYPES:
-            # Several headers before one member: the outermost wins, as in tarfile.
+            # Of several headers before one member, the first takes precedence, as in tarfile.
             self.pending = pax_overrides(parse_pax_records(body)) | self.pending
 
     def take_member(self, block: bytes, kind: int, size: int) -> None:
-        """List the member where it is a regular file, and step over its data."""
+        """Index the member if it is a regular file, and move past its data."""
         overrides = self.global_pax | self.pending
         self.pending = {}
         name = overrides.get("path") or header_name(block)
@@ -307,7 +313,7 @@ class _Walk:
         self.index.sizes.append(size)
 
     def skip_sparse_map(self, block: bytes, data: int) -> int:
-        """Old GNU sparse files put more blocks of their map between header and data; where the data begin."""
+        """Return the offset of the data of an old GNU sparse file, whose map may continue in blocks before it."""
         is_continued = bool(block[482])
         while is_continued:
             block = os.pread(self.fd, BLOCK_BYTES, data)
@@ -318,7 +324,7 @@ class _Walk:
         return data
 
     def check_tail(self, position: int) -> None:
-        """The first zero block ends a tar. Anything but zeros behind it is members that nobody reads."""
+        """End the walk at the first zero block, with a fault if anything but zeros follows."""
         while tail := os.pread(self.fd, WIDE_WINDOW_BYTES, position):
             if any(tail) if len(tail) < BLOCK_BYTES else np.frombuffer(tail, np.uint8).any():
                 raise _End(with_details(DAMAGED, f"data behind the end of the archive at byte {self.position}"))
@@ -326,7 +332,7 @@ class _Walk:
         raise _End
 
     def verify(self) -> None:
-        """Check the window's headers not checked yet; a wrong one takes back everything since."""
+        """Verify the unverified headers; a wrong one removes its member and all later ones from the index."""
         if not self.unverified:
             return
         bad = self.first_bad_of_few() if len(self.unverified) < FEW_HEADERS else self.first_bad_of_many()
@@ -357,5 +363,5 @@ class _Walk:
 
 
 def _padded(position: int) -> int:
-    """The next multiple of the block size."""
+    """Round a position up to a multiple of the block size."""
     return (position + BLOCK_BYTES - 1) & -BLOCK_BYTES

@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that misbehaves on demand, for the tests of remote shards."""
+"""An HTTP server on loopback that fails on demand, for the tests of remote shards."""
 
 import contextlib
 import hashlib
@@ -16,11 +16,12 @@ Fault = dict[str, Any]
 
 
 class BadServer:
-    """Serves a folder; `faults` says by path what is wrong with the next answers to GET (or HEAD).
+    """Serves a folder, with the faults in `faults` by path.
 
-    A fault: `status`, `cut` (bytes sent before the connection ends), `stall` (the same, then silence), `length` (what
-    the header says), `etag`, `body`, and `times` (how often; for ever without). `always` holds settings for all paths:
-    `no_range`, `no_head`, `etag` (False: none), `chunked`, `auth`, `query`.
+    A fault may have a `status`, `cut` (bytes sent before the connection ends), `stall` (bytes sent before the server
+    falls silent), `delay` (seconds before the answer ends), `length` (in the header), `etag`, `body`, `methods` (GET by
+    default) and `times` (number of answers; unlimited if missing). `always` holds settings for all paths: those of a
+    fault, `no_range`, `no_head`, `chunked`, `auth` and `query`. An empty `etag` sends none.
     """
 
     def __init__(self, root: Path) -> None:
@@ -72,7 +73,7 @@ class BadServer:
         self.faults.setdefault(path, []).append(fault)
 
     def gets(self, path: str) -> list[str]:
-        """The ranges of the GETs of a path; empty text where there was none."""
+        """Return the ranges of the GET requests for a path; empty for requests without a range."""
         return [headers.get("Range", "") for method, at, headers, _ in self.requests if (method, at) == ("GET", path)]
 
     def num_by_status(self) -> Counter[int]:

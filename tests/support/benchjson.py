@@ -1,4 +1,4 @@
-"""Made-up JSON of benches, in the shapes that the benches write."""
+"""Made-up results of benches, in the format of their JSON files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ def images(*rounds: float) -> Figure:
 
 
 def results() -> dict[str, Any]:
-    """Every bench that a plan needs: reading 90,000, decoding 4,000, ViT-B 6,000, CLIP L 2,000 images/s."""
+    """Return the results that a plan needs: reading 90,000, decoding 4,000, ViT-B 6,000, CLIP L 2,000 images/s."""
     return {
         "reading": {
             "samples_per_s": {"vitscore": images(80_000, 90_000, 100_000), "webdataset": images(8_000, 8_100, 8_200)},
@@ -54,15 +54,15 @@ def results() -> dict[str, Any]:
 
 def write(
     folder: Path,
-    found: Mapping[str, Any],
+    results_by_bench: Mapping[str, Any],
     *,
     gpus: Sequence[str] = (),
     versions: Mapping[str, Any] = VERSIONS,
     is_quick: bool = False,
 ) -> Path:
-    """Write results by bench as JSON; returns the folder."""
+    """Write results as one JSON file per bench, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, result in found.items():
+    for name, result in results_by_bench.items():
         document = {
             "schema": 1,
             "bench": name,

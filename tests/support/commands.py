@@ -1,4 +1,4 @@
-"""The command line in a process, and how it ended."""
+"""Run commands in subprocesses."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -20,7 +20,7 @@ class Done:
 
 
 def start(*command: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout_s: float = 240) -> Done:
-    """Run a command of the environment in a process of its own."""
+    """Run a command of the environment in a subprocess."""
     words = [str(word) for word in command]
     if words[0] in ("vitscore", "accelerate", "torchrun"):
         words[0] = str(Path(sys.executable).parent / words[0])

@@ -1,6 +1,6 @@
-"""The CUDA kernels against their NumPy twins, on whatever device numba has; run by test_kernels_cuda.py.
+"""Compare the CUDA kernels with their NumPy twins, on a GPU or numba's simulator; run by test_kernels_cuda.py.
 
-A program of its own, since numba decides at import whether the device is simulated.
+A separate program, since numba decides at import whether the device is simulated.
 """
 
 import sys
@@ -29,7 +29,7 @@ def check_counts(num_classes: int, num_rows: int, dtype: type) -> None:
     for is_other in (False, False, True):
         labels = rng.integers(-1, num_classes, num_rows).astype(dtype)
         preds = rng.integers(0, num_classes, num_rows).astype(dtype)
-        preds[labels == -1] = -7  # not looked at
+        preds[labels == -1] = -7  # ignored
         (merged if is_other else counts).update(to_device(preds), to_device(labels))
         if num_classes <= 4096:
             expected += count_reference(labels, preds, num_classes)
@@ -38,17 +38,17 @@ def check_counts(num_classes: int, num_rows: int, dtype: type) -> None:
                 if pair[0] >= 0:
                     expected[pair] = expected.get(pair, 0) + 1
     counts.merge(merged)
-    found = counts.compute()
+    confusion = counts.compute()
     if num_classes <= 4096:
-        assert (found == expected).all()
+        assert (confusion == expected).all()
     else:
-        pairs = zip(found.rows.tolist(), found.cols.tolist(), strict=True)
-        assert dict(zip(pairs, found.counts.tolist(), strict=True)) == expected
-        assert found.rows.tolist() == sorted(found.rows.tolist())
+        pairs = zip(confusion.rows.tolist(), confusion.cols.tolist(), strict=True)
+        assert dict(zip(pairs, confusion.counts.tolist(), strict=True)) == expected
+        assert confusion.rows.tolist() == sorted(confusion.rows.tolist())
 
 
 def check_bad_ids() -> None:
-    """A batch with a bad id is not counted, the ones before and after are, and `compute` raises."""
+    """Check that a batch with a bad id is not counted, that other batches are, and that `compute` raises."""
     for labels, preds in (([0, 3], [0, 0]), ([0, -2], [0, 0]), ([0, 1], [0, 3]), ([0, 1], [0, -1])):
         counts = DeviceConfusionCounts(3)
         for batch in (([1], [2]), (labels, preds), ([2], [2])):
@@ -66,7 +66,7 @@ def check_bad_ids() -> None:
                 counts.reset()
             assert counts.compute().sum() == 0
         else:
-            raise AssertionError("a bad id was taken")
+            raise AssertionError("a bad id was accepted")
 
 
 def check_full_table() -> None:
@@ -78,7 +78,7 @@ def check_full_table() -> None:
     except UsageError as error:
         assert "too many pairs" in str(error)
     else:
-        raise AssertionError("a full table was not told")
+        raise AssertionError("a full table was not reported")
 
 
 def check_rows(logits: np.ndarray, labels: np.ndarray, k: int) -> None:
@@ -94,23 +94,23 @@ def check_rows(logits: np.ndarray, labels: np.ndarray, k: int) -> None:
         scores = rows.score(to_device(logits), to_device(labels))
         check_scores([array.copy_to_host() for array in scores], logits, labels, k)
     assert (given.ids_BT.copy_to_host() == rows.scores.ids_BT.copy_to_host()).all()
-    assert not given.ids_BT.copy_to_host()[num_rows:].any()  # rows beyond the batch are not touched
+    assert not given.ids_BT.copy_to_host()[num_rows:].any()  # rows beyond the batch are unchanged
 
 
-def check_scores(found: list[np.ndarray], logits: np.ndarray, labels: np.ndarray, k: int) -> None:
+def check_scores(scores: list[np.ndarray], logits: np.ndarray, labels: np.ndarray, k: int) -> None:
     num_rows = len(logits)
     wanted = score_rows_reference(logits, labels, k)
-    ids, probs, figures, is_finite = found
+    ids, probs, figures, is_finite = scores
     assert (ids[:num_rows] == wanted.topk).all()
     names = ("label_logprob", "sum_sq_prob", "log_sum_exp", "margin", "entropy")
     np.testing.assert_allclose(probs[:num_rows], wanted.topk_prob, rtol=3e-6, atol=3e-6)
-    for name, found in zip(names, figures[:, :num_rows], strict=True):
-        np.testing.assert_allclose(found, getattr(wanted, name), rtol=3e-6, atol=3e-6, err_msg=name)
+    for name, figure in zip(names, figures[:, :num_rows], strict=True):
+        np.testing.assert_allclose(figure, getattr(wanted, name), rtol=3e-6, atol=3e-6, err_msg=name)
     assert (is_finite[:num_rows].astype(bool) == wanted.is_finite).all()
 
 
 def check_one_piece() -> None:
-    """The kernel's arrays as views of one buffer, and the scores read out of it; simulated, on the host."""
+    """Check the kernel on views of one buffer, and reading the scores from it; simulated, on the host."""
     import torch
 
     from vitscore.engine.score_buffer import ScoreBuffer
@@ -128,15 +128,15 @@ def check_one_piece() -> None:
         rows.score(logits, labels)
         copy = ScoreBuffer(whole.clone(), max_rows=max_rows, width=k)
         whole.fill_(0)
-        found, wanted = copy.read(num_rows), score_rows_reference(logits, labels, k)
+        scores, wanted = copy.read(num_rows), score_rows_reference(logits, labels, k)
         for name in RowScores._fields:
-            one, other = getattr(found, name), getattr(wanted, name)
+            one, other = getattr(scores, name), getattr(wanted, name)
             assert one.dtype == other.dtype and one.shape == other.shape, name
             np.testing.assert_allclose(one, other, rtol=3e-6, atol=3e-6, err_msg=name)
 
 
 def check_compiled() -> None:
-    """Every kernel becomes a Hopper GPU's assembly, with no GPU here: types, calls and all."""
+    """Check that every kernel compiles to assembly of a Hopper GPU; needs no GPU."""
     from types import SimpleNamespace
 
     from numba import types
@@ -144,7 +144,7 @@ def check_compiled() -> None:
 
     from vitscore.kernels import cuda as rows
 
-    # Functions that kernels call are compiled for the current device, whatever the kernel is compiled for.
+    # Functions called by kernels are compiled for the current device, not for the kernel's target.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(9, 0))
 
     def array(item: object, num_axes: int = 1) -> object:
@@ -286,7 +286,7 @@ def main(is_thorough: bool) -> None:
         for k in (1, 3, 30):
             logits = (rng.normal(size=(3, num_classes)) * 5).astype(np.float32)
             check_rows(logits, rng.integers(-1, num_classes, 3).astype(np.int32), min(k, num_classes))
-    # Ties go to the lowest id, signed zeros are equal, rows that are not finite have no answer.
+    # Ties go to the lowest id, signed zeros are equal, rows that are not finite have no prediction.
     odd = np.array(
         [[1, 1, 1, 1], [0, -0.0, 0, -1], [np.nan, 1, 2, 3], [1, np.inf, 2, 3], [-1e38, 1e38, 0, 0]], np.float32
     )

@@ -1,12 +1,12 @@
-"""A whole run's writing, without its computing: what `vitscore run` does to its folder, in milliseconds.
+"""Repeat the file operations of `vitscore run` on its folder, without computing, in milliseconds.
 
-The steps are those of `vitscore.run.run` in their order, on the real plan of two real shards; predictions are made up
-from a seed. One shard's part goes out in several row groups. Run as a program below the shim of faultinject.c it breaks
-the command at every single call, starts it again, and prints what it saw as JSON:
+The steps are those of `vitscore.run.run`, in order, on the plan of two demo shards; predictions are drawn from a seed.
+One part is written in several row groups. Run as a program below the shim of faultinject.c, it interrupts the command
+at every file operation, starts it again, and prints the results as JSON:
 
     python -m support.faultcases errors|kills|losses EVERY FOLDER
 
-EVERY is 1 for all calls, n for every n-th.
+EVERY is 1 for all calls, n for every n-th call.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ NUM_ROWS, NUM_CLASSES, BATCH = 24, 10, 5
 
 @dataclass(frozen=True)
 class Command:
-    """One command line, to be given again and again."""
+    """One command, which can be run repeatedly."""
 
     plan: Plan
     overwrites: bool = False
 
     def __call__(self) -> None:
-        """What `run.open_run`, the engine's writes and `run.conclude` do to the folder."""
+        """Write the folder like `run.open_run`, the engine and `finish.conclude`."""
         plan, folder, done = self.plan, RunFolder(self.plan.options.output), set()
         session = sessions.make_session(world_size=1)
         is_resumed = not self.overwrites and sessions.check_folder(folder, plan)
@@ -72,14 +72,14 @@ class Command:
 
 
 def make_command(root: Path, *, overwrites: bool = False) -> Command:
-    """The command whose folder is `root`/new/out, on shards that lie outside it."""
+    """Return the command whose folder is `root`/new/out, on shards outside it."""
     shards = sorted(str(path) for path in DEMO_SHARDS.glob("*.tar"))[:2]
     options = make_options({"shards": shards, "model": ["demo-vit"], "output": root / "new" / "out"})
     return Command(make_plan(options, kept={}), overwrites)
 
 
 def write_part(folder: Path, plan: Plan, ordinal: int, name: str) -> None:
-    """Every second part has long outputs, four row groups of them."""
+    """Write a part; every second one has long outputs, in four row groups."""
     num_logits = NUM_CLASSES if ordinal % 2 else 0
     columns = [ModelColumns("demo-vit", top_k=5, num_logits=num_logits)]
     footer = Footer(plan.identity_hash, ordinal, name, num_bytes=1000, expected=NUM_ROWS, bad=0)
@@ -110,22 +110,22 @@ def make_predictions(seed: int, num_logits: int) -> Predictions:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder`, dotfiles too; run.json without its times and starts."""
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Return the contents of all files below `folder`, including dotfiles; run.json without its sessions."""
+    contents = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with contextlib.suppress(KeyError, ValueError):
-        record = json.loads(found["run.json"])
+        record = json.loads(contents["run.json"])
         del record["sessions"]
-        found["run.json"] = json.dumps(record).encode()
-    return found
+        contents["run.json"] = json.dumps(record).encode()
+    return contents
 
 
 def disagreements(out: Path, calm: dict[str, bytes], identity: str) -> Iterator[str]:
-    """What in an interrupted folder is neither whole nor absent.
+    """Yield the files of an interrupted folder that are neither whole nor absent.
 
     Args:
         out: the folder.
         calm: the files of an undisturbed run.
-        identity: its hash.
+        identity: the hash of the run's identity.
     """
     for name, content in files(out).items() if out.is_dir() else ():
         if not is_temporary(name) and content != calm[name]:
@@ -146,7 +146,7 @@ def fresh(root: Path) -> Path:
 
 
 class Trial:
-    """The command on an undisturbed folder, then again and again with one thing going wrong."""
+    """Runs the command undisturbed, then repeatedly with one fault per run."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -160,7 +160,7 @@ class Trial:
         self.wrong: list[str] = []
 
     def prepare(self, name: str) -> Path:
-        """The folder as `name` finds it: absent, or an older run's."""
+        """Prepare the folder for the start `name`: absent, or with an older run."""
         out = fresh(self.root)
         if name == "overwrite":
             self.starts["first start"]()
@@ -176,14 +176,14 @@ class Trial:
         self.wrong.extend(f"{what}: {problem}" for problem in problems)
 
     def again(self, what: str, name: str, out: Path) -> None:
-        """The same command ends as an undisturbed run, and leaves nothing beside."""
+        """Run the command again, and check that the folder equals that of an undisturbed run."""
         try:
             self.starts[name]()
         except Exception as error:
             self.blame(what, [f"started again: {error!r}"])
             return
-        found = files(out)
-        self.blame(what, [f"{key} differs" for key in found.keys() | self.calm if found.get(key) != self.calm.get(key)])
+        now = files(out)
+        self.blame(what, [f"{key} differs" for key in now.keys() | self.calm if now.get(key) != self.calm.get(key)])
 
     def break_with(self, name: str, mode: str, at: int, number: int) -> None:
         what, out = f"{name}, call {at}, {mode} {errno.errorcode.get(number, '')}", self.prepare(name)
@@ -224,7 +224,7 @@ class Trial:
         self.again(what, name, out)
 
     def losses(self, name: str, every: int) -> int:
-        """Power goes before each call of the command; returns the number of calls."""
+        """Simulate a power loss after every call of the command, and return the number of calls."""
         out, log = self.prepare(name), self.root / "calls.log"
         disk = powerloss.Disk(self.root / "new")
         if out.is_dir():
@@ -256,7 +256,7 @@ class Trial:
 
 
 def _take_over(disk: powerloss.Disk, root: Path) -> None:
-    """Have `disk` hold what is in a real folder, all of it flushed."""
+    """Copy the content of a real folder to `disk`, all of it flushed."""
     for path in sorted(root.rglob("*")):
         parent = disk.folder(str(path.parent))
         entry = (

@@ -1,4 +1,4 @@
-"""Damage of every kind to encoded pictures and tars, from a seed."""
+"""Damage encoded pictures and tars in random ways, from a seed."""
 
 import random
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def overwrite(content: bytearray, chance: random.Random) -> int:
 
 
 def overwrite_start(content: bytearray, chance: random.Random) -> int:
-    """Headers are where numbers mean sizes."""
+    """Overwrite a byte near the start: in headers, numbers are sizes."""
     at = chance.randrange(min(len(content), 64))
     content[at] = chance.randrange(256)
     return at
@@ -45,7 +45,7 @@ def insert(content: bytearray, chance: random.Random) -> int:
 
 
 def repeat(content: bytearray, chance: random.Random) -> int:
-    """A piece of the content a second time, at another place."""
+    """Insert a copy of a piece of the content at another position."""
     start, at = chance.randrange(len(content)), chance.randrange(len(content))
     content[at:at] = content[start : start + chance.choice((10, 300, 3000))]
     return at
@@ -63,7 +63,7 @@ KINDS: tuple[Callable[[bytearray, random.Random], int], ...] = (
 
 
 def mutate(content: bytes, chance: random.Random) -> tuple[bytes, int]:
-    """Damage `content` once to four times; returns it, and the first byte that may differ."""
+    """Damage `content` one to four times; return it, and the position of the first byte that may differ."""
     damaged, first = bytearray(content), len(content)
     for _ in range(chance.randint(1, 4)):
         if damaged:

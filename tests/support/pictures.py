@@ -1,4 +1,4 @@
-"""Encoded pictures of every kind, made from scikit-learn's two photographs; loaded by path, as tests are no package."""
+"""Encoded pictures of many kinds, made from scikit-learn's two photographs."""
 
 import io
 import struct
@@ -37,7 +37,7 @@ def turned(orientation: int) -> Image.Exif:
 
 @cache
 def ordinary() -> dict[str, bytes]:
-    """The kinds that DALI decodes."""
+    """Return pictures of the kinds that DALI decodes."""
     rgb = photo(250, 200)
     grey, palette, rgba = rgb.convert("L"), rgb.convert("P", palette=Image.Palette.ADAPTIVE, colors=64), rgb.copy()
     rgba.putalpha(grey)
@@ -81,7 +81,7 @@ def ordinary() -> dict[str, bytes]:
 
 @cache
 def odd() -> dict[str, bytes]:
-    """The kinds that Pillow decodes, whichever the decoder."""
+    """Return pictures of the kinds that Pillow decodes, with either decoder."""
     rgb = photo(250, 200)
     grey, rgba = rgb.convert("L"), rgb.copy()
     rgba.putalpha(grey)
@@ -114,13 +114,13 @@ def odd() -> dict[str, bytes]:
 
 
 def grey16() -> np.ndarray:
-    """A 16-bit picture whose values are the photograph's times 257, and a little more."""
+    """Return a 16-bit picture whose values are the photograph's times 257, plus 60."""
     return np.asarray(photo(250, 200).convert("L")).astype(np.uint16) * 257 + 60
 
 
 @cache
 def visibly_bad() -> dict[str, tuple[bytes, str]]:
-    """Damage that shows in the header or at the end, and the reason it must get."""
+    """Return pictures whose damage shows in the header or at the end, and the expected reasons."""
     good = ordinary()
     return {
         "empty": (b"", "empty image"),
@@ -144,7 +144,7 @@ def visibly_bad() -> dict[str, tuple[bytes, str]]:
 
 @cache
 def hidden_bad() -> dict[str, bytes]:
-    """Damage that shows only when pixels are decoded, so that it fails a whole batch in DALI."""
+    """Return pictures whose damage shows only when pixels are decoded, so that they fail a whole batch in DALI."""
     good = ordinary()
     return {
         "jpeg without its tables": _without_tables(good["jpeg"]),
@@ -154,7 +154,7 @@ def hidden_bad() -> dict[str, bytes]:
 
 
 def png(width: int, height: int, data: bytes) -> bytes:
-    """A PNG with right checksums around any data."""
+    """Return a PNG with valid checksums around any data."""
     chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", data), (b"IEND", b""))
     framed = [
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
@@ -182,7 +182,7 @@ def _flipped(content: bytes) -> bytes:
 
 
 def _without_tables(content: bytes) -> bytes:
-    """A JPEG without its quantisation tables: for missing Huffman tables decoders have defaults."""
+    """Remove a JPEG's quantisation tables; for missing Huffman tables, decoders have defaults."""
     while (at := content.find(b"\xff\xdb")) >= 0:
         content = content[:at] + content[at + 2 + int.from_bytes(content[at + 2 : at + 4], "big") :]
     return content

@@ -1,10 +1,10 @@
-"""What a disk may hold after a power loss, by the log of a program's calls (see faultinject.c).
+"""Model the possible contents of a disk after a power loss, from the log of a program's calls (see faultinject.c).
 
-POSIX promises little: a file's content is on the disk once the file was flushed, a folder's entries once the folder
-was. What came later may be there or not, each for itself, and so an entry can survive whose content did not. Four
-disks are made of every moment: one that kept only what was flushed, one that kept every entry but only flushed content
-(what delayed allocation does), one that kept content but no entry, and one of seeded chance; the entries of one folder
-survive in the order in which they were made, as journals keep it.
+POSIX guarantees little: a file's content is on the disk once the file was flushed, a folder's entries once the folder
+was. Later changes may survive or not, independently, so an entry can survive without its content. Four disks are
+modelled for every moment: one with flushed data only, one with all entries but only flushed content (as with delayed
+allocation), one with all content but only flushed entries, and one with a random choice, from a seed. The entries of a
+folder survive in the order in which they were made, as in a journal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DISKS = ("flushed", "entries", "content", "chance")
 
 @dataclass
 class Inode:
-    """A file: what was written, and what of it is on the disk for sure."""
+    """A file: its written content, and the content that is certainly on the disk."""
 
     content: bytearray = field(default_factory=bytearray)
     flushed: bytes = b""
@@ -30,7 +30,7 @@ Entries = dict[str, "Inode | Folder"]
 
 @dataclass
 class Folder:
-    """A folder: its entries on the disk for sure, and how they looked after every later change."""
+    """A folder: the entries that are certainly on the disk, and the entries after every later change."""
 
     flushed: Entries = field(default_factory=dict)
     later: list[Entries] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Folder:
         return self.later[-1] if self.later else self.flushed
 
     def change(self, **entries: Inode | Folder | None) -> None:
-        """One change, whole or not at all: entries to set, or to remove."""
+        """Make one atomic change: set entries, or remove those that are None."""
         new = {**self.entries, **entries}
         self.later.append({name: entry for name, entry in new.items() if entry is not None})
 
@@ -49,10 +49,10 @@ class Folder:
 
 
 class Disk:
-    """Follows the calls of a log.
+    """A disk that follows the calls of a log.
 
     Args:
-        root: the folder that is there, and flushed, at the start.
+        root: the folder that exists and is flushed at the start.
     """
 
     def __init__(self, root: Path) -> None:
@@ -60,12 +60,12 @@ class Disk:
         self.top = Folder()
 
     def folder(self, path: str) -> Folder:
-        found: Inode | Folder = self.top
+        entry: Inode | Folder = self.top
         for name in Path(path).relative_to(self.root).parts:
-            assert isinstance(found, Folder)
-            found = found.entries[name]
-        assert isinstance(found, Folder)
-        return found
+            assert isinstance(entry, Folder)
+            entry = entry.entries[name]
+        assert isinstance(entry, Folder)
+        return entry
 
     def find(self, path: str) -> Inode | Folder:
         if Path(path) == self.root:
@@ -73,7 +73,7 @@ class Disk:
         return self.folder(str(Path(path).parent)).entries[Path(path).name]
 
     def follow(self, line: str) -> None:
-        """Take one call of the log; calls that failed change nothing."""
+        """Apply one call of the log; failed calls change nothing."""
         _, call, path, second, result, _, offset, data = line.rstrip("\n").split("\t")
         if int(result) < 0:
             return
@@ -107,10 +107,10 @@ class Disk:
             assert parent is not None
             parent.change(**{name: Folder()})
         else:
-            assert call == "close", f"a call that this model does not know: {call}"
+            assert call == "close", f"call unknown to this model: {call}"
 
     def after_loss(self, kind: str, seed: int) -> dict[str, bytes | None]:
-        """What is found when power is back, by path; None for a folder."""
+        """Return the content of the disk after the power loss, by path; None for a folder."""
         chance = random.Random(seed)
         return dict(_surviving(self.top, "", kind, chance))
 
@@ -126,6 +126,6 @@ def _surviving(folder: Folder, prefix: str, kind: str, chance: random.Random) ->
         is_kept = kind == "content" or (kind == "chance" and chance.random() < 0.5)
         content = bytes(entry.content) if is_kept else entry.flushed
         if kind == "chance" and not is_kept and len(entry.content) > len(entry.flushed):
-            # A page may have made it while those before it did not.
+            # A page may have been written while earlier ones were not.
             content = entry.flushed + bytes(chance.randrange(len(entry.content) - len(entry.flushed) + 1))
         yield prefix + name, content

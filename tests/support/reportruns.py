@@ -1,4 +1,4 @@
-"""Runs that never ran: real parts, real shards of small pictures, and predictions made to order, for the report."""
+"""Made-up runs for the report: real parts and shards of small pictures, with generated predictions."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def class_names(number: int) -> list[str]:
 
 
 def jpeg(label: int, seed: int) -> bytes:
-    """A picture whose ground tells the class."""
+    """Return a picture whose background colour depends on the class."""
     rng = np.random.default_rng(seed)
     ground = tuple(int(value) for value in np.random.default_rng(label).integers(40, 220, 3))
     image = Image.new("RGB", (120, 90), ground)
@@ -52,7 +52,7 @@ def write_shard(path: Path, samples: Sequence[tuple[str, bytes]]) -> None:
 
 @dataclass
 class MadeRun:
-    """A run's folder: its shards beside it, a record, and parts of chosen labels and predictions."""
+    """A run's folder with a record and parts of chosen labels and predictions, and its shards beside it."""
 
     folder: Path
     classes: Sequence[str]
@@ -142,7 +142,7 @@ class MadeRun:
         write_part(self.folder / "parts", rows, columns, ordinal=ordinal, identity=IDENTITY)
 
     def logits(self, truth: np.ndarray, ordinal: int, place: int) -> np.ndarray:
-        """Models that confuse the classes of one kind, share some of their mistakes, and doubt a few labels."""
+        """Return logits that confuse neighbouring classes, share errors among models, and contradict a few labels."""
         size, num_classes = len(truth), len(self.classes)
         rng, shared = np.random.default_rng([ordinal, place]), np.random.default_rng([ordinal, 99])
         logits = rng.normal(size=(size, num_classes)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Small checkpoints with random weights, saved as transformers saves them; loaded by path, as tests are no package."""
+"""Small checkpoints with random weights, saved by transformers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 
 
 def save_vit(folder: Path, names: tuple[str, ...], *, seed: int = 0, processor: Any = None, **config: Any) -> Path:
-    """A classifier of 32 x 32 images."""
+    """Save a classifier of 32 x 32 images."""
     torch.manual_seed(seed)
     by_id = dict(enumerate(names))
     settings = {**VISION, "id2label": by_id, "label2id": {name: index for index, name in by_id.items()}, **config}
@@ -46,7 +46,7 @@ def save_vit(folder: Path, names: tuple[str, ...], *, seed: int = 0, processor: 
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, `<s>` before and `</s>` after every text; its length limit is left open."""
+    """Return a tokenizer with one token per word, `<s>` before and `</s>` after every text, and no length limit."""
     vocabulary = {word: index for index, word in enumerate(["<pad>", "<unk>", *WORDS, "<s>", "</s>"])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = Lowercase()
@@ -59,7 +59,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_clip(folder: Path, *, seed: int = 0, max_tokens: int = 16) -> Path:
-    """A CLIP of 32 x 32 images and of texts of `max_tokens` tokens."""
+    """Save a CLIP for images of 32 x 32 pixels and texts of `max_tokens` tokens."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     text = {

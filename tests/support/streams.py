@@ -1,7 +1,7 @@
-"""A device that is late: what `Device` promises, on the CPU; loaded by path, as tests are no package.
+"""A `Device` on the CPU that runs its work as late as the interface allows.
 
-Copies and the row kernel are put on a queue, and done only when somebody waits for a mark, as late as the promise lets
-them be. So whoever reads a result too early, or writes a buffer again too soon, reads or writes the wrong numbers.
+Copies and the row kernel are queued, and run only when a mark is waited for. So code that reads a result too early, or
+reuses a buffer too soon, reads or writes wrong numbers.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class Late:
         self.do(list(self.queue))
 
     def do(self, work: list[Callable[[], Any]]) -> None:
-        """What of the work is not done yet, in order."""
+        """Run the part of the work that is not done yet, in order."""
         with torch.inference_mode():
-            while self.queue and any(self.queue[0] is each for each in work):
+            while self.queue and any(self.queue[0] is call for call in work):
                 self.queue.pop(0)()
 
 
 class Reached:
-    """A mark."""
+    """A mark in the queue, like a CUDA event."""
 
     def __init__(self, device: Late, work: list[Callable[[], Any]]) -> None:
         self._device = device
@@ -78,7 +78,7 @@ class Reached:
 
 
 class LateRanking:
-    """The row kernel's CPU twin, put off."""
+    """The row kernel on the CPU, queued."""
 
     def __init__(self, device: Late, max_rows: int, num_classes: int, top_k: int) -> None:
         width = min(top_k, num_classes)
@@ -102,7 +102,7 @@ class LateRanking:
 
 
 class LateGraph:
-    """A forward between buffers that stand still, put off as a whole; every replay writes over the last one's."""
+    """A forward between fixed buffers, queued as a whole; every replay overwrites the results of the last one."""
 
     def __init__(self, device: Late, forward: Callable[[torch.Tensor], ModelOutput], pixels: torch.Tensor) -> None:
         self._device = device
@@ -117,7 +117,7 @@ class LateGraph:
     def _replay(self, pixels: torch.Tensor) -> None:
         self._pixels.zero_()
         self._pixels[: len(pixels)] = pixels
-        found = self._forward(self._pixels)
-        self._output.logits.copy_(found.logits)
-        if self._output.embedding is not None and found.embedding is not None:
-            self._output.embedding.copy_(found.embedding)
+        output = self._forward(self._pixels)
+        self._output.logits.copy_(output.logits)
+        if self._output.embedding is not None and output.embedding is not None:
+            self._output.embedding.copy_(output.embedding)

@@ -1,4 +1,4 @@
-"""Real tars of samples: write them, read them, and the demo's digits."""
+"""Write and read tars of samples; locations and names of the demo's digits."""
 
 import io
 import tarfile
