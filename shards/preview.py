@@ -18,14 +18,14 @@ _NUM_LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
-class FirstLook:
+class Preview:
     """How large the first members are, and how many members there would be if all were like them."""
 
     largest_bytes: int
     num_members: int
 
 
-def look(shards: Sequence[Shard]) -> FirstLook | None:
+def look(shards: Sequence[Shard]) -> Preview | None:
     """A first look at the shards; None where the first one is elsewhere, compressed, empty or no tar."""
     if not shards or is_remote(shards[0].path):
         return None
@@ -39,4 +39,4 @@ def look(shards: Sequence[Shard]) -> FirstLook | None:
     last = members[-1]
     each = (last.offset_data + last.size) / len(members)
     all_bytes = sum(shard.num_bytes or 0 for shard in shards)
-    return FirstLook(max(member.size for member in members), int(all_bytes / each))
+    return Preview(max(member.size for member in members), int(all_bytes / each))

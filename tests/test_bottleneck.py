@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vitscore.engine.stage_times import STAGES, Waits
+from vitscore.engine.stage_times import STAGES, StageTimes
 from vitscore.run.bottleneck import Bottleneck, Situation, advise
 from vitscore.text.tables import bottleneck_line
 
@@ -72,13 +72,13 @@ def test_the_line_fits_80_columns_whatever_the_numbers() -> None:
 
 
 def test_a_stage_within_another_counts_for_itself_alone() -> None:
-    waits = Waits()
-    with waits.on("count"):
+    times = StageTimes()
+    with times.on("count"):
         time.sleep(0.02)
-        with waits.on("write"):
+        with times.on("write"):
             time.sleep(0.1)
-    with waits.on("count"):
+    with times.on("count"):
         pass
-    assert waits.seconds["write"] >= 0.1
-    assert 0.02 <= waits.seconds["count"] < 0.09
-    assert waits.seconds["read"] == 0
+    assert times.seconds["write"] >= 0.1
+    assert 0.02 <= times.seconds["count"] < 0.09
+    assert times.seconds["read"] == 0

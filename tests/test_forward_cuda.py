@@ -220,7 +220,7 @@ def test_memory_that_lacks_twice_ends_the_run_with_what_to_do(folders: list[Path
     error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
     models: Any = [Scarce(load(folders[0]), (2, 3), error)]
     forward = CudaForward(models, device=streams.Late(), **OPTIONS)
-    with pytest.raises(SetupError, match=r"out of GPU memory: a batch of 6\. Free the GPU.*-b") as caught:
+    with pytest.raises(SetupError, match=r"out of GPU memory: a batch of 6\. Free GPU memory.*-b") as caught:
         run(forward, batches(SIZES))
     assert caught.value.exit_code == 4
     forward.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vitscore.ranks.shard_queue import HandOut
+from vitscore.ranks.shard_queue import ShardQueue
 from vitscore.shards.shard import Shard
 
 
@@ -27,18 +27,18 @@ def shards(*sizes: int | None) -> list[Shard]:
     ("sizes", "order"), [((1, 3, 2), [1, 2, 0]), ((1, None, 2), [0, 1, 2]), ((5, 5, 5), [0, 1, 2]), ((), [])]
 )
 def test_the_largest_come_first_where_sizes_are_known(sizes: tuple[int | None, ...], order: list[int]) -> None:
-    assert list(HandOut(Ranks(1), shards(*sizes), set())) == order
+    assert list(ShardQueue(Ranks(1), shards(*sizes), set())) == order
 
 
 def test_ranks_draw_each_shard_once_and_no_finished_one() -> None:
     ranks = Ranks(2)
-    one, other = (HandOut(ranks, shards(*range(9)), {3, 8}) for _ in range(2))
+    one, other = (ShardQueue(ranks, shards(*range(9)), {3, 8}) for _ in range(2))
     drawn = [next(one), next(other), next(other), *one, *other]
     assert sorted(drawn) == [0, 1, 2, 4, 5, 6, 7]
 
 
 def test_the_last_shards_are_for_ranks_that_are_idle() -> None:
-    positions = HandOut(Ranks(3), shards(*range(5)), set())
+    positions = ShardQueue(Ranks(3), shards(*range(5)), set())
     told = []
     for _ in positions:
         told.append(positions.has_more_for_all())

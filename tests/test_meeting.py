@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed import HashStore
 
-from vitscore.ranks import rendezvous as meeting
+from vitscore.ranks import rendezvous
 
 
 def agree_all(store: HashStore, world_size: int, *, delays: dict[int, float] | None = None) -> list[str]:
     def come(rank: int) -> str:
         time.sleep((delays or {}).get(rank, 0))
-        return meeting.agree(store, rank=rank, world_size=world_size, timeout_s=20)
+        return rendezvous.agree(store, rank=rank, world_size=world_size, timeout_s=20)
 
     with ThreadPoolExecutor(world_size) as pool:
         return list(pool.map(come, range(world_size)))
@@ -32,20 +32,20 @@ def test_every_start_has_a_name_of_its_own():
 
 def test_what_a_start_that_never_met_left_behind_is_not_taken_for_an_answer():
     store = HashStore()
-    with pytest.raises(meeting.NobodyMetError, match="rank 1"):
-        meeting.agree(store, rank=0, world_size=2, timeout_s=0.2)
+    with pytest.raises(rendezvous.RendezvousError, match="rank 1"):
+        rendezvous.agree(store, rank=0, world_size=2, timeout_s=0.2)
     old = store.get("vitscore/hello").decode()
     store.set("vitscore/answer/1", json.dumps([old, "dead"]))
     store.set("vitscore/agreed", json.dumps([old, "dead"]))
     found: list[str] = []
-    late = threading.Thread(target=lambda: found.append(meeting.agree(store, rank=1, world_size=2, timeout_s=20)))
+    late = threading.Thread(target=lambda: found.append(rendezvous.agree(store, rank=1, world_size=2, timeout_s=20)))
     late.start()
     time.sleep(0.3)
     assert not found, "rank 1 met a process that is gone"
-    assert [meeting.agree(store, rank=0, world_size=2, timeout_s=20)] == (late.join() or found)
+    assert [rendezvous.agree(store, rank=0, world_size=2, timeout_s=20)] == (late.join() or found)
     assert found != [old]
 
 
 def test_a_rank_that_waits_for_nobody_says_so():
-    with pytest.raises(meeting.NobodyMetError, match="rank 0"):
-        meeting.agree(HashStore(), rank=1, world_size=2, timeout_s=0.2)
+    with pytest.raises(rendezvous.RendezvousError, match="rank 0"):
+        rendezvous.agree(HashStore(), rank=1, world_size=2, timeout_s=0.2)

@@ -26,7 +26,7 @@ from vitscore.errors import SetupError
 from vitscore.plan.choices import Choice, choose_batch_size, choose_compile
 from vitscore.ranks.ranks import LocalStore, Ranks
 from vitscore.run.load import warmed_up
-from vitscore.shards.preview import FirstLook
+from vitscore.shards.preview import Preview
 
 GIB = 1 << 30
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -181,7 +181,7 @@ def test_the_planned_batch_by_device_and_pixels(device: str, edge: int, size: in
     ],
 )
 def test_many_small_images_go_in_larger_batches(largest_bytes: int, num_members: int, edge: int, size: int) -> None:
-    assert choose_batch_size("cpu", edge * edge, lambda: FirstLook(largest_bytes, num_members)).value == size
+    assert choose_batch_size("cpu", edge * edge, lambda: Preview(largest_bytes, num_members)).value == size
 
 
 def test_a_gpu_run_is_compiled_where_it_can_be_and_is_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,8 +190,8 @@ def test_a_gpu_run_is_compiled_where_it_can_be_and_is_long(tmp_path: Path, monke
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert choose_compile("cuda").value
-    assert choose_compile("cuda", lambda: FirstLook(105_000, 2_000_000)).value
-    few = choose_compile("cuda", lambda: FirstLook(105_000, 4_000))
+    assert choose_compile("cuda", lambda: Preview(105_000, 2_000_000)).value
+    few = choose_compile("cuda", lambda: Preview(105_000, 4_000))
     assert few == Choice(False, "few images: tuning would take longer than it saves")
     compiler.unlink()
     assert choose_compile("cuda") == Choice(False, "no C compiler is here, which Triton needs")

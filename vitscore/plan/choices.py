@@ -16,7 +16,7 @@ from typing import Any, Literal
 from vitscore.decode.pixels import DecoderKind, is_dali_available
 from vitscore.errors import SetupError, UsageError
 from vitscore.plan.options import RunOptions
-from vitscore.shards.preview import FirstLook
+from vitscore.shards.preview import Preview
 from vitscore.system.machine import cpu_flags, num_usable_cpus
 
 _SMALL_BYTES = 8 << 10
@@ -131,7 +131,7 @@ def resolve(
     pixels_per_image: int,
     num_classes: int,
     kept: Mapping[str, Any],
-    first_look: Callable[[], FirstLook | None] = lambda: None,
+    preview: Callable[[], Preview | None] = lambda: None,
 ) -> Choices:
     """Resolve device, precision, compile, decoder, batch_size and top_k.
 
@@ -140,7 +140,7 @@ def resolve(
         pixels_per_image: height x width of the largest model input; decides the batch size.
         num_classes: K; `top_k` is cut to it.
         kept: the values of an earlier start of the same run, by name; they win over anything automatic.
-        first_look: looks at the corpus, where a choice hangs on it.
+        preview: looks at the corpus, where a choice hangs on it.
 
     Raises:
         SetupError: CUDA or DALI was asked for and is not there.
@@ -165,10 +165,10 @@ def resolve(
         {
             "device": device,
             "precision": precision,
-            "compile": explicit_or_kept("compile", options.compile, kept) or choose_compile(device.value, first_look),
+            "compile": explicit_or_kept("compile", options.compile, kept) or choose_compile(device.value, preview),
             "decoder": decoder,
             "batch_size": explicit_or_kept("batch_size", options.batch_size, kept)
-            or choose_batch_size(device.value, pixels_per_image, first_look),
+            or choose_batch_size(device.value, pixels_per_image, preview),
             "top_k": Choice(min(options.top_k, num_classes), f"{options.top_k} asked for, {num_classes} classes"),
         }
     )
@@ -213,14 +213,14 @@ def has_bf16_instructions() -> bool:
     return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def choose_compile(device: str, first_look: Callable[[], FirstLook | None] = lambda: None) -> Choice:
+def choose_compile(device: str, preview: Callable[[], Preview | None] = lambda: None) -> Choice:
     """On a GPU, where there is what it takes, unless the corpus is seen to be too small to give the time back."""
     if device == "cuda":
         if importlib.util.find_spec("triton") is None:
             return Choice(False, "Triton is not installed")
         if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
             return Choice(False, "no C compiler is here, which Triton needs")
-        if (seen := first_look()) and seen.num_members < _MEMBERS_WORTH_TUNING:
+        if (seen := preview()) and seen.num_members < _MEMBERS_WORTH_TUNING:
             return Choice(False, "few images: tuning would take longer than it saves")
         return Choice(True, "pays for itself on CUDA")
     return Choice(False, "on a CPU compiling takes 10 to 40 s and gains nothing")
@@ -233,7 +233,7 @@ def choose_decoder() -> Choice:
 
 
 def choose_batch_size(
-    device: str, pixels_per_image: int, first_look: Callable[[], FirstLook | None] = lambda: None
+    device: str, pixels_per_image: int, preview: Callable[[], Preview | None] = lambda: None
 ) -> Choice:
     """On a CPU a batch whose activations stay in the cache: 16 images of 224 x 224 or as many pixels, at most 128.
 
@@ -247,7 +247,7 @@ def choose_batch_size(
         return Choice(largest_power(256, 512, 256 * 224 * 224 // pixels_per_image), "fills a GPU")
     limit = 16 * 224 * 224 // pixels_per_image
     size = largest_power(16, 512, limit)
-    if size > 128 and (seen := first_look()):
+    if size > 128 and (seen := preview()):
         if seen.largest_bytes <= _SMALL_BYTES and seen.num_members >= _MANY_MEMBERS:
             return Choice(size, "many small images: few calls, in the CPU's cache")
     return Choice(min(size, 128), "keeps a batch's activations in the CPU's cache")

@@ -181,9 +181,7 @@ def make_plan(options: RunOptions, *, kept: Mapping[str, Any]) -> Plan:
         VitscoreError: anything that can be known to be wrong before the first image.
     """
     named = checkpoints.parse_models(options.model)
-    corpus = locate(
-        options.shards, split=options.split, allow_pipe=options.allow_pipe, has_remote_sizes=True
-    )
+    corpus = locate(options.shards, split=options.split, allow_pipe=options.allow_pipe, has_remote_sizes=True)
     found = {name: checkpoints.find(source) for name, source in named.items()}
     for checkpoint in found.values():
         checkpoints.require_loadable(checkpoint)
@@ -205,7 +203,7 @@ def make_plan(options: RunOptions, *, kept: Mapping[str, Any]) -> Plan:
         pixels_per_image=max(checkpoints.input_pixels(checkpoint) for checkpoint in found.values()),
         num_classes=len(class_names),
         kept=kept,
-        first_look=lambda: look(corpus.shards),
+        preview=lambda: look(corpus.shards),
     )
     shards, last_rows = cut_to_limit(options, corpus, class_names)
     groups = read_groups(options.groups, class_names) if options.groups else None

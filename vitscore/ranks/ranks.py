@@ -27,7 +27,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from vitscore.errors import SetupError, VitscoreError
-from vitscore.ranks import rendezvous as meeting
+from vitscore.ranks import rendezvous
 from vitscore.system import launcher
 
 POLL_S = 0.2
@@ -41,7 +41,7 @@ ERROR_KNOWN_S = 20.0
 SHARED_S = 30.0
 """How long what one node wrote may take to be seen on another."""
 PRINTING_S = 1.0
-CONCLUSION_S = 20.0
+ANNOUNCE_S = 20.0
 _run_numbers = itertools.count()
 
 
@@ -177,17 +177,17 @@ class Ranks:
         """Say that this rank has committed its last part."""
         self.store.set(f"done/{self.rank}", "1")
 
-    def conclude(self) -> None:
+    def announce_metrics(self) -> None:
         """On rank 0: the metrics are written; wait until the others know, since the store may end with this process."""
-        self.publish("concluded", True)
-        deadline = time.monotonic() + CONCLUSION_S
-        while self.count("knowing", 0) < self.world_size - 1 and time.monotonic() < deadline:
+        self.publish("metrics written", True)
+        deadline = time.monotonic() + ANNOUNCE_S
+        while self.count("metrics known", 0) < self.world_size - 1 and time.monotonic() < deadline:
             time.sleep(POLL_S)
 
-    def wait_for_conclusion(self) -> None:
+    def wait_for_metrics(self) -> None:
         """On the other ranks: until rank 0 has written the metrics, or failed to."""
-        self.wait_for("concluded")
-        self.count("knowing", 1)
+        self.wait_for("metrics written")
+        self.count("metrics known", 1)
 
     def wait_for_all(self) -> Iterator[int]:
         """On rank 0: yield the number of ranks still at work until there is none; no time-out, a shard may be long."""
@@ -300,7 +300,7 @@ def join(device: str) -> Ranks:
 
     try:
         given = {} if distributed.is_initialized() else _shared_store()
-        state = PartialState(cpu=device == "cpu", timeout=timedelta(seconds=meeting.MEETING_S), **given)
+        state = PartialState(cpu=device == "cpu", timeout=timedelta(seconds=rendezvous.RENDEZVOUS_S), **given)
     except (RuntimeError, ValueError, OSError) as error:
         raise SetupError(
             "ranks could not meet",
@@ -345,10 +345,10 @@ def require_a_gpu_each() -> None:
 def _shared_store() -> dict[str, Any]:
     """What torch needs to build the process group of this start, and of no earlier one."""
     from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
+    from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
-    store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=meeting.MEETING_S)))
-    start = meeting.agree(store, rank=rank, world_size=world_size)
+    store, rank, world_size = next(torch_rendezvous("env://", timeout=timedelta(seconds=rendezvous.RENDEZVOUS_S)))
+    start = rendezvous.agree(store, rank=rank, world_size=world_size)
     return {"store": PrefixStore(f"vitscore/{start}", store), "rank": rank, "world_size": world_size}
 
 

@@ -20,15 +20,15 @@ import time
 from typing import Any
 
 POLL_S = 0.05
-MEETING_S = 600.0
+RENDEZVOUS_S = 600.0
 """How long ranks wait for the last one to start."""
 
 
-class NobodyMetError(RuntimeError):
+class RendezvousError(RuntimeError):
     """Not all ranks came."""
 
 
-def agree(store: Any, *, rank: int, world_size: int, timeout_s: float = MEETING_S) -> str:
+def agree(store: Any, *, rank: int, world_size: int, timeout_s: float = RENDEZVOUS_S) -> str:
     """A name for this start of the ranks, the same on all of them and never used before.
 
     Args:
@@ -38,7 +38,7 @@ def agree(store: Any, *, rank: int, world_size: int, timeout_s: float = MEETING_
         timeout_s: how long to wait for the others.
 
     Raises:
-        NobodyMetError: not all ranks came in time.
+        RendezvousError: not all ranks came in time.
     """
     word = secrets.token_hex(8)
     deadline = time.monotonic() + timeout_s
@@ -57,7 +57,7 @@ def agree(store: Any, *, rank: int, world_size: int, timeout_s: float = MEETING_
             name: str = words[0]
             return name
         time.sleep(POLL_S)
-    raise NobodyMetError("rank 0 did not come")
+    raise RendezvousError("rank 0 did not come")
 
 
 def _answers(store: Any, word: str, world_size: int, deadline: float) -> list[str]:
@@ -70,7 +70,7 @@ def _answers(store: Any, word: str, world_size: int, deadline: float) -> list[st
                 found[rank] = answer
         if time.monotonic() > deadline:
             missing = next(rank for rank in range(1, world_size) if rank not in found)
-            raise NobodyMetError(f"rank {missing} did not come")
+            raise RendezvousError(f"rank {missing} did not come")
         if len(found) < world_size - 1:
             time.sleep(POLL_S)
     return [found[rank] for rank in range(1, world_size)]

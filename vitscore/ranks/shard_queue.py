@@ -19,7 +19,7 @@ class Counter(Protocol):
     def next_position(self) -> int: ...
 
 
-class HandOut:
+class ShardQueue:
     """Iterates over positions in the list of shards: largest first where sizes are known, finished ones skipped.
 
     Args:

@@ -30,7 +30,7 @@ class Situation:
     """What a run was given, and what came of it; counts are of one rank."""
 
     stage: str
-    """Waited for longest: a key of waits.STAGES."""
+    """Waited for longest: a key of stage_times.STAGES."""
     share: float
     """Of the loop's time."""
     images_per_s: float

@@ -45,7 +45,7 @@ class Outcome:
     bottleneck: Bottleneck | None = None
 
 
-def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, session_id: str) -> Outcome:
+def finish_run(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, session_id: str) -> Outcome:
     """On rank 0, when all ranks are done: fold the parts, write the metrics, judge the ledger.
 
     Raises:

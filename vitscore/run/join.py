@@ -19,12 +19,12 @@ from vitscore.rundir.parts import finished_parts
 from vitscore.shards.reasons import UNREACHABLE, reason_kind
 
 if TYPE_CHECKING:
-    from vitscore.engine.prefetch import Ahead
+    from vitscore.engine.prefetch import Prefetch
     from vitscore.models.image_model import ImageModel
 
 
 def open_run(
-    ranks: Ranks, options: RunOptions, folder: RunFolder, session: dict[str, Any], ahead: Ahead
+    ranks: Ranks, options: RunOptions, folder: RunFolder, session: dict[str, Any], prefetch: Prefetch
 ) -> tuple[Plan, list[ImageModel], set[int]]:
     """On rank 0: plan, load, open the folder, publish the plan; return plan, models and the ordinals done.
 
@@ -45,7 +45,7 @@ def open_run(
         ranks.count("bad", sum(footer.bad for _, footer in parts.values()))
         ranks.count("seen", sum(footer.expected for _, footer in parts.values()))
         ranks.count("labels tried", sum(footer.expected - footer.bad for _, footer in parts.values()))
-    models = load_where_needed(ahead, plan, ranks=ranks, done=done)
+    models = load_where_needed(prefetch, plan, ranks=ranks, done=done)
     plan = warmed_up(plan, models, ranks, may_lower=not is_resumed and options.batch_size is None)
     if not is_resumed:
         sessions.clear(folder)
@@ -60,14 +60,14 @@ def open_run(
 
 
 def join_run(
-    ranks: Ranks, options: RunOptions, folder: RunFolder, ahead: Ahead
+    ranks: Ranks, options: RunOptions, folder: RunFolder, prefetch: Prefetch
 ) -> tuple[Plan, list[ImageModel], set[int]]:
     """On the other ranks: take rank 0's plan from the store and load its models; nothing is listed or planned again."""
     import_ahead(options)
     opened = ranks.wait_for("plan")
     require_shared(ranks, folder, opened)
     plan, done = Plan.from_record(ranks.wait_for_long("plan record")), set(opened["done"])
-    models = load_where_needed(ahead, plan, ranks=ranks, done=done)
+    models = load_where_needed(prefetch, plan, ranks=ranks, done=done)
     return warmed_up(plan, models, ranks, may_lower=False), models, done
 
 

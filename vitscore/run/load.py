@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 from vitscore.plan.choices import Execution
 from vitscore.plan.plan import Plan
 from vitscore.ranks.ranks import Ranks
-from vitscore.ranks.shard_queue import HandOut
+from vitscore.ranks.shard_queue import ShardQueue
 
 if TYPE_CHECKING:
     from vitscore.decode.pixels import AnyGeometry
-    from vitscore.engine.prefetch import Ahead, Intake
+    from vitscore.engine.prefetch import Intake, Prefetch
     from vitscore.models.image_model import ImageModel
 
 
-def load_where_needed(ahead: Ahead, plan: Plan, *, ranks: Ranks, done: set[int]) -> list[ImageModel]:
+def load_where_needed(prefetch: Prefetch, plan: Plan, *, ranks: Ranks, done: set[int]) -> list[ImageModel]:
     """Load the models while the first batches are decoded; return none if no shard is left."""
     if len(done) >= len(plan.shards):
         return []
-    decode_ahead(ahead, plan, ranks=ranks, done=done)
+    decode_ahead(prefetch, plan, ranks=ranks, done=done)
     return load_models(plan, ranks)
 
 
-def decode_ahead(ahead: Ahead, plan: Plan, *, ranks: Ranks, done: set[int]) -> None:
+def decode_ahead(prefetch: Prefetch, plan: Plan, *, ranks: Ranks, done: set[int]) -> None:
     """Start decoding early if it depends neither on the models' weights nor on a GPU's memory."""
     if plan.choices.device != "cpu":
         return
@@ -34,7 +34,7 @@ def decode_ahead(ahead: Ahead, plan: Plan, *, ranks: Ranks, done: set[int]) -> N
 
     geometries = [geometry_of(planned.checkpoint) for planned in plan.models]
     if all(isinstance(geometry, Geometry) for geometry in geometries):
-        ahead.start(partial(make_intake, plan, geometries, ranks=ranks, done=done))
+        prefetch.start(partial(make_intake, plan, geometries, ranks=ranks, done=done))
 
 
 def make_intake(
@@ -57,7 +57,7 @@ def make_intake(
     return Intake(
         plan,
         list(dict.fromkeys(geometries)),
-        positions=HandOut(ranks, plan.shards, done),
+        positions=ShardQueue(ranks, plan.shards, done),
         execution=execution_of(plan, ranks),
     )
 

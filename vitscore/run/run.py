@@ -3,7 +3,7 @@
     rank 0:   plan ─► load models ─► open folder ─► tell the others ─► score ─► wait for all ─► fold ─► metrics.json
     the rest:                        read the record ─► load models ─► score ─► say "done"
 
-While a CPU's models are loaded, the first batches are read and decoded (see `intake.Ahead`).
+While a CPU's models are loaded, the first batches are read and decoded (see `prefetch.Prefetch`).
 
 Nothing here prints; whoever calls may watch through `Observer`.
 """
@@ -21,7 +21,7 @@ from vitscore.plan.plan import Plan, make_plan, require_labels_file
 from vitscore.ranks import ranks as ranks_module
 from vitscore.ranks.ranks import Ranks
 from vitscore.run import sessions
-from vitscore.run.finish import Outcome, conclude
+from vitscore.run.finish import Outcome, finish_run
 from vitscore.run.join import join_run, open_run
 from vitscore.run.load import execution_of, make_intake
 from vitscore.run.progress import Observer, Reporter
@@ -29,7 +29,7 @@ from vitscore.rundir.folder import RunFolder
 from vitscore.system.libraries import prepare_allocator, prepare_math_library
 
 if TYPE_CHECKING:
-    from vitscore.engine.prefetch import Ahead, Intake
+    from vitscore.engine.prefetch import Intake, Prefetch
     from vitscore.engine.tally import Tally
     from vitscore.models.image_model import ImageModel
 
@@ -87,37 +87,37 @@ def choose_backend(device: str) -> str:
 
 
 def run_as(ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | None:
-    from vitscore.engine.prefetch import Ahead
+    from vitscore.engine.prefetch import Prefetch
 
-    with contextlib.closing(Ahead()) as ahead:
-        return run_with(ahead, ranks, options, observer)
+    with contextlib.closing(Prefetch()) as prefetch:
+        return run_with(prefetch, ranks, options, observer)
 
 
-def run_with(ahead: Ahead, ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | None:
+def run_with(prefetch: Prefetch, ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | None:
     folder = RunFolder(options.output)
     if not ranks.is_main:
-        plan, models, done = join_run(ranks, options, folder, ahead)
-        take_part(ranks, plan, models, done, folder, observer, ahead)
-        ranks.wait_for_conclusion()
+        plan, models, done = join_run(ranks, options, folder, prefetch)
+        take_part(ranks, plan, models, done, folder, observer, prefetch)
+        ranks.wait_for_metrics()
         return None
     session = sessions.make_session(world_size=ranks.world_size)
     if options.overwrite and sessions.is_restart_of(folder, session):
         options = dataclasses.replace(options, overwrite=False)
     try:
-        plan, models, done = open_run(ranks, options, folder, session, ahead)
+        plan, models, done = open_run(ranks, options, folder, session, prefetch)
         observer.planned(plan, num_done=len(done))
         observer.loaded([note for model in models for note in model.notes])
-        tally = take_part(ranks, plan, models, done, folder, observer, ahead)
+        tally = take_part(ranks, plan, models, done, folder, observer, prefetch)
         for left in ranks.wait_for_all():
             observer.waiting(left)
         observer.finished()
-        outcome = conclude(ranks, plan, folder, tally, session["id"])
+        outcome = finish_run(ranks, plan, folder, tally, session["id"])
     except BaseException as error:
         with contextlib.suppress(Exception):
             why = str(error) if isinstance(error, VitscoreError) else type(error).__name__
             sessions.end_session(folder, session["id"], {"stopped_by": why})
         raise
-    ranks.conclude()
+    ranks.announce_metrics()
     return outcome
 
 
@@ -128,7 +128,7 @@ def take_part(
     done: set[int],
     folder: RunFolder,
     observer: Observer,
-    ahead: Ahead,
+    prefetch: Prefetch,
 ) -> Tally | None:
     """Score this rank's share; None where nothing was left to score."""
     tally = None
@@ -137,7 +137,7 @@ def take_part(
 
         with on_device(plan, ranks.local_rank):
             geometries = [model.geometry for model in models]
-            intake = ahead.take() or make_intake(plan, geometries, ranks=ranks, done=done)
+            intake = prefetch.take() or make_intake(plan, geometries, ranks=ranks, done=done)
             tally = score(ranks, plan, models, folder, intake, num_done=len(done), observer=observer)
         ranks.count(f"scored by {ranks.rank}", tally.images)
         ranks.count("again in fp32", tally.nonfinite)
