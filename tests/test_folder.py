@@ -52,7 +52,7 @@ def test_another_run_in_the_folder_is_refused_and_each_difference_named(
     assert part_tables(out) == before
     done = vitscore("run", shards, *MODELS, "-o", out)
     assert done.code == 2
-    assert "folder of its own" in done.err
+    assert "a separate folder" in done.err
     assert vitscore("run", shards, "-m", "demo-vit", "-o", out, "-b", 4, "--overwrite").code == 0
     assert json.loads((out / "run.json").read_bytes())["choices"]["batch_size"]["value"] == 4
 
@@ -81,9 +81,9 @@ def test_no_space_left_is_one_line_and_leaves_nothing_half_written(tmp_path: Pat
     code = (
         "import resource, signal, sys; from vitscore.cli.main import main\n"
         "import vitscore.engine.loop, vitscore.models.image_model\n"
-        "import vitscore.rundir.folder as folder; began = folder.start\n"
+        "import vitscore.run.sessions as sessions; began = sessions.start\n"
         "def start(*a, **k):\n    began(*a, **k); resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "folder.start = start\nsys.exit(main(sys.argv[1:]))"
+        "sessions.start = start\nsys.exit(main(sys.argv[1:]))"
     )
     out = tmp_path / "out"
     done = start(sys.executable, "-c", code, "run", "demo", "-m", "demo-vit", "-o", out)

@@ -245,7 +245,7 @@ def test_a_rank_that_froze_is_named(make_shards: Call, digits: Any, tmp_path: Pa
     launcher, ranks = start_two(command, tmp_path / "main.py", before=quick + SLOW, errors=errors)
     frozen = next(rank for rank in ranks if rank.environ()["RANK"] == "1")
     frozen.suspend()
-    wait_until(lambda: "a rank died: rank 1 - got no sign of life" in errors.read_text(), timeout_s=30)
+    wait_until(lambda: "a rank died: rank 1 - got no heartbeat" in errors.read_text(), timeout_s=30)
     frozen.kill()  # the launcher would, half a minute later
     assert launcher.wait(timeout=60) != 0
     assert errors.read_text().count("a rank died") == 1

@@ -1,11 +1,11 @@
-"""A run from beginning to end: join the ranks, plan, score, wait for the slowest, fold the parts.
+"""A run from beginning to end: join the ranks, plan, score, wait for the other ranks, fold the parts.
 
-    rank 0:   plan ─► load models ─► open folder ─► tell the others ─► score ─► wait for all ─► fold ─► metrics.json
-    the rest:                        read the record ─► load models ─► score ─► say "done"
+    rank 0:   plan ─► load models ─► open folder ─► publish the plan ─► score ─► wait for all ─► fold ─► metrics.json
+    others:                          take the plan ─► load models ────► score ─► report "done"
 
-While a CPU's models are loaded, the first batches are read and decoded (see `prefetch.Prefetch`).
+On a CPU, the first batches are read and decoded while the models load (see `prefetch.Prefetch`).
 
-Nothing here prints; whoever calls may watch through `Observer`.
+Nothing here prints; a caller can follow the run through an `Observer`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def plan_only(options: RunOptions) -> Plan:
-    """`--dry-run`: everything that can be refused is refused, nothing is written, nothing scored."""
+    """Plan a run and check its output folder, without writing or scoring anything (`--dry-run`)."""
     require_labels_file(options)
     folder = RunFolder(options.output)
     plan = make_plan(options, kept={} if options.overwrite else sessions.kept_choices(folder, asked=options))
@@ -45,10 +45,10 @@ def plan_only(options: RunOptions) -> Plan:
 
 
 def run(options: RunOptions, observer: Observer) -> Outcome | None:
-    """Score, on this rank; returns the outcome on rank 0 and None elsewhere.
+    """Run on this rank; return the outcome on rank 0 and None on the others.
 
     Raises:
-        VitscoreError: what went wrong; parts that are done stay, and the same call goes on from them.
+        VitscoreError: the run failed. Finished parts stay, and the same call resumes from them.
     """
     require_labels_file(options)
     prepare_math_library()
@@ -58,7 +58,7 @@ def run(options: RunOptions, observer: Observer) -> Outcome | None:
         return run_as(ranks, options, observer)
     except Exception as error:
         if ranks_module.is_lost_connection(error):
-            # Nobody is left to be told: the store is what was lost.
+            # The error cannot be reported to the other ranks: the store itself is lost.
             raise lost_ranks(error) from error
         ranks.report_error(error)
         raise
@@ -73,12 +73,12 @@ def lost_ranks(error: Exception) -> SetupError:
     return SetupError(
         "ranks lost each other",
         where=type(error).__name__,
-        next_step="The same command goes on from the parts that are done.",
+        next_step="Run the same command again to resume.",
     )
 
 
 def choose_backend(device: str) -> str:
-    """The device that decides the process group's backend; a rank knows it before rank 0 has resolved anything."""
+    """Return the device that decides the process group's backend, which a rank needs before rank 0 has planned."""
     if device != "auto":
         return device
     import torch
@@ -130,7 +130,7 @@ def take_part(
     observer: Observer,
     prefetch: Prefetch,
 ) -> Tally | None:
-    """Score this rank's share; None where nothing was left to score."""
+    """Score this rank's share of the shards; return None if none was left."""
     tally = None
     if models:
         from vitscore.engine.warm_up import on_device
