@@ -1,4 +1,4 @@
-"""The run's folder: resumed, refused, started anew; never a loss."""
+"""The run's folder: resumed, refused or started anew, and never a loss."""
 
 import json
 import shutil
@@ -77,7 +77,7 @@ def test_a_folder_with_other_files_is_never_touched(make_shards: Call, vitscore:
 
 
 def test_no_space_left_is_one_line_and_leaves_nothing_half_written(tmp_path: Path, start: Call) -> None:
-    """A limit on the size of files stands for a full disk: the same error from the same system call."""
+    """A limit on file sizes simulates a full disk: the same system call fails with a similar error."""
     code = (
         "import resource, signal, sys; from vitscore.cli.main import main\n"
         "import vitscore.engine.loop, vitscore.models.image_model\n"
@@ -167,7 +167,7 @@ def test_a_folder_that_lost_something_is_made_good(lost: str, make_shards: Call,
 
 
 def test_limits_do_not_depend_on_restarts(make_shards: Call, vitscore: Call, digits: Any) -> None:
-    """The shard that is left holds bad samples only; over the whole corpus they are few."""
+    """The remaining shard has only bad samples; over the whole corpus they are few."""
     wrong = [(f"w{row}", {**digits[row][1], "cls": b"77"}) for row in range(3)]
     shards = make_shards(digits[:60], wrong)
     command = ("run", shards, "-m", "demo-vit", "-o", shards / "out")

@@ -1,4 +1,4 @@
-"""The hand-out: each shard once, the largest first, and the last ones not drawn ahead."""
+"""The shard queue: every shard once, the largest first, and the last shards not drawn in advance."""
 
 from dataclasses import dataclass, field
 from itertools import count
@@ -26,7 +26,7 @@ def shards(*sizes: int | None) -> list[Shard]:
 @pytest.mark.parametrize(
     ("sizes", "order"), [((1, 3, 2), [1, 2, 0]), ((1, None, 2), [0, 1, 2]), ((5, 5, 5), [0, 1, 2]), ((), [])]
 )
-def test_the_largest_come_first_where_sizes_are_known(sizes: tuple[int | None, ...], order: list[int]) -> None:
+def test_the_largest_shards_come_first_if_sizes_are_known(sizes: tuple[int | None, ...], order: list[int]) -> None:
     assert list(ShardQueue(Ranks(1), shards(*sizes), set())) == order
 
 
@@ -37,7 +37,7 @@ def test_ranks_draw_each_shard_once_and_no_finished_one() -> None:
     assert sorted(drawn) == [0, 1, 2, 4, 5, 6, 7]
 
 
-def test_the_last_shards_are_for_ranks_that_are_idle() -> None:
+def test_the_last_shards_are_left_to_idle_ranks() -> None:
     positions = ShardQueue(Ranks(3), shards(*range(5)), set())
     told = []
     for _ in positions:

@@ -1,4 +1,4 @@
-"""Shards to decoded batches, and the same in a thread ahead of the models."""
+"""Shards to decoded batches, on the caller's thread and in a background thread while the models load."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def make_intake(plan: Plan) -> Intake:
 def taken(intake: Intake) -> list[tuple[list[bytes], torch.Tensor | None]]:
     batches = []
     with contextlib.closing(intake):
-        while (found := intake.take(StageTimes())) is not None:
-            batch, decoded = found
+        while (item := intake.take(StageTimes())) is not None:
+            batch, decoded = item
             pixels = None if decoded is None else decoded.pixels[0].clone()
             batches.append(([image.tobytes() for image in batch.images], pixels))
     return batches
@@ -61,7 +61,7 @@ def prefetch() -> Iterator[Prefetch]:
 
 
 def others() -> set[str]:
-    """Threads that a closed intake must not leave behind."""
+    """Return the threads that a closed intake must end."""
     return {thread.name for thread in threading.enumerate() if thread.name.startswith(("reader", "prefetch", "decode"))}
 
 
@@ -76,20 +76,20 @@ def test_gives_every_image_in_order_and_its_pixels(make_shards: Call, digits: An
     ]
 
 
-def test_ahead_gives_the_same_batches(prefetch: Prefetch, make_shards: Call, digits: Any, tmp_path: Path) -> None:
+def test_prefetching_gives_the_same_batches(prefetch: Prefetch, make_shards: Call, digits: Any, tmp_path: Path) -> None:
     plan = make_plan_of(make_shards(digits[:90]), tmp_path / "out")
     expected = taken(make_intake(plan))
     prefetch.start(partial(make_intake, plan))
     intake = prefetch.take()
     assert intake is not None
-    found = taken(intake)
-    assert [encoded for encoded, _ in found] == [encoded for encoded, _ in expected]
-    for (_, ours), (_, theirs) in zip(found, expected, strict=True):
+    batches = taken(intake)
+    assert [encoded for encoded, _ in batches] == [encoded for encoded, _ in expected]
+    for (_, ours), (_, theirs) in zip(batches, expected, strict=True):
         assert ours is not None and theirs is not None
         assert torch.equal(ours, theirs)
 
 
-def test_ahead_has_batches_under_way_and_no_more_than_fit(
+def test_prefetching_fills_the_decoder_and_no_more(
     prefetch: Prefetch, make_shards: Call, digits: Any, tmp_path: Path
 ) -> None:
     prefetch.start(partial(make_intake, make_plan_of(make_shards(digits[:200]), tmp_path / "out")))
@@ -99,11 +99,11 @@ def test_ahead_has_batches_under_way_and_no_more_than_fit(
     intake.close()
 
 
-def test_none_was_started(prefetch: Prefetch) -> None:
+def test_take_gives_none_if_nothing_was_started(prefetch: Prefetch) -> None:
     assert prefetch.take() is None
 
 
-def test_an_intake_that_nobody_takes_leaves_no_thread(make_shards: Call, digits: Any, tmp_path: Path) -> None:
+def test_an_intake_that_is_not_taken_leaves_no_thread(make_shards: Call, digits: Any, tmp_path: Path) -> None:
     plan = make_plan_of(make_shards(digits[:200]), tmp_path / "out")
     before = others()
     prefetch = Prefetch()
@@ -112,7 +112,7 @@ def test_an_intake_that_nobody_takes_leaves_no_thread(make_shards: Call, digits:
     assert others() <= before
 
 
-def test_what_fails_ahead_is_told_when_the_intake_is_taken(prefetch: Prefetch) -> None:
+def test_an_error_while_prefetching_is_raised_by_take(prefetch: Prefetch) -> None:
     def fail() -> Intake:
         raise SetupError("DALI cannot be imported")
 
@@ -121,8 +121,8 @@ def test_what_fails_ahead_is_told_when_the_intake_is_taken(prefetch: Prefetch) -
         prefetch.take()
 
 
-def test_a_server_that_does_not_answer_holds_nobody_up(make_shards: Call, digits: Any, tmp_path: Path) -> None:
-    """The models may be refused while the first shard is still on its way."""
+def test_a_server_that_does_not_answer_does_not_delay_closing(make_shards: Call, digits: Any, tmp_path: Path) -> None:
+    """Loading the models may fail while the first shard is still being fetched."""
     make_shards(digits[:20])
     with badserver.serving(tmp_path / "shards") as server:
         plan = make_plan_of(f"{server.url}/s-0.tar", tmp_path / "out", classes=tmp_path / "shards" / "classes.txt")
