@@ -18,14 +18,14 @@ _NUM_LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
-class FirstLook:
+class Preview:
     """The largest of the first members, and the number of members if all have the average size of the first ones."""
 
     largest_bytes: int
     num_members: int
 
 
-def look(shards: Sequence[Shard]) -> FirstLook | None:
+def look(shards: Sequence[Shard]) -> Preview | None:
     """Inspect the first shard; return None if it is missing, remote, compressed, empty or not a tar."""
     if not shards or is_remote(shards[0].path):
         return None
@@ -39,4 +39,4 @@ def look(shards: Sequence[Shard]) -> FirstLook | None:
     last = members[-1]
     bytes_per_member = (last.offset_data + last.size) / len(members)
     all_bytes = sum(shard.num_bytes or 0 for shard in shards)
-    return FirstLook(max(member.size for member in members), int(all_bytes / bytes_per_member))
+    return Preview(max(member.size for member in members), int(all_bytes / bytes_per_member))

@@ -1,4 +1,4 @@
-"""What limits a run and what to change: the rules by table, the clocks by arithmetic."""
+"""The advice on a run's slowest stage, by a table of cases, and the clocks, by arithmetic."""
 
 import time
 from itertools import product
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vitscore.engine.stage_times import STAGES, Waits
+from vitscore.engine.stage_times import STAGES, StageTimes
 from vitscore.run.bottleneck import Bottleneck, Situation, advise
 from vitscore.text.tables import bottleneck_line
 
@@ -21,7 +21,7 @@ GPU: dict[str, Any] = {"device": "cuda", "precision": "fp16", "is_compiled": Tru
         ("write", 0.8, {}, "put -o on a faster disk"),
         ("write", 0.8, {"saves": True}, "--save"),
         ("count", 0.8, {}, "more ranks"),
-        # Decoding takes all the time, the rest of the loop a quarter of it: four times the threads would keep up.
+        # Decoding takes all the time and the rest of the loop a quarter: four times the threads would keep up.
         ("decode", 0.75, {**GPU, "threads": 4, "cpus": 16}, "-j 16 would give about 400 images/s"),
         ("decode", 0.75, {**GPU, "threads": 4, "cpus": 8}, "-j 8 would give about 200 images/s"),
         ("decode", 0.5, {**GPU, "threads": 8, "cpus": 8}, "16 CPUs, not 8, would give about 200 images/s"),
@@ -44,7 +44,7 @@ def test_the_advice(stage: str, share: float, given: dict[str, Any], said: str) 
     assert said in advise(Situation(stage=stage, share=share, images_per_s=100, **given))
 
 
-def test_the_line_fits_80_columns_whatever_the_numbers() -> None:
+def test_the_line_fits_80_columns_for_all_numbers() -> None:
     for stage, share, device, rate in product(STAGES, (0.2, 0.5, 1.0), ("cpu", "cuda"), (0.0, 9_999_999.0)):
         for precision, decoder, is_compiled, batch in product(
             ("fp32", "fp16", "bf16"), ("dali", "torchvision"), (True, False), (1, 512)
@@ -71,14 +71,14 @@ def test_the_line_fits_80_columns_whatever_the_numbers() -> None:
                 assert len(bottleneck_line(Bottleneck(stage, share, advise(now)))) <= 80
 
 
-def test_a_stage_within_another_counts_for_itself_alone() -> None:
-    waits = Waits()
-    with waits.on("count"):
+def test_a_nested_stage_is_not_counted_for_the_outer_one() -> None:
+    times = StageTimes()
+    with times.on("count"):
         time.sleep(0.02)
-        with waits.on("write"):
+        with times.on("write"):
             time.sleep(0.1)
-    with waits.on("count"):
+    with times.on("count"):
         pass
-    assert waits.seconds["write"] >= 0.1
-    assert 0.02 <= waits.seconds["count"] < 0.09
-    assert waits.seconds["read"] == 0
+    assert times.seconds["write"] >= 0.1
+    assert 0.02 <= times.seconds["count"] < 0.09
+    assert times.seconds["read"] == 0

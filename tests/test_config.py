@@ -1,4 +1,4 @@
-"""Options are checked where they enter, whoever gives them."""
+"""Options are checked in one place, for the command line, TOML and Python."""
 
 from pathlib import Path
 

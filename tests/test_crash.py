@@ -1,4 +1,4 @@
-"""Killed at any moment, out of space, out of power, and started again: the same parts, the same metrics."""
+"""Kills at any moment, full disks and power losses: after a restart, the same parts and the same metrics."""
 
 import json
 import os
@@ -28,17 +28,17 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 class Disturbed:
-    """One command, started again and again in a folder and killed, until it comes to its end.
+    """A command that is started and killed repeatedly in one folder until it finishes.
 
     Args:
         words: the command line without `-o`.
-        out: its folder.
-        chance: where the moments come from.
+        out: the run's folder.
+        chance: source of the random moments.
     """
 
     def __init__(self, words: list[str], out: Path, chance: random.Random) -> None:
         self.words, self.out, self.chance = [*words, "-o", str(out)], out, chance
-        self.told: list[str] = []
+        self.history: list[str] = []
 
     def start(self, num_ranks: int) -> subprocess.Popen[bytes]:
         launcher = [sys.executable, "-m"]
@@ -49,7 +49,7 @@ class Disturbed:
             return subprocess.Popen([*launcher, "vitscore", *self.words], stdout=errors, stderr=errors, cwd=ROOT)
 
     def kill_once(self, num_ranks: int) -> bool:
-        """Start, wait for a moment of chance, kill; whether there was something to be killed."""
+        """Start, wait for a random moment, kill; return whether the command was still running."""
         victim = self.chance.choice(VICTIMS) if num_ranks > 1 else "all"
         num_parts = len(list((self.out / "parts").glob("*.parquet"))) + self.chance.randrange(12)
         at_a_part, wait_s = self.chance.random() < 0.7, self.chance.uniform(0.1, 8)
@@ -70,15 +70,17 @@ class Disturbed:
             process.kill()
         for rank in {"all": ranks, "a rank": ranks[-1:], "the launcher": []}[victim]:
             rank.kill()
-        self.told.append(f"{num_ranks} ranks, {victim} killed {'at a part' if at_a_part else f'after {wait_s:.1f} s'}")
+        self.history.append(
+            f"{num_ranks} ranks, {victim} killed {'at a part' if at_a_part else f'after {wait_s:.1f} s'}"
+        )
         process.wait(timeout=120)
         alive = psutil.wait_procs(others, timeout=30)[1]
-        assert not [other for other in alive if other.status() != psutil.STATUS_ZOMBIE], self.told
+        assert not [other for other in alive if other.status() != psutil.STATUS_ZOMBIE], self.history
         return is_killed
 
     def finish(self, num_ranks: int) -> None:
         process = self.start(num_ranks)
-        assert process.wait(timeout=240) == 0, (self.told, (self.out.parent / "errors").read_text())
+        assert process.wait(timeout=240) == 0, (self.history, (self.out.parent / "errors").read_text())
 
 
 def words_of(process: psutil.Process) -> list[str]:
@@ -89,7 +91,7 @@ def words_of(process: psutil.Process) -> list[str]:
 
 
 def kill_and_compare(make_shards: Call, vitscore: Call, digits: Any, *, num_kills: int, seed: int) -> None:
-    """Kill `num_kills` starts, of one rank and of two by turns, three to six in one folder before it may end."""
+    """Kill `num_kills` starts, alternating between one and two ranks, three to six in a folder before it may finish."""
     shards = make_shards(*(digits[number % 20 * 25 :][: 5 + number % 40] for number in range(NUM_SHARDS)))
     words = ["run", str(shards), "-m", "demo-vit", "-m", "demo-clip", "-b", "8"]
     calm = shards.parent / "calm"
@@ -102,9 +104,9 @@ def kill_and_compare(make_shards: Call, vitscore: Call, digits: Any, *, num_kill
         for _ in range(min(chance.randint(3, 6), num_kills - kills)):
             kills += disturbed.kill_once(1 + kills % 2)
         disturbed.finish(1 + kills % 2)
-        assert content(out) == expected, disturbed.told
-        assert (out / "metrics.json").read_bytes() == (calm / "metrics.json").read_bytes(), disturbed.told
-        assert [name for name in os.listdir(out / "parts") if name.startswith(".")] == [], disturbed.told
+        assert content(out) == expected, disturbed.history
+        assert (out / "metrics.json").read_bytes() == (calm / "metrics.json").read_bytes(), disturbed.history
+        assert [name for name in os.listdir(out / "parts") if name.startswith(".")] == [], disturbed.history
         assert vitscore("metrics", out, "--check").code == 0
         shutil.rmtree(out)
 
@@ -123,7 +125,7 @@ def test_runs_killed_at_sixty_random_moments(make_shards: Call, vitscore: Call, 
 
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library that makes system calls fail."""
+    """Build the library that makes system calls fail."""
     library = tmp_path_factory.mktemp("shim") / "faultinject.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, SHIM, "-ldl", "-lpthread"], check=True)
     return library
@@ -147,7 +149,7 @@ def run_below(shim: Path, root: Path, *words: object, **environment: str) -> sub
 
 
 def break_calls(shim: Path, root: Path, what: str, every: int) -> dict[str, Any]:
-    """Run support/faultcases.py; returns its counts."""
+    """Run support/faultcases.py; return its counts."""
     done = run_below(shim, root, "-m", "support.faultcases", what, every, root, FI_LOG=str(root / "calls.log"))
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
@@ -194,8 +196,8 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_same_command_goes_on(
     for at in (60, 200):
         done = run_below(shim, tmp_path, "-m", "vitscore", *words, out, FI_MODE="full", FI_AT=str(at))
         assert done.returncode == 4, (at, done.stderr)
-        told = [line for line in done.stderr.splitlines() if "No space left on device" in line]
-        assert len(told) == 1 and "the same command goes on" in told[0], done.stderr
+        lines = [line for line in done.stderr.splitlines() if "No space left on device" in line]
+        assert len(lines) == 1 and "the same command goes on" in lines[0], done.stderr
         assert "Traceback" not in done.stderr
         assert not list((tmp_path / "new").rglob(".*.tmp")), at
     assert vitscore(*words, out).code == 0
@@ -204,7 +206,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_same_command_goes_on(
 
 
 def test_the_disk_model_finds_a_missing_flush(shim: Path, tmp_path: Path) -> None:
-    """The harness itself: without flushing, the same simulation must find torn files."""
+    """Check the harness itself: without flushing, the same simulation must find torn files."""
     program = (
         "import os, pathlib; os.fsync = lambda fd: None; from support import faultcases; "
         f"faultcases.main('losses', 29, pathlib.Path({str(tmp_path)!r}))"

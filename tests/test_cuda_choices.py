@@ -1,4 +1,4 @@
-"""A run's measurements on a GPU and the stream of its work, on a GPU that is not there (see pretendcuda.py)."""
+"""The choices that a run measures on a GPU, and the stream it uses, on a simulated GPU (see pretendcuda.py)."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def _switches_are_left_as_they_were() -> Iterator[None]:
     assert switches() == before
 
 
-def in_turn(*times: tuple[float, float]) -> Any:
-    """A clock that says one after the other, in milliseconds."""
+def clock_of(*times: tuple[float, float]) -> Any:
+    """A clock that returns these times one after the other, in milliseconds."""
     left = iter(times)
-    return lambda *_: Times(*(each / 1000 for each in next(left)))
+    return lambda *_: Times(*(milliseconds / 1000 for milliseconds in next(left)))
 
 
 @pytest.mark.parametrize(
     ("host_ms", "device_ms", "is_graph"), [(5, 6.8, True), (0.26, 1, True), (0.24, 1, False), (5, 23, False)]
 )
 def test_a_graph_is_for_forwards_that_keep_python_busy(host_ms: float, device_ms: float, is_graph: bool) -> None:
-    """The first forward, in which libraries choose, does not count, nor one that was held up."""
+    """The first forward, in which libraries choose kernels, does not count, nor does an outlier."""
     times = [(900, 901), (90, 91), *[(host_ms, device_ms)] * (ROUNDS - 2), (80, 800)]
-    launch = choose_launch(streams.Late(clock=in_turn(*times)), lambda pixels: None, torch.zeros(1))
+    launch = choose_launch(streams.Late(clock=clock_of(*times)), lambda pixels: None, torch.zeros(1))
     assert launch.value is is_graph
     assert launch.figures == {"host_ms": host_ms, "device_ms": device_ms}
     assert launch.reason == f"Python takes {host_ms:.1f} ms to launch what the GPU does in {device_ms:.1f} ms"
@@ -64,7 +64,7 @@ def test_a_forward_without_memory_is_left_as_it_is_and_other_errors_are_raised()
 
 
 class Model:
-    """Says which batch it is given."""
+    """A model whose images are the batch size."""
 
     def __init__(self, name: str) -> None:
         self.net = name
@@ -74,7 +74,7 @@ class Model:
 
 
 def by_attention(default_ms: float, flash_ms: float, asked: list[Any] | None = None) -> Any:
-    """A clock that tells cuDNN's attention from flash's."""
+    """A clock whose time depends on whether cuDNN's attention is enabled."""
 
     def clock(forward: Any, pixels: Any) -> Times:
         has_cudnn = torch.backends.cuda.cudnn_sdp_enabled()
@@ -93,10 +93,10 @@ def test_another_attention_than_torchs_own_has_to_be_clearly_faster(
 ) -> None:
     asked: list[Any] = []
     models: Any = [Model("vit"), Model("clip")]
-    found = choose_attention(streams.Late(clock=by_attention(default_ms, flash_ms, asked)), models, 96)
-    assert found.value == chosen
-    assert found.figures == {"default_ms": 2 * default_ms, "flash_ms": 2 * flash_ms}
-    # By turns, so that a clock that rises or falls meanwhile favours neither.
+    choice = choose_attention(streams.Late(clock=by_attention(default_ms, flash_ms, asked)), models, 96)
+    assert choice.value == chosen
+    assert choice.figures == {"default_ms": 2 * default_ms, "flash_ms": 2 * flash_ms}
+    # Alternately, so that a drifting clock rate favours neither.
     round_of_both = [("vit", 96, True), ("clip", 96, True), ("vit", 96, False), ("clip", 96, False)]
     assert asked == round_of_both * (1 + ROUNDS)
 
@@ -109,13 +109,13 @@ def test_an_attention_that_fails_is_not_taken(error: Exception) -> None:
         return Times(1.0, 1.0)
 
     models: Any = [Model("vit")]
-    found = choose_attention(streams.Late(clock=clock), models, 96)
-    assert found.value == "default"
-    assert found.reason == f"flash could not be measured: {str(error).splitlines()[0]}"
+    choice = choose_attention(streams.Late(clock=clock), models, 96)
+    assert choice.value == "default"
+    assert choice.reason == f"flash could not be measured: {str(error).splitlines()[0]}"
 
 
 def test_compiled_code_of_another_attention_is_kept_apart() -> None:
-    """torch's cache on disk takes the two for the same."""
+    """torch's disk cache does not distinguish the two."""
     with torch.compiler.config.patch(cache_key_tag="theirs"):  # type: ignore[attr-defined]
         with attending("default"):
             assert torch.compiler.config.cache_key_tag == "theirs"
@@ -131,7 +131,7 @@ def last_start(folder: Path) -> dict[str, Any]:
     return session
 
 
-def test_a_run_puts_all_its_work_on_a_stream_of_its_own(
+def test_a_run_puts_all_its_work_on_its_own_stream(
     vitscore: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vitscore.decode import torchvision as decode_torchvision
@@ -151,14 +151,14 @@ def test_a_run_puts_all_its_work_on_a_stream_of_its_own(
     assert gpu.current is gpu.default
     loaded, *rest = gpu.done
     assert loaded == ("default", "load_weights")
-    # One stream for both, so that the loop finds the memory which the warm-up used; the weights are there before.
-    assert [each for each in rest if "waits" in each[1]] == [
+    # One stream for both, so that the loop finds the memory which the warm-up used; the weights are loaded before.
+    assert [event for event in rest if "waits" in event[1]] == [
         ("own 1", "waits for default"),
         ("default", "waits for own 1"),
     ] * 2
     assert (rest[0], rest[-1]) == (("own 1", "waits for default"), ("default", "waits for own 1"))
     work = {name for stream, name in rest if stream == "own 1"}
-    assert {each for each in rest if each[0] != "own 1"} == {("default", "waits for own 1")}
+    assert {event for event in rest if event[0] != "own 1"} == {("default", "waits for own 1")}
     assert work >= {"warm_up", "__init__", "collect", "graphed", "ranking", "copy", "mark", "free_memory", "_answers"}
     # The audit of a half-precision run loads the model once more, in the middle of it.
     assert "load_weights" in work
@@ -172,11 +172,11 @@ def test_the_default_stream_is_for_measuring_and_is_written_down(
     monkeypatch.setenv(STREAM_VARIABLE, "default")
     assert vitscore(*RUN, "-o", tmp_path / "default").code == 0
     assert {stream for stream, _ in gpu.done} == {"default"}
-    found = last_start(tmp_path / "default")["measured"]
-    assert found["stream"] == {"value": "default", "reason": STREAM_VARIABLE, "figures": {}}
-    # Python keeps this device waiting, which can capture nothing.
-    assert found["graph"]["demo-vit"]["value"] is False
-    assert found["graph"]["demo-vit"]["reason"].endswith("in 1.0 ms, but it cannot be captured")
+    measured = last_start(tmp_path / "default")["measured"]
+    assert measured["stream"] == {"value": "default", "reason": STREAM_VARIABLE, "figures": {}}
+    # Launching takes long on this device, which cannot capture graphs.
+    assert measured["graph"]["demo-vit"]["value"] is False
+    assert measured["graph"]["demo-vit"]["reason"].endswith("in 1.0 ms, but it cannot be captured")
     monkeypatch.setenv(STREAM_VARIABLE, "fast")
     done = vitscore(*RUN, "-o", tmp_path / "fast")
     assert (done.code, done.err) == (2, "unknown stream: VITSCORE_CUDA_STREAM - expected own or default, got fast.\n")
@@ -199,15 +199,15 @@ def test_a_start_writes_down_what_it_measured_and_the_next_measures_again(
     out = tmp_path / "out"
     assert vitscore(*RUN, "-o", out).code == 0
     first = json.loads((out / "run.json").read_bytes())
-    found = last_start(out)["measured"]
-    assert found["attention"] == {
+    measured = last_start(out)["measured"]
+    assert measured["attention"] == {
         "value": "flash",
         "reason": "a batch takes 10.0 ms by torch's own choice, 8.0 ms by flash",
         "figures": {"default_ms": 10.0, "flash_ms": 8.0},
     }
     # The forward that is measured for its launches has the attention that was chosen.
-    assert found["graph"]["demo-vit"]["figures"] == {"host_ms": 0.1, "device_ms": 8.0}
-    assert found["graph"]["demo-vit"]["value"] is False
+    assert measured["graph"]["demo-vit"]["figures"] == {"host_ms": 0.1, "device_ms": 8.0}
+    assert measured["graph"]["demo-vit"]["value"] is False
     assert "graphed" not in {name for _, name in gpu.done}
     next((out / "parts").iterdir()).unlink()
     late.times = lambda *_: Times(0.001, 0.001)
@@ -215,7 +215,7 @@ def test_a_start_writes_down_what_it_measured_and_the_next_measures_again(
     assert done.code == 0, done.err
     record = json.loads((out / "run.json").read_bytes())
     assert record["identity_hash"] == first["identity_hash"]
-    assert record["sessions"][0]["measured"] == found
+    assert record["sessions"][0]["measured"] == measured
     again = record["sessions"][1]["measured"]
     assert again["attention"]["value"] == "default"
     assert again["graph"]["demo-vit"]["value"] is True
@@ -314,7 +314,7 @@ def test_python_returns_from_long_work_at_once_and_from_many_launches_late() -> 
 
 @pytest.mark.gpu
 @needs_gpu
-def test_a_run_on_a_stream_of_its_own_predicts_what_one_on_the_default_stream_does(
+def test_a_run_on_its_own_stream_predicts_what_one_on_the_default_stream_does(
     vitscore: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pyarrow.parquet as pq

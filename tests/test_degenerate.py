@@ -1,4 +1,4 @@
-"""Input at the edge, through the command line: a defined result or one clear line, never NaN, never a traceback."""
+"""Edge cases through the command line: a defined result or one clear error line, never NaN or a traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUM = 40
 
 
 def write(folder: Path, kind: str) -> Path:
-    """A run of two models, `vit` and `clip`, with 40 samples of a kind."""
+    """Write a run of two models, `vit` and `clip`, with 40 samples of one kind."""
     num_classes = 1 if kind == "a head of one class" else 6
     rng = np.random.default_rng(3)
     labels = rng.integers(0, num_classes, NUM).astype(np.int32)
@@ -59,7 +59,7 @@ KINDS = [
 
 
 def read(text: str) -> Any:
-    """JSON without NaN."""
+    """Parse JSON, and fail on NaN."""
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} in JSON")

@@ -1,4 +1,4 @@
-"""One corpus with every fault in it: each is in the ledger with its reason, and no whole sample is changed by it."""
+"""One corpus with every fault: all are in the ledger with their reasons, and good samples are not affected."""
 
 import io
 import json
@@ -24,9 +24,9 @@ CLS = b"7"
 
 
 def bad_samples() -> dict[str, tuple[dict[str, bytes], str]]:
-    """By key: the members, and the kind of reason that the rules give."""
+    """Return, by key, the members of a bad sample and the kind of reason expected for it."""
     png = pictures.encode(pictures.photo(60, 40), "PNG")
-    found = {
+    samples = {
         "label-missing-is-none": ({"png": png}, ""),
         "label-out-of-range": ({"png": png, "cls": b"10"}, "label out of range"),
         "label-negative": ({"png": png, "cls": b"-3"}, "label out of range"),
@@ -37,10 +37,13 @@ def bad_samples() -> dict[str, tuple[dict[str, bytes], str]]:
         "text-named-png": ({"png": b"<html>gone</html>", "cls": CLS}, "undecodable image"),
     }
     for name, (content, reason) in pictures.visibly_bad().items():
-        found[f"image-{name.replace(' ', '-').replace('.', '')}"] = ({"png": content, "cls": CLS}, reason_kind(reason))
+        samples[f"image-{name.replace(' ', '-').replace('.', '')}"] = (
+            {"png": content, "cls": CLS},
+            reason_kind(reason),
+        )
     for name, content in pictures.hidden_bad().items():
-        found[f"hidden-{name.replace(' ', '-')}"] = ({"jpg": content, "cls": CLS}, "undecodable image")
-    return found
+        samples[f"hidden-{name.replace(' ', '-')}"] = ({"jpg": content, "cls": CLS}, "undecodable image")
+    return samples
 
 
 def shard_bytes(samples: list[tuple[str, dict[str, bytes]]]) -> bytes:
@@ -55,7 +58,7 @@ def shard_bytes(samples: list[tuple[str, dict[str, bytes]]]) -> bytes:
 
 
 def make_corpus(folder: Path, digits: Any, *, with_faults: bool) -> list[str]:
-    """Four shards of digits with every bad sample among them, and shards that are bad themselves; returns the paths."""
+    """Write four shards of digits with all bad samples among them, and bad shards; return the paths."""
     folder.mkdir()
     good = [(key, dict(members)) for key, members in digits[:200]]
     bad = [(key, members) for key, (members, _) in bad_samples().items()] if with_faults else []
@@ -132,7 +135,7 @@ def test_every_fault_has_its_reason_and_whole_samples_are_as_without_it(
 
 def test_what_faults_cost_is_the_users_choice(tmp_path: Path, vitscore: Call, digits: Any) -> None:
     faulty = make_corpus(tmp_path / "faulty", digits, with_faults=True)
-    for number, (flags, code, told) in enumerate(
+    for number, (flags, code, message) in enumerate(
         [
             (("--on-bad-shard", "skip", "--max-bad", "100%"), 0, ""),
             (("--on-bad-shard", "skip", "--max-bad", "100%", "--on-bad-sample", "wrong"), 0, ""),
@@ -143,7 +146,7 @@ def test_what_faults_cost_is_the_users_choice(tmp_path: Path, vitscore: Call, di
     ):
         done = vitscore("run", *faulty, *OPTIONS, *flags, "-o", tmp_path / f"out-{number}")
         assert done.code == code, (flags, done.err)
-        assert done.err.startswith(told) and done.err.count("\n") == bool(told), (flags, done.err)
+        assert done.err.startswith(message) and done.err.count("\n") == bool(message), (flags, done.err)
     outs = (tmp_path / f"out-{number}" / "metrics.json" for number in (0, 1))
     skip, wrong = (json.loads(out.read_bytes())["models"]["demo-vit"] for out in outs)
     assert wrong["samples"] > skip["samples"]

@@ -202,7 +202,7 @@ def test_a_sample_that_is_there_twice_is_an_error(run: FakeRun) -> None:
 def test_a_shard_that_is_there_twice_is_an_error(run: FakeRun) -> None:
     parts = run.folder / "parts"
     (parts / "0000000-copy.parquet").write_bytes((parts / "0000000-s-0.parquet").read_bytes())
-    with pytest.raises(LedgerError, match=r"shard is there twice: s-0.tar"):
+    with pytest.raises(LedgerError, match=r"duplicate part for shard: s-0.tar"):
         refold(run.folder)
 
 

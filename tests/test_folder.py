@@ -1,4 +1,4 @@
-"""The run's folder: resumed, refused, started anew; never a loss."""
+"""The run's folder: resumed, refused or started anew, and never a loss."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def test_another_run_in_the_folder_is_refused_and_each_difference_named(
     assert part_tables(out) == before
     done = vitscore("run", shards, *MODELS, "-o", out)
     assert done.code == 2
-    assert "folder of its own" in done.err
+    assert "a separate folder" in done.err
     assert vitscore("run", shards, "-m", "demo-vit", "-o", out, "-b", 4, "--overwrite").code == 0
     assert json.loads((out / "run.json").read_bytes())["choices"]["batch_size"]["value"] == 4
 
@@ -77,13 +77,13 @@ def test_a_folder_with_other_files_is_never_touched(make_shards: Call, vitscore:
 
 
 def test_no_space_left_is_one_line_and_leaves_nothing_half_written(tmp_path: Path, start: Call) -> None:
-    """A limit on the size of files stands for a full disk: the same error from the same system call."""
+    """A limit on file sizes simulates a full disk: the same system call fails with a similar error."""
     code = (
         "import resource, signal, sys; from vitscore.cli.main import main\n"
         "import vitscore.engine.loop, vitscore.models.image_model\n"
-        "import vitscore.rundir.folder as folder; began = folder.start\n"
+        "import vitscore.run.sessions as sessions; began = sessions.start\n"
         "def start(*a, **k):\n    began(*a, **k); resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "folder.start = start\nsys.exit(main(sys.argv[1:]))"
+        "sessions.start = start\nsys.exit(main(sys.argv[1:]))"
     )
     out = tmp_path / "out"
     done = start(sys.executable, "-c", code, "run", "demo", "-m", "demo-vit", "-o", out)
@@ -167,7 +167,7 @@ def test_a_folder_that_lost_something_is_made_good(lost: str, make_shards: Call,
 
 
 def test_limits_do_not_depend_on_restarts(make_shards: Call, vitscore: Call, digits: Any) -> None:
-    """The shard that is left holds bad samples only; over the whole corpus they are few."""
+    """The remaining shard has only bad samples; over the whole corpus they are few."""
     wrong = [(f"w{row}", {**digits[row][1], "cls": b"77"}) for row in range(3)]
     shards = make_shards(digits[:60], wrong)
     command = ("run", shards, "-m", "demo-vit", "-o", shards / "out")

@@ -59,7 +59,7 @@ def load(folder: Path, *, device: str = "cpu", precision: Any = "fp32", **option
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small models lose more by threads than they gain."""
+    """Use one thread: small models are slower with more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -74,7 +74,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ViT whose trunk overflows in fp16 where an image has contrast, and nowhere in fp32."""
+    """A ViT whose trunk overflows in fp16 for images with contrast, and never in fp32."""
     from safetensors.torch import load_file, save_file
 
     folder: Path = small.save_vit(tmp_path_factory.mktemp("models") / "big", NAMES)
@@ -85,7 +85,7 @@ def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batches(sizes: Sequence[int], device: str = "cpu") -> Iterator[tuple[Decoded, np.ndarray]]:
-    """Batches of random pixels with one faulty row each, and labels, some of them missing."""
+    """Batches of random pixels with one faulty row per batch, and labels, some of them missing."""
     generator = torch.Generator().manual_seed(1)
     for number, size in enumerate(sizes):
         pixels = torch.randint(0, 256, (size, small.EDGE, small.EDGE, 3), dtype=torch.uint8, generator=generator)
@@ -97,31 +97,31 @@ def batches(sizes: Sequence[int], device: str = "cpu") -> Iterator[tuple[Decoded
 
 
 def run(forward: Any, work: Iterator[tuple[Decoded, np.ndarray]]) -> list[dict[str, Ranked]]:
-    """As the engine does: as many are under way as the forward allows."""
+    """Submit batches as the engine does, with as many in flight as the forward allows."""
     under_way: deque[Any] = deque()
-    found = []
+    results = []
     for decoded, labels in work:
         under_way.append(forward.submit(decoded, labels))
         while len(under_way) > forward.depth:
-            found.append(under_way.popleft().result())
-    found += [each.result() for each in under_way]
+            results.append(under_way.popleft().result())
+    results += [pending.result() for pending in under_way]
     forward.close()
-    return found
+    return results
 
 
 def expected(models: Sequence[ImageModel], sizes: Sequence[int], **options: Any) -> list[dict[str, Ranked]]:
     return run(Forward(models, num_workers=0, **{**OPTIONS, **options}), batches(sizes))
 
 
-def assert_same(found: list[dict[str, Ranked]], wanted: list[dict[str, Ranked]]) -> None:
-    assert len(found) == len(wanted)
-    for ours, theirs in zip(found, wanted, strict=True):
+def assert_same(results: list[dict[str, Ranked]], wanted: list[dict[str, Ranked]]) -> None:
+    assert len(results) == len(wanted)
+    for ours, theirs in zip(results, wanted, strict=True):
         assert ours.keys() == theirs.keys()
         for name, ranked in ours.items():
             assert ranked.num_redone == theirs[name].num_redone
             np.testing.assert_array_equal(ranked.is_finite, theirs[name].is_finite)
             for field in fields(Predictions):
-                one, other = (getattr(each.predictions, field.name) for each in (ranked, theirs[name]))
+                one, other = (getattr(side.predictions, field.name) for side in (ranked, theirs[name]))
                 assert (one is None) == (other is None), field.name
                 if one is not None:
                     np.testing.assert_array_equal(one, other, err_msg=field.name)
@@ -140,18 +140,18 @@ def test_a_late_device_gives_the_cpus_bits(
 ) -> None:
     models = [load(folder) for folder in folders]
     late = streams.Late(has_graphs=has_graphs)
-    found = run(CudaForward(models, device=late, **{**OPTIONS, "tta": tta, "save": save}), batches(SIZES))
-    assert_same(found, expected(models, SIZES, tta=tta, save=save))
+    results = run(CudaForward(models, device=late, **{**OPTIONS, "tta": tta, "save": save}), batches(SIZES))
+    assert_same(results, expected(models, SIZES, tta=tta, save=save))
     assert not late.queue
 
 
-def test_results_that_nobody_took_in_time_are_kept(folders: list[Path]) -> None:
+def test_results_that_are_taken_late_are_kept(folders: list[Path]) -> None:
     models = [load(folder) for folder in folders]
     forward = CudaForward(models, device=streams.Late(), **OPTIONS)
     under_way = [forward.submit(*work) for work in batches(SIZES)]
-    found = [each.result() for each in reversed(under_way)][::-1]
-    assert_same(found, expected(models, SIZES))
-    assert found == [each.result() for each in under_way]
+    results = [pending.result() for pending in reversed(under_way)][::-1]
+    assert_same(results, expected(models, SIZES))
+    assert results == [pending.result() for pending in under_way]
 
 
 def test_a_batch_waits_for_nothing_until_its_result_is_asked_for(folders: list[Path]) -> None:
@@ -179,16 +179,16 @@ def test_rows_that_overflowed_are_done_again_in_fp32_when_they_are_collected(
     overflowing: Path, folders: list[Path]
 ) -> None:
     models = [load(overflowing, precision="fp16"), load(folders[0], precision="fp16")]
-    found = run(CudaForward(models, device=streams.Late(), **OPTIONS), batches(SIZES))
-    assert_same(found, expected(models, SIZES))
-    assert len(SIZES) < sum(each["big"].num_redone for each in found) < sum(SIZES) - len(SIZES)
-    assert not any(each["vit"].num_redone for each in found)
+    results = run(CudaForward(models, device=streams.Late(), **OPTIONS), batches(SIZES))
+    assert_same(results, expected(models, SIZES))
+    assert len(SIZES) < sum(batch["big"].num_redone for batch in results) < sum(SIZES) - len(SIZES)
+    assert not any(batch["vit"].num_redone for batch in results)
     left = run(CudaForward(models, device=streams.Late(), **{**OPTIONS, "has_fp32_rerun": False}), batches(SIZES))
-    assert not all(each["big"].is_finite.all() for each in left)
+    assert not all(batch["big"].is_finite.all() for batch in left)
 
 
 class Scarce:
-    """A model that finds no memory for some of its forwards."""
+    """A model that runs out of memory in some of its forwards."""
 
     def __init__(self, model: ImageModel, refused: Sequence[int], error: Exception) -> None:
         self._model = model
@@ -211,8 +211,8 @@ def test_a_batch_without_memory_is_computed_at_the_same_shape_when_others_are_do
     late = streams.Late()
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     models: list[Any] = [plain[0], Scarce(plain[1], (1, 5, 9), error)]
-    found = run(CudaForward(models, device=late, **OPTIONS), batches(SIZES))
-    assert_same(found, expected(plain, SIZES))
+    results = run(CudaForward(models, device=late, **OPTIONS), batches(SIZES))
+    assert_same(results, expected(plain, SIZES))
     assert late.num_freed == 3 + 1  # and once at the end
 
 
@@ -220,7 +220,7 @@ def test_memory_that_lacks_twice_ends_the_run_with_what_to_do(folders: list[Path
     error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
     models: Any = [Scarce(load(folders[0]), (2, 3), error)]
     forward = CudaForward(models, device=streams.Late(), **OPTIONS)
-    with pytest.raises(SetupError, match=r"out of GPU memory: a batch of 6\. Free the GPU.*-b") as caught:
+    with pytest.raises(SetupError, match=r"out of GPU memory: a batch of 6\. Free GPU memory.*-b") as caught:
         run(forward, batches(SIZES))
     assert caught.value.exit_code == 4
     forward.close()
@@ -273,9 +273,9 @@ def gpu() -> Iterator[Any]:
         yield CudaDevice(0)
 
 
-def assert_close(found: list[dict[str, Ranked]], wanted: list[dict[str, Ranked]]) -> None:
-    """The rule over devices: the same top-1 wherever the margin exceeds 1e-3, and figures to the kernel's accuracy."""
-    for ours, theirs in zip(found, wanted, strict=True):
+def assert_close(results: list[dict[str, Ranked]], wanted: list[dict[str, Ranked]]) -> None:
+    """Check the rule across devices: the same top-1 above a margin of 1e-3, and figures to the kernel's accuracy."""
+    for ours, theirs in zip(results, wanted, strict=True):
         for name, ranked in ours.items():
             one, other = ranked.predictions, theirs[name].predictions
             assert one.logits is not None and other.logits is not None
@@ -299,8 +299,8 @@ def test_a_gpu_gives_the_cpus_predictions_in_fp32(
 ) -> None:
     monkeypatch.setattr("vitscore.engine.cuda_choices.HOST_SHARE", 0.0 if is_graphed else 1e9)
     forward = CudaForward([load(folder, device="cuda:0") for folder in folders], device=gpu, **{**OPTIONS, "tta": tta})
-    found = run(forward, batches(SIZES, "cuda"))
-    assert_close(found, expected([load(folder) for folder in folders], SIZES, tta=tta))
+    results = run(forward, batches(SIZES, "cuda"))
+    assert_close(results, expected([load(folder) for folder in folders], SIZES, tta=tta))
 
 
 @pytest.mark.gpu
@@ -310,11 +310,11 @@ def test_a_graph_gives_the_bits_of_the_forward_that_it_was_captured_from(
     precision: str, folders: list[Path], gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = [load(folder, device="cuda:0", precision=precision) for folder in folders]
-    found = []
+    results = []
     for is_graphed in (True, False):
         monkeypatch.setattr("vitscore.engine.cuda_choices.HOST_SHARE", 0.0 if is_graphed else 1e9)
-        found.append(run(CudaForward(models, device=gpu, **OPTIONS), batches(SIZES, "cuda")))
-    assert_same(*found)
+        results.append(run(CudaForward(models, device=gpu, **OPTIONS), batches(SIZES, "cuda")))
+    assert_same(*results)
 
 
 @pytest.mark.gpu
@@ -330,10 +330,10 @@ def test_a_forward_is_captured_where_it_is_launch_bound(folders: list[Path], gpu
 @needs_gpu
 def test_rows_that_overflowed_on_a_gpu_are_done_again_in_fp32(overflowing: Path, gpu: Any) -> None:
     half = load(overflowing, device="cuda:0", precision="fp16")
-    found = run(CudaForward([half], device=gpu, **OPTIONS), batches(SIZES, "cuda"))
+    results = run(CudaForward([half], device=gpu, **OPTIONS), batches(SIZES, "cuda"))
     wanted = expected([load(overflowing)], SIZES)
-    assert 0 < sum(each["big"].num_redone for each in found) < sum(SIZES)
-    for number, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
+    assert 0 < sum(batch["big"].num_redone for batch in results) < sum(SIZES)
+    for number, (ours, theirs) in enumerate(zip(results, wanted, strict=True)):
         ranked = ours["big"]
         is_good = np.arange(SIZES[number]) != number % SIZES[number]  # the faulty row is left as it is
         assert ranked.is_finite[is_good].all()
@@ -355,10 +355,10 @@ def test_nothing_waits_for_the_gpu_when_a_batch_is_submitted(
     forward.submit(*work[0]).result()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        under_way = [forward.submit(*each) for each in work[1:]]
+        under_way = [forward.submit(*batch) for batch in work[1:]]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len([each.result() for each in under_way]) == forward.depth + 1
+    assert len([pending.result() for pending in under_way]) == forward.depth + 1
     forward.close()
 
 
@@ -372,7 +372,7 @@ def test_a_gpu_whose_memory_is_taken_ends_the_run_in_one_line(
     forward = CudaForward(models, device=gpu, **{**OPTIONS, "batch_size": size})
     pixels = torch.zeros((size, small.EDGE, small.EDGE, 3), dtype=torch.uint8, device="cuda")
     decoded, labels = Decoded((pixels,)), np.full(size, -1, np.int32)
-    monkeypatch.setattr(forward._lanes[0], "_run", models[0])  # a graph needs no memory any more
+    monkeypatch.setattr(forward._lanes[0], "_run", models[0])  # a captured graph would need no new memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-4)
     try:
@@ -404,8 +404,8 @@ def test_a_compiled_run_on_a_gpu_compiles_once_and_predicts_as_the_cpu_does(
     assert "AUTOTUNE" not in done.err
     assert counters["stats"]["unique_graphs"] == 2
     assert vitscore("run", "demo", *models, "--device", "cpu", "-o", tmp_path / "cpu").code == 0
-    found, wanted = (load_run(tmp_path / name).predictions() for name in ("gpu", "cpu"))
+    results, wanted = (load_run(tmp_path / name).predictions() for name in ("gpu", "cpu"))
     for name in ("demo-vit", "demo-clip"):
         is_clear = wanted[f"{name}.prob"].to_numpy() > 0.9
         column = f"{name}.pred"
-        assert (found[column].to_numpy()[is_clear] == wanted[column].to_numpy()[is_clear]).all()
+        assert (results[column].to_numpy()[is_clear] == wanted[column].to_numpy()[is_clear]).all()

@@ -1,4 +1,4 @@
-"""Parts hold every row of a shard once, whole or not at all."""
+"""A part holds every row of its shard exactly once, or does not exist."""
 
 import os
 from pathlib import Path
@@ -44,7 +44,7 @@ def open_rows(folder: Path, num_rows: int, columns: list[ModelColumns]) -> Shard
     return ShardRows(folder, part_schema(columns), columns, make_footer(num_rows), keys)
 
 
-def test_rows_come_back_in_shard_order_whatever_the_order_of_batches(tmp_path: Path) -> None:
+def test_rows_come_back_in_shard_order_for_any_order_of_batches(tmp_path: Path) -> None:
     work = open_rows(tmp_path, 6, [ModelColumns("m", top_k=2)])
     given = make_predictions(0, 6)
     work.set_labels(np.arange(6), np.array([0, 1, 2, 3, 4, -1]))
@@ -68,10 +68,10 @@ def test_footer_says_what_the_part_is(tmp_path: Path) -> None:
     work.set_bad(0, "no image")
     work.set_bad(1, "no image")
     work.commit()
-    found = finished_parts(tmp_path, "abc")
-    assert list(found) == [3]
-    assert found[3][0].name == "0000003-s-003.parquet"
-    assert found[3][1] == Footer(
+    parts = finished_parts(tmp_path, "abc")
+    assert list(parts) == [3]
+    assert parts[3][0].name == "0000003-s-003.parquet"
+    assert parts[3][1] == Footer(
         identity="abc", ordinal=3, shard="dir/s-003.tar", num_bytes=1000, expected=2, bad=2, fault=None, notes=()
     )
 

@@ -1,4 +1,4 @@
-"""The plan of a run as the ranks that join receive it, and where each of them computes."""
+"""The plan as joining ranks receive it, and the device and threads of every rank."""
 
 import json
 from collections.abc import Callable

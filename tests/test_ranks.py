@@ -1,4 +1,4 @@
-"""Any number of ranks, of any speed, joining late, dying, started again, on several nodes: one ledger, one result."""
+"""Ranks of any number and speed, joining late, dying, restarted, on several nodes: one ledger and one result."""
 
 import json
 import os
@@ -56,14 +56,14 @@ def launch_all(
 
 
 def top1_where_sure(folder: Path, model: str) -> dict[tuple[str, str], int]:
-    """Predictions by (shard, key) where the margin of logits exceeds 1e-3: what the rule of equality holds for."""
-    found = {}
+    """Read predictions by (shard, key) if the margin of the logits exceeds 1e-3, as the rule of equality requires."""
+    answers = {}
     for part in rows(folder).values():
         for row in part:
             first, second = row[f"{model}.topk_prob"][:2]
             if np.log(first) - np.log(max(second, 1e-30)) > 1e-3:
-                found[row["shard"], row["key"]] = row[f"{model}.pred"]
-    return found
+                answers[row["shard"], row["key"]] = row[f"{model}.pred"]
+    return answers
 
 
 def test_ranks_and_batch_sizes_change_nothing(make_shards: Call, vitscore: Call, digits: Any, tmp_path: Path) -> None:
@@ -132,17 +132,17 @@ torch.cuda.is_available, torch.cuda.device_count, torch.cuda.get_device_name = l
 def test_more_ranks_than_gpus_are_refused_once_and_in_words(
     make_shards: Call, vitscore: Call, digits: Any, tmp_path: Path
 ) -> None:
-    """With a GPU that torch is made to believe in: what is looked at is how many there are."""
+    """torch is patched to report one GPU; only the number of GPUs is checked."""
     command = (*RUN, make_shards(digits[:40], digits[40:80]), "-o", tmp_path / "out")
     done = launch_all(tmp_path / "main.py", [command], num_ranks=2, before=ONE_GPU)
     assert done.returncode != 0
-    told = [line for line in done.stderr.splitlines() if "more ranks than GPUs" in line]
-    assert told == [
+    lines = [line for line in done.stderr.splitlines() if "more ranks than GPUs" in line]
+    assert lines == [
         "more ranks than GPUs: local rank 1 - expected at most 1 rank on this node (1 CUDA device), got 2. "
         "Start with --nproc-per-node 1, or --device cpu."
     ]
     assert "exitcode  : 4 " in done.stderr
-    assert "MASTER_ADDR" not in done.stderr and "Traceback" not in done.stderr.split(told[0])[0]
+    assert "MASTER_ADDR" not in done.stderr and "Traceback" not in done.stderr.split(lines[0])[0]
     assert not (tmp_path / "out").exists()
     done = launch_all(tmp_path / "main.py", [(*command, "--device", "cpu")], num_ranks=2, before=ONE_GPU)
     assert done.returncode == 0, done.stderr
@@ -171,7 +171,7 @@ def test_an_elastic_restart_goes_on_from_the_parts_even_under_overwrite(
     shards = make_shards(*(digits[number * 10 :][:10] for number in range(40)))
     command = (*RUN, shards, "-b", "8", "--overwrite", "-o")
     assert vitscore(*command, tmp_path / "alone").code == 0
-    assert vitscore(*command, tmp_path / "out", "--limit", "20").code == 0  # what --overwrite is to remove
+    assert vitscore(*command, tmp_path / "out", "--limit", "20").code == 0  # results for --overwrite to remove
     options = ("--max-restarts", "1", "--monitor-interval", "0.2")
     done = launch_all(
         tmp_path / "main.py", [(*command, tmp_path / "out")], num_ranks=2, before=DIES_ONCE, options=options
@@ -194,7 +194,7 @@ def wait_until(holds: Callable[[], bool], *, timeout_s: float = 120) -> None:
 def start_two(
     command: Sequence[object], script: Path, *, before: str = "", errors: Path
 ) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
-    """Start two ranks, and wait until both are there and parts appear; returns the launcher and the ranks."""
+    """Start two ranks, and wait until both run and parts appear; return the launcher and the ranks."""
     script.write_text(SEVERAL_RUNS.format(before=before))
     words = json.dumps([[str(word) for word in command]])
     with errors.open("wb") as file:
@@ -204,8 +204,8 @@ def start_two(
     parts = Path(str(command[-1])) / "parts"
     wait_until(lambda: len(list(parts.glob("*.parquet"))) >= 2 or process.poll() is not None)
     assert process.poll() is None, errors.read_text()
-    found = psutil.Process(process.pid).children(recursive=True)
-    return process, [child for child in found if str(script) in child.cmdline()]
+    children = psutil.Process(process.pid).children(recursive=True)
+    return process, [child for child in children if str(script) in child.cmdline()]
 
 
 SLOW = """
@@ -228,8 +228,8 @@ def test_ranks_end_with_their_launcher_and_the_same_command_goes_on(
     gone, alive = psutil.wait_procs(ranks, timeout=20)
     assert (len(gone), alive) == (2, [])
     assert not [name for name in os.listdir(out / "parts") if name.startswith(".")]
-    told = (tmp_path / "err").read_text()
-    assert "Traceback" not in told and "frame #" not in told, told
+    errors = (tmp_path / "err").read_text()
+    assert "Traceback" not in errors and "frame #" not in errors, errors
     assert vitscore("status", out).out.startswith("state    stopped")
     assert vitscore(*command, out).code == 0
     assert vitscore(*command, tmp_path / "alone").code == 0
@@ -245,23 +245,23 @@ def test_a_rank_that_froze_is_named(make_shards: Call, digits: Any, tmp_path: Pa
     launcher, ranks = start_two(command, tmp_path / "main.py", before=quick + SLOW, errors=errors)
     frozen = next(rank for rank in ranks if rank.environ()["RANK"] == "1")
     frozen.suspend()
-    wait_until(lambda: "a rank died: rank 1 - got no sign of life" in errors.read_text(), timeout_s=30)
-    frozen.kill()  # the launcher would, half a minute later
+    wait_until(lambda: "a rank died: rank 1 - got no heartbeat" in errors.read_text(), timeout_s=30)
+    frozen.kill()  # the launcher would do it half a minute later
     assert launcher.wait(timeout=60) != 0
     assert errors.read_text().count("a rank died") == 1
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
     return port
 
 
 def start_agents(
     folders: Sequence[Path], command: Sequence[object], *, before: str, options: Sequence[str] = ()
 ) -> list[tuple[int, str]]:
-    """Two torchrun agents of one rank each, as on two nodes, each in a folder of its own; exit code and output."""
+    """Run two torchrun agents with one rank each, as on two nodes, in separate folders; return codes and output."""
     port, agents = free_port(), []
     for folder in folders:
         folder.mkdir(exist_ok=True)
@@ -328,7 +328,7 @@ def test_a_restart_on_two_nodes_goes_on_though_each_counts_its_own_restarts(
 def test_two_nodes_that_do_not_share_the_folder_are_refused(
     make_shards: Call, vitscore: Call, digits: Any, tmp_path: Path
 ) -> None:
-    """Even where the other folder holds the very same run, finished earlier."""
+    """Even if the other folder holds the same run, finished earlier."""
     shards = make_shards(digits[:30], digits[30:60])
     command = (*RUN, shards, "-b", "8", "-o", "out")
     nodes = [tmp_path / "a", tmp_path / "b"]
@@ -341,8 +341,8 @@ def test_two_nodes_that_do_not_share_the_folder_are_refused(
     )
     ended = start_agents(nodes, command, before=told_code)
     assert all(code != 0 for code, _ in ended)
-    told = [
+    lines = [
         line for _, output in ended for line in output.splitlines() if line.startswith("output folder is not shared")
     ]
-    assert len(told) == 1, ended
-    assert told[0].endswith("[4]")
+    assert len(lines) == 1, ended
+    assert lines[0].endswith("[4]")

@@ -66,11 +66,11 @@ def test_the_report_is_scikit_learns(demo_run: Path) -> None:
             output_dict=True,
             zero_division=0,
         )
-        found = read_metrics(demo_run)["models"][name]["report"]
-        assert found["accuracy"] == pytest.approx(expected.pop("accuracy"), abs=1e-12)
-        assert found.keys() - {"accuracy"} == expected.keys()
+        report = read_metrics(demo_run)["models"][name]["report"]
+        assert report["accuracy"] == pytest.approx(expected.pop("accuracy"), abs=1e-12)
+        assert report.keys() - {"accuracy"} == expected.keys()
         for label, row in expected.items():
-            assert found[label] == pytest.approx(row, abs=1e-12)
+            assert report[label] == pytest.approx(row, abs=1e-12)
 
 
 def test_metrics_fold_again_from_the_parts_to_the_same_bytes(demo_run: Path, vitscore: Call) -> None:
@@ -102,15 +102,15 @@ def test_a_corrupt_image_is_bad_and_changes_no_neighbour(make_shards: Call, vits
     for name, samples in (("clean", clean), ("broken", broken)):
         shards = make_shards(samples, name=name)
         assert vitscore("run", shards, *MODELS, "-o", shards / "out").code == 0
-    good, found = (part_tables(shards.parent / name / "out")["0000000-s-0.parquet"] for name in ("clean", "broken"))
-    reasons = {row["key"]: row["reason"].split(": ")[0] for row in found if row["status"] == "bad"}
+    good, broken = (part_tables(shards.parent / name / "out")["0000000-s-0.parquet"] for name in ("clean", "broken"))
+    reasons = {row["key"]: row["reason"].split(": ")[0] for row in broken if row["status"] == "bad"}
     assert set(reasons) == {broken[row][0] for row in (7, 30, 31, 32)}
     assert reasons[broken[31][0]] == "no image"
     assert reasons[broken[32][0]] == "label out of range"
-    assert all(row["demo-vit.pred"] is None for row in found if row["status"] == "bad")
-    for row in [*good, *found]:
+    assert all(row["demo-vit.pred"] is None for row in broken if row["status"] == "bad")
+    for row in [*good, *broken]:
         del row["shard"]
-    assert [row for row in found if row["status"] == "ok"] == [row for row in good if row["key"] not in reasons]
+    assert [row for row in broken if row["status"] == "ok"] == [row for row in good if row["key"] not in reasons]
     ledger = read_metrics(shards / "out")["ledger"]
     assert (ledger["expected"], ledger["scored"], ledger["bad"]) == (60, 56, 4)
     assert sum(ledger["reasons"].values()) == 4
@@ -154,7 +154,7 @@ def test_a_limit_counts_samples_over_shard_borders(make_shards: Call, vitscore: 
     assert read_metrics(shards / "out")["ledger"]["shards"]["expected"] == 2
 
 
-def test_a_bad_shard_is_told_and_the_others_are_scored(make_shards: Call, vitscore: Call, digits: Any) -> None:
+def test_a_bad_shard_is_named_and_the_others_are_scored(make_shards: Call, vitscore: Call, digits: Any) -> None:
     shards = make_shards(digits[:20], digits[20:40], digits[40:60])
     data = (shards / "s-1.tar").read_bytes()
     (shards / "s-1.tar").write_bytes(data[: len(data) // 2 - 300])
@@ -207,7 +207,7 @@ def test_a_bad_sample_can_end_the_run(make_shards: Call, vitscore: Call, digits:
     assert not list((shards / "out" / "parts").iterdir())
 
 
-def test_members_that_are_not_adjacent_are_one_sample_and_told(make_shards: Call, vitscore: Call, digits: Any) -> None:
+def test_members_that_are_not_adjacent_are_one_sample_and_noted(make_shards: Call, vitscore: Call, digits: Any) -> None:
     images = [(key, {"png": members["png"]}) for key, members in digits[:10]]
     labels = [(key, {"cls": members["cls"]}) for key, members in digits[:10]]
     shards = make_shards([*images, *labels])
@@ -215,7 +215,7 @@ def test_members_that_are_not_adjacent_are_one_sample_and_told(make_shards: Call
     assert done.code == 0
     assert "s-0.tar: 10 samples had members that were not adjacent" in done.out
     rows = part_tables(shards / "out")["0000000-s-0.parquet"]
-    assert [(row["key"], row["label"]) for row in rows] == [(key, int(found["cls"])) for key, found in digits[:10]]
+    assert [(row["key"], row["label"]) for row in rows] == [(key, int(members["cls"])) for key, members in digits[:10]]
 
 
 def test_logits_that_are_not_finite_are_bad_rows_not_predictions(
@@ -238,7 +238,7 @@ def test_logits_that_are_not_finite_are_bad_rows_not_predictions(
 def test_what_half_precision_changes_is_counted_against_a_run_in_fp32(
     make_shards: Call, vitscore: Call, digits: Any, tmp_path: Path
 ) -> None:
-    """A random model with many classes, whose best answers lie close together."""
+    """A random model with many classes, whose best answers are close together."""
     names = [f"c{number}" for number in range(2000)]
     from support import smallmodels as models
 
@@ -269,7 +269,7 @@ def test_what_half_precision_changes_is_counted_against_a_run_in_fp32(
 def test_the_run_says_what_it_waited_for(
     stage: str, tmp_path: Path, vitscore: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each stage held up in its turn: a store, a decoder, a forward, the loop itself, a disk that takes its time."""
+    """Slow down every stage in turn: the store, the decoder, the forward, the loop itself, the disk."""
     import time
 
     from vitscore.decode.dali import DaliDecoder
@@ -298,10 +298,10 @@ def test_the_run_says_what_it_waited_for(
     assert waiting[stage] <= session["seconds"] + 0.01 and sum(waiting.values()) <= session["seconds"] + 0.05
     share = session["bottleneck"]["share"]
     assert share > 0.4 and share == pytest.approx(waiting[stage] / session["seconds"], abs=0.002)
-    rate, told = done.out.splitlines()[-3:-1]
+    rate, bound = done.out.splitlines()[-3:-1]
     assert rate.endswith("images/s through 1 model(s), 2 forwards per image")
-    assert told == f"{stage}-bound ({100 * share:.0f}%): {session['bottleneck']['advice']}"
-    assert max(len(rate), len(told)) <= 80
+    assert bound == f"{stage}-bound ({100 * share:.0f}%): {session['bottleneck']['advice']}"
+    assert max(len(rate), len(bound)) <= 80
 
 
 def test_how_far_pixels_and_answers_are_from_transformers_own_is_in_the_record(
@@ -342,11 +342,11 @@ def test_a_gpu_predicts_as_the_cpu_does(precision: str, tmp_path: Path, vitscore
         done = vitscore("run", "demo", *MODELS, "-o", out, "--device", device, "--precision", asked, "--no-compile")
         assert done.code == 0, done.err
         rows.append(load_run(out).predictions())
-    found, expected = rows
+    ours, expected = rows
     for name in ("demo-vit", "demo-clip"):
         is_clear = expected[f"{name}.prob"].to_numpy() > 0.9
         column = f"{name}.pred"
-        assert (found[column].to_numpy()[is_clear] == expected[column].to_numpy()[is_clear]).all()
+        assert (ours[column].to_numpy()[is_clear] == expected[column].to_numpy()[is_clear]).all()
 
 
 def test_labels_that_are_all_wrong_end_the_run(make_shards: Call, vitscore: Call, digits: Any) -> None:

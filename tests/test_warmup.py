@@ -1,4 +1,4 @@
-"""The batch that fits a GPU's memory: the arithmetic against a search, the backing off on models that say no."""
+"""Fitting the batch size to a GPU's memory: the arithmetic against a search, and halving on models that run out."""
 
 import functools
 import json
@@ -26,14 +26,14 @@ from vitscore.errors import SetupError
 from vitscore.plan.choices import Choice, choose_batch_size, choose_compile
 from vitscore.ranks.ranks import LocalStore, Ranks
 from vitscore.run.load import warmed_up
-from vitscore.shards.preview import FirstLook
+from vitscore.shards.preview import Preview
 
 GIB = 1 << 30
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 
 class Sized:
-    """A model that has memory for so many rows."""
+    """A model that runs out of memory above `most` rows."""
 
     def __init__(self, most: int, error: Exception | None = None) -> None:
         self.most = most
@@ -52,14 +52,14 @@ class Sized:
     planned=st.sampled_from([1, 7, 256, 512]),
 )
 def test_the_batch_is_the_largest_halving_that_fits(lines: list[tuple[int, int]], free: int, planned: int) -> None:
-    found = fitting(Choice(planned, "planned"), [Footprint(*line) for line in lines], free_bytes=free).value
+    fitted = fitting(Choice(planned, "planned"), [Footprint(*line) for line in lines], free_bytes=free).value
     sizes = [planned]
     while sizes[-1] > 1:
         sizes.append(sizes[-1] // 2)
     largest = [max((fixed + per_row * size for fixed, per_row in lines), default=0) for size in sizes]
     needs = [DECODER_BYTES + DECODER_BYTES_PER_IMAGE * size + most for size, most in zip(sizes, largest, strict=True)]
     fits = [size for size, need in zip(sizes, needs, strict=True) if need <= USABLE * free]
-    assert found == (fits[0] if fits else 1)
+    assert fitted == (fits[0] if fits else 1)
 
 
 def test_a_batch_that_fits_keeps_its_reason_and_a_lowered_one_says_why() -> None:
@@ -80,9 +80,9 @@ def test_a_batch_that_fits_keeps_its_reason_and_a_lowered_one_says_why() -> None
 def test_a_forwards_memory_is_a_line_through_two_measurements(
     few: tuple[int, int], many: tuple[int, int], line: tuple[int, int]
 ) -> None:
-    found = Footprint.through(few, many)
-    assert (found.fixed, found.per_row) == line
-    assert found.num_bytes(100) == line[0] + 100 * line[1]
+    footprint_of = Footprint.through(few, many)
+    assert (footprint_of.fixed, footprint_of.per_row) == line
+    assert footprint_of.num_bytes(100) == line[0] + 100 * line[1]
 
 
 @pytest.mark.parametrize(
@@ -95,20 +95,22 @@ def test_a_forwards_memory_is_a_line_through_two_measurements(
         (ValueError("out of memory"), False),
     ],
 )
-def test_which_errors_are_a_lack_of_memory(error: Exception, is_one: bool) -> None:
+def test_out_of_memory_errors_are_recognised(error: Exception, is_one: bool) -> None:
     assert is_out_of_memory(error) is is_one
 
 
 def settle(models: Any, size: int, *, may_lower: bool) -> tuple[Choice, int]:
     freed: list[None] = []
-    found = settled(Choice(size, "fills a GPU"), models, may_lower=may_lower, free_memory=lambda: freed.append(None))
-    return found, len(freed)
+    batch_size = settled(
+        Choice(size, "fills a GPU"), models, may_lower=may_lower, free_memory=lambda: freed.append(None)
+    )
+    return batch_size, len(freed)
 
 
 def test_an_automatic_batch_is_halved_until_every_model_has_memory() -> None:
     models = [Sized(200), Sized(70), Sized(10**6, RuntimeError("never"))]
-    found, num_freed = settle(models, 256, may_lower=True)
-    assert found == Choice(64, "128 ran out of GPU memory")
+    batch_size, num_freed = settle(models, 256, may_lower=True)
+    assert batch_size == Choice(64, "128 ran out of GPU memory")
     assert num_freed == 2
     assert models[2].tried == [64]
     assert settle([Sized(256)], 256, may_lower=True) == (Choice(256, "fills a GPU"), 0)
@@ -139,10 +141,10 @@ def test_a_lowered_batch_is_the_runs_own_and_is_kept_when_it_goes_on(
     tmp_path: Path, vitscore: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def warmed_up(plan: Any, models: Any, ranks: Any, *, may_lower: bool) -> Any:
-        told.append((plan.choices.batch_size, may_lower))
+        warmed.append((plan.choices.batch_size, may_lower))
         return with_batch_size(plan, Choice(48, "96 ran out of GPU memory")) if may_lower else plan
 
-    told: list[tuple[int, bool]] = []
+    warmed: list[tuple[int, bool]] = []
     monkeypatch.setattr("vitscore.run.join.warmed_up", warmed_up)
     # As on a GPU, where no batch is decoded before its size is settled.
     monkeypatch.setattr("vitscore.run.load.decode_ahead", lambda *args, **kwargs: None)
@@ -156,10 +158,10 @@ def test_a_lowered_batch_is_the_runs_own_and_is_kept_when_it_goes_on(
     parts[0].unlink()
     assert vitscore(*command).code == 0
     assert parts[0].read_bytes() == whole
-    assert told[1:] == [(48, False)]
+    assert warmed[1:] == [(48, False)]
     assert vitscore(*command, "-b", 64).code == 2
     assert vitscore(*command, "-b", 64, "--overwrite").code == 0
-    assert told[2:] == [(64, False)]
+    assert warmed[2:] == [(64, False)]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_the_planned_batch_by_device_and_pixels(device: str, edge: int, size: in
     ],
 )
 def test_many_small_images_go_in_larger_batches(largest_bytes: int, num_members: int, edge: int, size: int) -> None:
-    assert choose_batch_size("cpu", edge * edge, lambda: FirstLook(largest_bytes, num_members)).value == size
+    assert choose_batch_size("cpu", edge * edge, lambda: Preview(largest_bytes, num_members)).value == size
 
 
 def test_a_gpu_run_is_compiled_where_it_can_be_and_is_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,11 +192,11 @@ def test_a_gpu_run_is_compiled_where_it_can_be_and_is_long(tmp_path: Path, monke
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert choose_compile("cuda").value
-    assert choose_compile("cuda", lambda: FirstLook(105_000, 2_000_000)).value
-    few = choose_compile("cuda", lambda: FirstLook(105_000, 4_000))
+    assert choose_compile("cuda", lambda: Preview(105_000, 2_000_000)).value
+    few = choose_compile("cuda", lambda: Preview(105_000, 4_000))
     assert few == Choice(False, "few images: tuning would take longer than it saves")
     compiler.unlink()
-    assert choose_compile("cuda") == Choice(False, "no C compiler is here, which Triton needs")
+    assert choose_compile("cuda") == Choice(False, "no C compiler is installed, which Triton needs")
 
 
 def test_the_folder_of_compiled_code_is_the_users_where_they_named_one(
@@ -211,7 +213,7 @@ def test_the_folder_of_compiled_code_is_the_users_where_they_named_one(
 
 
 def test_a_run_compiles_each_model_once(tmp_path: Path, vitscore: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole batches, the last one that is filled up, mirrored ones; with another number of threads than the run's."""
+    """Full batches, a padded last batch and mirrored batches, with a number of threads other than the run's."""
     compiled: list[None] = []
 
     def backend(graph: torch.fx.GraphModule, example: Any) -> Any:
@@ -238,8 +240,8 @@ def test_the_error_names_the_batch_and_the_next_step() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_what_a_forward_needs_is_foretold_from_two_small_ones() -> None:
-    """A module that makes one large result a row."""
+def test_a_forwards_memory_is_estimated_from_two_small_ones() -> None:
+    """A module with one large result for every row."""
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1 << 18)).cuda()
     model: Any = SimpleNamespace(net=net, black_images=lambda rows: torch.zeros((rows, 12)))
     line = footprint(model)

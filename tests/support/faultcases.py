@@ -49,7 +49,7 @@ class Command:
     overwrites: bool = False
 
     def __call__(self) -> None:
-        """Write the folder like `run.open_run`, the engine and `finish.conclude`."""
+        """What `run.open_run`, the engine's writes and `finish.finish_run` do to the folder."""
         plan, folder, done = self.plan, RunFolder(self.plan.options.output), set()
         session = sessions.make_session(world_size=1)
         is_resumed = not self.overwrites and sessions.check_folder(folder, plan)

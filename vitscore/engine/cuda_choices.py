@@ -1,13 +1,14 @@
-"""Choices that a GPU's own times decide, at every start: how a forward is launched, and which attention it uses.
+"""Choices measured on a GPU at every start: how a forward is launched, and which attention kernel it uses.
 
-Neither is part of a run's identity: run.json keeps them, with their figures, with the start that measured them. A start
-that goes on from parts measures again, and every rank does so on its GPU.
+Neither is part of the run's identity. run.json keeps both, with their figures, in the entry of the start that measured
+them. A resumed run measures again, and so does every rank on its own GPU.
 
-Launches. Python launches some 270 kernels for a ViT of twelve layers, one by one; a graph launches them all at once.
+Launches: Python launches about 270 kernels, one by one, for a ViT of twelve layers; a CUDA graph launches them at once.
 
-Attention. On Hopper torch takes cuDNN's kernel before flash's by itself, from cuDNN 9.15.1 on (torch 2.11 and later
-bring it). For long sequences it is up to twice as fast, for the 50 to 577 tokens of an image it may be the slower one.
-cuDNN is never forced where torch does not take it: older ones read beyond tokens that are no multiple of 128.
+Attention: on Hopper, torch prefers cuDNN's kernel to flash attention from cuDNN 9.15.1 on (which torch 2.11 and later
+bring). cuDNN is up to twice as fast for long sequences, but may be slower for the 50 to 577 tokens of an image.
+cuDNN is never forced if torch does not choose it: older versions read past the end of sequences whose length is not a
+multiple of 128.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ Attention = Literal["default", "flash"]
 ATTENTIONS: tuple[Attention, ...] = ("default", "flash")
 
 HOST_SHARE = 0.25
-"""Of the device's time for a forward: above it the forward is launched as a graph. The thread that launches every
-model's forward also hands images to the decoder, takes its pixels and writes rows: 15 to 18 ms for 256 photographs,
-three quarters of the 23 ms in which an H100 is expected to do ViT-B/16's forward. A graph costs the memory of one more
-forward."""
+"""A forward is launched as a graph if launching it takes more than this share of the device's time for it. The thread
+that launches the forwards also submits images to the decoder, takes its pixels and writes rows: 15 to 18 ms for 256
+photographs, three quarters of the 23 ms that ViT-B/16's forward is expected to take on an H100. A graph costs the
+memory of one more forward."""
 MARGIN = 0.03
-"""By so much less time another attention than torch's own has to be seen."""
+"""Flash attention replaces torch's choice only if it takes less time by this share."""
 ROUNDS = 5
-"""Forwards of which the median counts; one goes before them, in which libraries choose their kernels."""
+"""Timed forwards, of which the median counts; libraries choose their kernels in one untimed forward before them."""
 
 
 def choose_launch(device: Device, forward: Run, pixels: torch.Tensor) -> Measured:
-    """Whether to launch a forward as a graph.
+    """Decide whether to launch a forward as a graph.
 
     Args:
-        device: idle.
-        forward: as it would be called.
-        pixels: a whole batch.
+        device: the GPU, idle.
+        forward: the forward without a graph.
+        pixels: a full batch.
     """
     try:
         times = [device.times(forward, pixels) for _ in range(1 + ROUNDS)][1:]
@@ -64,7 +65,7 @@ def choose_launch(device: Device, forward: Run, pixels: torch.Tensor) -> Measure
 
 
 def captured(device: Device, forward: Run, pixels: torch.Tensor, launch: Measured) -> tuple[Run | None, Measured]:
-    """The forward as a graph where that was chosen and can be done, else None; and the choice as it turned out."""
+    """Return the forward as a graph, or None, and the choice with the reason; a forward may resist capture."""
     graphed = device.graphed(forward, pixels) if launch.value else None
     if launch.value and graphed is None:
         launch = replace(launch, value=False, reason=f"{launch.reason}, but it cannot be captured")
@@ -72,14 +73,15 @@ def captured(device: Device, forward: Run, pixels: torch.Tensor, launch: Measure
 
 
 def has_choice_of_attention(precision: str) -> bool:
-    """Whether torch's own order of attention kernels is worth a measurement: in half precision, on Hopper alone."""
+    """Whether attention kernels are measured: only in half precision on Hopper."""
     return precision != "fp32" and torch.cuda.get_device_capability() == (9, 0)
 
 
 def choose_attention(device: Device, models: Sequence[ImageModel], batch_size: int) -> Measured:
-    """The attention with which all models together take less time; torch's own where the other can't be measured.
+    """Choose the attention that is faster for all models together; torch's default if flash cannot be measured.
 
-    Measured before the models are compiled, by whole forwards, by turns: the switch is torch's, for the whole process.
+    Whole forwards are timed, alternating between the two, before the models are compiled. There is one choice for all
+    models because torch's switch is global to the process.
     """
     work = [(model.net, model.black_images(batch_size)) for model in models]
     seconds: dict[Attention, list[float]] = {kind: [] for kind in ATTENTIONS}
@@ -88,7 +90,7 @@ def choose_attention(device: Device, models: Sequence[ImageModel], batch_size: i
             for kind in ATTENTIONS:
                 with attending(kind):
                     seconds[kind].append(sum(device.times(net, pixels).device_s for net, pixels in work))
-    # No memory, or a shape that no kernel takes: the forward itself will say so where it is the default's.
+    # No memory, or a shape that no kernel accepts. If the default fails too, the forward raises it later.
     except RuntimeError as error:
         return Measured("default", f"flash could not be measured: {(str(error).splitlines() or [''])[0]}")
     default_ms, flash_ms = (1000 * statistics.median(seconds[kind][1:]) for kind in ATTENTIONS)
@@ -101,10 +103,10 @@ def choose_attention(device: Device, models: Sequence[ImageModel], batch_size: i
 
 @contextlib.contextmanager
 def attending(kind: Attention) -> Iterator[None]:
-    """Have torch attend by its own choice, or without cuDNN.
+    """Use torch's default choice of attention kernels, or exclude cuDNN.
 
-    What is compiled meanwhile keeps that attention. The compiler's cache on disk does not ask for it (torch 2.14 hands
-    out code that was compiled under the other), so under a choice that is not torch's own its entries are marked.
+    Code compiled inside keeps that attention. The compiler's disk cache does not include the attention in its keys
+    (torch 2.14 returns code compiled under the other one), so a tag is added to the keys if cuDNN is excluded.
     """
     if kind == "default":
         yield

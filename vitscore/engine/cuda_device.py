@@ -1,13 +1,13 @@
-"""The GPU as a forward sees it: memory, copies without a wait of the host, marks, the row kernel, graphs, times.
+"""The GPU operations that a forward needs: memory, asynchronous copies, marks, the row kernel and graphs.
 
-Below `forward_cuda`, which knows its device through `Device` alone. Everything here is put on torch's current stream
+`forward_cuda` uses the device only through the protocol `Device`. Every operation is queued on torch's current stream
 and returns at once; only a mark's `synchronize`, `times` and `free_memory` wait. The order of the stream is the only
-ordering there is: DALI hands its pixels over on the same stream, the row kernel is launched on it, and buffers are
-written again on it.
+synchronisation: DALI delivers its pixels on the same stream, the row kernel is launched on it, and buffers are reused
+in its order.
 
-A run's stream (`run_stream`) is one that does not block: work on CUDA's default stream and on any blocking stream, such
-as a library may keep, waits for each other, and decoding would wait for forwards. VITSCORE_CUDA_STREAM=default keeps a
-run on the default stream all the same, to measure what its own gains.
+A run uses a non-blocking stream (`run_stream`). CUDA's default stream synchronises with every blocking stream, which a
+library may have, so decoding would wait for forwards. VITSCORE_CUDA_STREAM=default keeps a run on the default stream,
+to measure the difference.
 """
 
 from __future__ import annotations
@@ -30,69 +30,69 @@ if TYPE_CHECKING:
     from vitscore.models.image_model import ModelOutput
 
 Run = Callable[[torch.Tensor], "ModelOutput"]
-"""Pixels of up to the batch's rows in, outputs of all its rows out; they last until the next call."""
+"""Takes pixels of up to a batch's rows and returns outputs for all rows, valid until the next call."""
 
 WARM_UPS = 3
-"""Forwards on a side stream before a capture, as torch's documentation asks: libraries make their workspaces there."""
+"""Forwards on a side stream before a capture, as torch requires: libraries allocate their workspaces in them."""
 STREAM_VARIABLE = "VITSCORE_CUDA_STREAM"
 
 
 class Times(NamedTuple):
-    """Seconds of one forward on an idle device: until Python has launched it, and until the device has done it."""
+    """Seconds of one forward on an idle device: to launch it from Python, and to complete it on the device."""
 
     host_s: float
     device_s: float
 
 
 class Mark(Protocol):
-    """A place in the stream."""
+    """A position in the stream."""
 
     def synchronize(self) -> None:
-        """Wait until everything put on the stream before it is done."""
+        """Wait until all work queued on the stream before the mark is done."""
 
 
 class Ranking(Protocol):
-    """The row kernel for one model, and where it writes."""
+    """The row kernel for one model, and its output buffer."""
 
     scores: ScoreBuffer
 
     def rank(self, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> None:
-        """Score the rows: float32 (B, K), contiguous, and int32 (B); both on the device."""
+        """Score the rows of logits, float32 (B, K), contiguous, and labels, int32 (B); both on the device."""
 
 
 class Device(Protocol):
-    """A device whose work is put on a stream, in order."""
+    """A device that does its work in the order of one stream."""
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Host memory that copies can reach without the host waiting."""
+        """Allocate host memory for asynchronous copies."""
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Memory of the device."""
+        """Allocate device memory."""
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Copy between pinned and device memory of one shape."""
+        """Copy between pinned and device memory of equal shape, asynchronously."""
 
     def mark(self) -> Mark:
-        """A mark behind everything so far."""
+        """Return a mark after all work queued so far."""
 
     def ranking(self, max_rows: int, num_classes: int, top_k: int) -> Ranking:
-        """A row kernel with a buffer of its own."""
+        """Return a row kernel with its own output buffer."""
 
     def graphed(self, forward: Run, pixels: torch.Tensor) -> Run | None:
-        """The forward as one launch for batches like `pixels`; None where it cannot be captured."""
+        """Capture the forward as a graph for batches shaped like `pixels`; None if it cannot be captured."""
 
     def times(self, forward: Callable[[torch.Tensor], object], pixels: torch.Tensor) -> Times:
-        """Do a forward once, alone on the device, and wait for it."""
+        """Time one forward on an idle device."""
 
     def free_memory(self) -> None:
-        """Wait for everything, and give back what nothing holds."""
+        """Wait for all queued work, and return unused memory to the device."""
 
 
 class CudaDevice:
     """A `Device` on torch's current stream of a GPU.
 
     Args:
-        index: which GPU; it must be torch's current device, since numba launches where torch's context is.
+        index: the GPU's index; it must be torch's current device, since numba launches in torch's context.
     """
 
     def __init__(self, index: int) -> None:
@@ -108,7 +108,7 @@ class CudaDevice:
         target.copy_(source, non_blocking=True)
 
     def mark(self) -> Mark:
-        # A blocking event lets the waiting thread sleep: its core belongs to the decoder meanwhile.
+        # A blocking event lets the waiting thread sleep, which frees its core for the decoder.
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call, unused-ignore]
         event.record(torch.cuda.current_stream(self._device))
         mark: Mark = event
@@ -122,9 +122,9 @@ class CudaDevice:
         try:
             return Graphed(forward, pixels.to(self._device))
         except RuntimeError:
-            torch.cuda.set_stream(stream)  # a capture that fails leaves torch on the stream that it captured
-            # A model that waits for the device inside its forward cannot be captured, and a graph's own memory may be
-            # too much. Whatever else is wrong, the forward as it is will say.
+            torch.cuda.set_stream(stream)  # a failed capture leaves torch on the capturing stream
+            # A model that synchronises inside its forward cannot be captured, and the graph's memory may not fit. Any
+            # other error recurs in the forward without a graph, and is raised there.
             return None
 
     def times(self, forward: Callable[[torch.Tensor], object], pixels: torch.Tensor) -> Times:
@@ -150,7 +150,7 @@ class CudaDevice:
 
 
 class CudaRanking:
-    """numba's row kernel on torch's memory and torch's stream."""
+    """The numba row kernel on torch's memory and stream."""
 
     def __init__(self, own: Device, max_rows: int, num_classes: int, top_k: int, *, device: torch.device) -> None:
         width = min(top_k, num_classes)
@@ -161,27 +161,28 @@ class CudaRanking:
             from vitscore.kernels.cuda import DeviceRows, DeviceRowScores
 
             self._rows = DeviceRows(max_rows, num_classes, k=width, scores=DeviceRowScores(*self.scores.arrays))
-            # Compiled and loaded now, not in the middle of the first batch.
+            # Compile and load now, not during the first batch.
             self.rank(own.empty((1, num_classes), torch.float32).zero_(), own.empty((1,), torch.int32).zero_())
-        except ImportError as failure:  # NVVM's absence too, which numba tells when it compiles
+        except ImportError as failure:  # includes a missing NVVM, which numba reports when it compiles
             install = 'Run `pip install "numba-cuda[cu13]"`.'
             raise SetupError("numba cannot use the GPU", got=str(failure), next_step=install) from failure
 
     def rank(self, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> None:
-        # The logits may be dropped at once: torch gives their memory only to work behind this kernel on this stream.
+        # The caller may drop the logits at once: torch reuses their memory only for later work on this stream.
         self._rows.score(logits_BK, labels_B, stream=torch.cuda.current_stream(self._device).cuda_stream)
 
 
 class Graphed:
     """A forward captured once and replayed for every batch: one launch instead of hundreds.
 
-    `torch.compile`'s own graphs ("reduce-overhead") hand out buffers that they own and take back at a time of their
-    choosing. Here input and outputs stand still: a batch is copied in, and what reads the outputs (the row kernel, the
-    copies to the host) is put on the stream before the next replay writes them.
+    `torch.compile`'s own graphs ("reduce-overhead") may reuse their output buffers at any time. Here input and outputs
+    have fixed addresses: a batch is copied in, and the readers of the outputs (the row kernel, the copies to the host)
+    are queued on the stream before the next replay overwrites them.
 
     Args:
-        forward: everything from pixels to outputs, test-time views included, for their outputs would share a buffer.
-        pixels: a batch on the device, whose shape all others have but for fewer rows.
+        forward: everything from pixels to outputs, including test-time views, whose outputs would otherwise share a
+            buffer.
+        pixels: a full batch on the device; later batches may have fewer rows.
     """
 
     def __init__(self, forward: Run, pixels: torch.Tensor) -> None:
@@ -194,7 +195,7 @@ class Graphed:
                 forward(self._pixels)
         current.wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads (a decoder's) may allocate meanwhile, which the default mode would take for an error of ours.
+        # Other threads (the decoder's) may allocate during the capture, which the default mode treats as an error.
         with torch.inference_mode(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._output = forward(self._pixels)
 
@@ -208,10 +209,10 @@ class Graphed:
 
 
 def stream_kind() -> str:
-    """`own`, or `default` where the environment asks for it.
+    """Return `own`, or `default` if VITSCORE_CUDA_STREAM says so.
 
     Raises:
-        UsageError: it asks for something else.
+        UsageError: the variable has another value.
     """
     kind = os.environ.get(STREAM_VARIABLE) or "own"
     if kind not in ("own", "default"):
@@ -221,9 +222,9 @@ def stream_kind() -> str:
 
 @contextlib.contextmanager
 def run_stream(index: int) -> Iterator[None]:
-    """Put this thread's work on a GPU on the run's stream.
+    """Queue this thread's GPU work on the run's stream.
 
-    It comes behind what the default stream was given before, such as weights, and before what that is given afterwards.
+    It is ordered after earlier work on the default stream (loading weights), and before later work there.
     """
     if stream_kind() == "default":
         yield
@@ -234,30 +235,31 @@ def run_stream(index: int) -> Iterator[None]:
         with torch.cuda.stream(own):
             yield
     finally:
-        # Whatever is wrong with the device has been raised by then, where it was met.
+        # A device error has already been raised where it occurred.
         with contextlib.suppress(RuntimeError):
             default.wait_stream(own)
 
 
 @functools.lru_cache
 def _own_stream(index: int) -> torch.cuda.Stream:
-    """The same one each time: memory that was used on a stream is kept for that stream."""
+    """Return one stream for every call: torch's allocator caches memory by stream."""
     return torch.cuda.Stream(index)  # type: ignore[no-untyped-call, unused-ignore]
 
 
 def require_exact_fp32() -> None:
-    """Keep TF32's ten bits of mantissa away from whatever is called fp32: heads, projections, cosine, and reruns.
+    """Turn off TF32, whose mantissa has ten bits, for all fp32 work: heads, projections, cosines and reruns.
 
-    torch has it off for products and on for cuDNN's convolutions, of which a ViT in fp32 has one: its patches. By the
-    older of torch's two switches, which both its own readers understand; the newer one makes them raise.
+    By default torch uses TF32 for cuDNN's convolutions, but not for matrix products; a ViT has one convolution, the
+    patch embedding. The older of torch's two switches is set, since parts of torch raise an error if they read it
+    after the newer one was set.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 
 
 def keep_compiled_code(cache: Path) -> None:
-    """Have torch.compile keep its code and its tuning where text weights are kept, not in the system's /tmp.
+    """Put torch.compile's cache of code and tuning beside the text weights, instead of the system's /tmp.
 
-    It reads the variable when it first compiles. Who has set it has a reason. Triton's folder follows.
+    torch reads the variable when it first compiles, and puts Triton's cache below it. A value set by the user is kept.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))

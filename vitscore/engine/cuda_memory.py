@@ -1,7 +1,8 @@
-"""How many images a GPU's memory holds at a time, and what is said where it holds fewer.
+"""The batch size that fits a GPU's memory.
 
-Before a run: the planned batch (see settings) is halved until it fits what one forward of each model was seen to need.
-`warmup` measures; here is the arithmetic. A planned batch is never raised: past it a GPU gains nothing from more rows.
+Before a run, the planned batch size (see `plan.choices`) is halved until it fits the memory that the models' forwards
+need. `warm_up` measures that memory; this module does the arithmetic. The batch size is never raised: a GPU gains
+nothing from larger batches.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from vitscore.errors import SetupError
 from vitscore.plan.choices import Choice
 
 USABLE = 0.8
-"""The share of free memory that is counted on: what is allocated lies in pieces, and tuning needs room of its own."""
+"""The share of free memory to plan with; fragmentation and the compiler's tuning need the rest."""
 DECODER_BYTES = 3 << 30
-"""The decoder's own: nvJPEG's workspaces and the buffers of each of its threads. 2 GiB for the pipeline that decodes
-batches; 1 GiB for the one beside it, made with it, that decodes the halves of a batch with an undecodable image: as
-many threads, but no queue. (Reckoned, not measured.)"""
+"""Memory of the decoder: nvJPEG's workspaces and the buffers of its threads. 2 GiB for the pipeline that decodes
+batches, and 1 GiB for the second pipeline, which decodes the halves of a batch with an undecodable image and has as
+many threads but no queue. (Estimated, not measured.)"""
 DECODER_BYTES_PER_IMAGE = 7 * (3 << 20) // 2
-"""Decoded images of a million pixels: of the three batches that the decoder may hold, and of half a batch once more."""
+"""Decoded images of a million pixels each: three batches that the decoder may hold, and half a batch decoded again."""
 _REFUSALS = ("out of memory", "alloc_failed")
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """A forward's memory, as a straight line over its rows."""
+    """A forward's memory as a linear function of its rows."""
 
     fixed: float
     per_row: float
 
     @classmethod
     def through(cls, few: tuple[int, int], many: tuple[int, int]) -> Footprint:
-        """The line through two measurements, each (rows, bytes); a falling one is taken for a level one."""
+        """Fit the line through two measurements (rows, bytes); a negative slope becomes zero."""
         per_row = max(0.0, (many[1] - few[1]) / (many[0] - few[0]))
         return cls(max(0.0, many[1] - per_row * many[0]), per_row)
 
@@ -43,9 +44,9 @@ class Footprint:
 
 
 def fitting(planned: Choice, footprints: Sequence[Footprint], *, free_bytes: int) -> Choice:
-    """The planned batch size, halved until it fits.
+    """Return the planned batch size, halved until it fits.
 
-    Models run one after the other and leave their memory to the next, so the largest of them decides.
+    Models run one after the other and reuse the same memory, so the largest footprint decides.
     """
     size: int = planned.value
     room = USABLE * free_bytes - DECODER_BYTES
@@ -57,11 +58,11 @@ def fitting(planned: Choice, footprints: Sequence[Footprint], *, free_bytes: int
 
 
 def needed(size: int, footprints: Sequence[Footprint]) -> float:
-    return DECODER_BYTES_PER_IMAGE * size + max((each.num_bytes(size) for each in footprints), default=0.0)
+    return DECODER_BYTES_PER_IMAGE * size + max((footprint.num_bytes(size) for footprint in footprints), default=0.0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device had no memory left: torch's own error, or a library's that says so in words."""
+    """Whether the device ran out of memory: torch's own error, or a library's error with that message."""
     text = str(error).lower()
     is_refusal = isinstance(error, RuntimeError) and any(words in text for words in _REFUSALS)
     return isinstance(error, torch.OutOfMemoryError) or is_refusal

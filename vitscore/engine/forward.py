@@ -1,6 +1,7 @@
-"""Pixels to predictions: every model of the run over one decoded batch, then the row kernel.
+"""Pixels to predictions: every model on one decoded batch, then the row kernel.
 
-Between decoder and loop. Chooses between `forward_cpu` and `forward_cuda`, which give the same answers.
+The forward comes between the decoder and the loop. `make_forward` chooses between `forward_cpu` and `forward_cuda`,
+which give the same predictions.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 def make_forward(
     models: Sequence[ImageModel], *, device_id: int | None, num_workers: int, **options: Any
 ) -> AnyForward:
-    """The forward for where the models are.
+    """Make the forward for the models' device.
 
     Args:
-        models: loaded.
-        device_id: their GPU, None for the CPU.
-        num_workers: batches side by side on a CPU; on a GPU they are computed in order.
-        options: `Forward`'s others.
+        models: loaded models.
+        device_id: the models' GPU; None for the CPU.
+        num_workers: batches computed in parallel on a CPU; a GPU computes them in order.
+        options: the other arguments of `Forward`.
 
     Raises:
         SetupError: the GPU's kernels cannot be used.

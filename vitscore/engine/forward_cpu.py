@@ -1,8 +1,8 @@
-"""Pixels to predictions on a CPU: batches side by side.
+"""Pixels to predictions on a CPU, with several batches in parallel.
 
-Several batches are computed at a time, one a thread, each with one thread inside torch: small batches stay in a core's
-cache, no thread waits for another at the end of every layer (with DALI's threads on the same cores such waits cost more
-than the work), and a row's bits cannot depend on the number of threads.
+Each batch is computed by one thread, with one thread inside torch. Small batches then stay in a core's cache, no thread
+waits for another at the end of every layer (with DALI's threads on the same cores, those waits cost more than the
+work), and the bits of a row cannot depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Forward:
     """Runs all models on batches.
 
     Args:
-        models: loaded, on their device.
-        batch_size: rows of every forward; shorter batches are padded and the padding's rows dropped.
-        top_k: how many best classes to keep.
-        save: which long outputs to keep: logits, embeddings.
-        num_workers: batches side by side; 0 computes on the caller's thread.
-        has_fp32_rerun: whether rows with non-finite logits are computed again in fp32 (pointless where all are).
-        tta: the views that logits are averaged over.
+        models: loaded models, on their device.
+        batch_size: rows of every forward; shorter batches are padded, and the padding's rows dropped.
+        top_k: the number of best classes to keep.
+        save: the long outputs to keep: logits, embeddings.
+        num_workers: batches computed in parallel; 0 computes them on the caller's thread.
+        has_fp32_rerun: whether rows with non-finite logits are computed again in fp32 (pointless if the run is fp32).
+        tta: the test-time views that logits are averaged over.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class Forward:
         self._redo_lock = threading.Lock()
         self.depth = max(num_workers, 1)
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="forward") if num_workers else None
-        # Modules keep state while they compute, so each thread has its own; the weights are shared.
+        # Modules hold state during a forward, so each thread has its own replica; the weights are shared.
         self._idle: queue.SimpleQueue[Sequence[ImageModel]] = queue.SimpleQueue()
         for worker in range(self.depth):
             self._idle.put(models if worker == 0 else [model.replica() for model in models])
 
     def submit(self, decoded: Decoded, labels: Array) -> Future[Mapping[str, Ranked]]:
-        """Compute a batch's predictions by model; `labels` int32 (B,), -1 where there is none."""
+        """Start computing a batch's predictions by model; `labels` is int32 (B,), -1 for no label."""
         if self._pool is not None:
             return self._pool.submit(self._compute, decoded, labels)
         done: Future[Mapping[str, Ranked]] = Future()

@@ -1,17 +1,17 @@
-"""Pixels to predictions on a GPU: everything is put on one stream, and the host looks at results batches later.
+"""Pixels to predictions on a GPU: all work is queued on one stream, and the host reads results some batches later.
 
     submit:   pixels ─► models ─► row kernel ─► copies into a slot of pinned memory ─► mark     (nothing waits)
-    result:   wait for the mark ─► rows out of the slot; rows that were not finite once more in fp32
+    result:   wait for the mark ─► copy rows from the slot; compute rows that are not finite again in fp32
 
-The twin of `forward.Forward`, with the same answers in the same shape. While the device computes a batch, the host
-decodes, commits and puts the next ones on the stream: `depth` batches are under way, each with a slot of its own.
+`CudaForward` is the twin of `forward_cpu.Forward`, with the same results in the same form. While the device computes a
+batch, the host decodes, commits parts and queues the next batches: `depth` batches are in flight, each in its own slot.
 
-A slot holds its batch's pixels until its mark is reached. That keeps them for the rare rerun in fp32, and it means that
-memory which a decoder owns goes back to it only when nothing on the device reads it any more.
+A slot holds its batch's pixels until its mark is reached. They are needed for the rare rerun in fp32, and memory that
+the decoder owns must not return to it while the device still reads it.
 
-The batch's shape is part of the run's identity, as it decides the last bits. So a batch for which memory lacks in the
-middle of a run (a neighbour on the GPU took it) is computed again at the same shape when everything that can be has
-been freed, and never in halves; when it lacks again, the run ends and can be gone on with.
+The batch shape is part of the run's identity, because the last bits of the results depend on it. If memory runs out
+during a run (another process on the GPU took it), the batch is therefore computed again in the same shape, never in
+halves, after all unused memory has been freed. If memory runs out again, the run ends and can be resumed.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ Array = np.ndarray[Any, Any]
 Result = TypeVar("Result")
 # Axes: B rows of a batch, K classes, D width of an embedding.
 
-TRY_AGAIN = "Free the GPU, and the same command goes on; or score anew with a smaller -b and --overwrite."
+TRY_AGAIN = "Free GPU memory and run the same command to resume, or start anew with a smaller -b and --overwrite."
 
 
 @dataclass
 class Landing:
-    """Where one model's outputs of one batch arrive on the host, in pinned memory."""
+    """Pinned host memory that receives one model's outputs for one batch."""
 
     scores: ScoreBuffer
     logits_BK: torch.Tensor | None
@@ -56,17 +56,17 @@ class Landing:
 
 
 class Lane:
-    """One model's way over the device: its forward, its row kernel, its landings.
+    """One model on the device: its forward, its row kernel and its landings.
 
     How the forward is launched is measured here (`launch`), on an idle device, just as it will be called.
 
     Args:
-        model: loaded, on the device.
+        model: a loaded model, on the device.
         device: the device.
         batch_size: rows of every forward.
-        top_k: how many best classes to keep.
-        save: which long outputs to keep.
-        tta: the views that logits are averaged over.
+        top_k: the number of best classes to keep.
+        save: the long outputs to keep.
+        tta: the test-time views that logits are averaged over.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Lane:
         self._run = graphed or eager
 
     def landing(self) -> Landing:
-        """Pinned memory for a batch."""
+        """Allocate pinned memory for the outputs of a batch."""
         ours, pinned = self._ranking.scores, self._device.pinned
         width, rows = ours.ids_BT.shape[1], self._batch_size
         return Landing(
@@ -99,7 +99,7 @@ class Lane:
         )
 
     def compute(self, pixels: torch.Tensor, labels_B: torch.Tensor, landing: Landing) -> None:
-        """Put a batch on the stream: forward, row kernel, copies to the host."""
+        """Queue a batch on the stream: forward, row kernel, copies to the host."""
         output, num_rows = self._run(pixels), len(labels_B)
         self._ranking.rank(output.logits[:num_rows], labels_B)
         self._device.copy(landing.scores.whole, self._ranking.scores.whole)
@@ -109,13 +109,13 @@ class Lane:
             self._device.copy(landing.embedding_BD[:num_rows], output.embedding[:num_rows])
 
     def collect(self, landing: Landing, pixels: torch.Tensor, labels: Array, redo_if: Array) -> Ranked:
-        """The predictions that have landed.
+        """Return the predictions of a completed batch.
 
         Args:
-            landing: reached.
+            landing: the outputs, already copied to the host.
             pixels: the batch, for a rerun.
-            labels: int32 (B).
-            redo_if: bool (B): which rows are computed again in fp32 where their logits are not finite.
+            labels: int32 (B,).
+            redo_if: bool (B,): the rows to compute again in fp32 if their logits are not finite.
         """
         scores = landing.scores.read(len(labels))
         logits_BK = None if landing.logits_BK is None else copied(landing.logits_BK[: len(labels)])
@@ -136,7 +136,7 @@ class Lane:
 
 @dataclass
 class Slot:
-    """One batch's pinned memory; `pending` is the batch that it belongs to until its results are taken."""
+    """Pinned memory for one batch; `pending` is the batch that occupies it until its results are taken."""
 
     labels_B: torch.Tensor
     landings: list[Landing]
@@ -144,33 +144,33 @@ class Slot:
 
 
 class Pending:
-    """A batch on the device; `result` waits for it, and may be called again."""
+    """A batch in flight on the device; `result` waits for it, and may be called repeatedly."""
 
     def __init__(self, slot: Slot, mark: Mark, collect: Callable[[], Mapping[str, Ranked]]) -> None:
         self._slot: Slot | None = slot
         self._mark = mark
         self._collect: Callable[[], Mapping[str, Ranked]] | None = collect
-        self._found: Mapping[str, Ranked] = {}
+        self._result: Mapping[str, Ranked] = {}
         slot.pending = self
 
     def result(self) -> Mapping[str, Ranked]:
         if self._collect is not None:
             self._mark.synchronize()
-            self._found = self._collect()
-            # With it go the pixels, and the slot is free for another batch.
+            self._result = self._collect()
+            # Drop the pixels that the closure holds, and free the slot for another batch.
             self._collect = None
             assert self._slot is not None
             self._slot.pending, self._slot = None, None
-        return self._found
+        return self._result
 
 
 class CudaForward:
     """Runs all models on batches, on a GPU; called from one thread.
 
     Args:
-        models: loaded, on the device and warmed up.
+        models: loaded and warmed-up models, on the device.
         device: the device.
-        (the others: see `forward.Forward`)
+        (for the other arguments, see `forward_cpu.Forward`)
     """
 
     depth = 3
@@ -192,7 +192,7 @@ class CudaForward:
         self._has_fp32_rerun = has_fp32_rerun
         self._lanes = [Lane(model, device, batch_size=batch_size, top_k=top_k, save=save, tta=tta) for model in models]
         self._labels_B = device.empty((batch_size,), torch.int32)
-        # One more than are left under way, for the batch that is being submitted.
+        # One more than `depth`, for the batch that is being submitted.
         self._slots = [
             Slot(device.pinned((batch_size,), torch.int32), [lane.landing() for lane in self._lanes])
             for _ in range(self.depth + 1)
@@ -204,10 +204,10 @@ class CudaForward:
         return {lane.model.name: lane.launch for lane in self._lanes}
 
     def submit(self, decoded: Decoded, labels: Array) -> Pending:
-        """Put a batch on the stream; `labels` int32 (B,), -1 where there is none.
+        """Queue a batch on the stream; `labels` is int32 (B,), -1 for no label.
 
         Raises:
-            SetupError: the device has no memory for it, also after everything else was freed.
+            SetupError: the device has no memory for the batch, even after unused memory was freed.
         """
         slot = self._slots[self._num_submitted % len(self._slots)]
         self._num_submitted += 1
@@ -218,15 +218,15 @@ class CudaForward:
         return Pending(slot, self._device.mark(), collect)
 
     def close(self) -> None:
-        """Wait for the device, and drop what was not collected."""
-        # Whatever is wrong with the device has been raised by then, where it was met.
+        """Wait for the device, and drop results that were not collected."""
+        # A device error has already been raised where it occurred.
         with contextlib.suppress(RuntimeError):
             self._device.free_memory()
         for slot in self._slots:
             slot.pending = None
 
     def _enqueue(self, slot: Slot, decoded: Decoded, labels: Array) -> None:
-        """Put the whole batch on the stream; what was there of it already is done again."""
+        """Queue the whole batch on the stream; a second call repeats all of its work."""
         num_rows = len(labels)
         labels_B = self._labels_B[:num_rows]
         with torch.inference_mode():
@@ -236,32 +236,32 @@ class CudaForward:
                 lane.compute(decoded.pixels[self.source[lane.model.name]], labels_B, landing)
 
     def _collect(self, slot: Slot, decoded: Decoded, labels: Array) -> Mapping[str, Ranked]:
-        """The results of a batch whose mark is reached."""
+        """Return the results of a batch whose mark has been reached."""
         redo_if = np.full(len(labels), self._has_fp32_rerun)
         redo_if[list(decoded.faults)] = False
-        found = {}
+        results = {}
         with torch.inference_mode():
             for lane, landing in zip(self._lanes, slot.landings, strict=True):
                 pixels = decoded.pixels[self.source[lane.model.name]]
                 collect = partial(lane.collect, landing, pixels, labels, redo_if)
-                found[lane.model.name] = self._with_memory(collect, free=self._device.free_memory)
-        return found
+                results[lane.model.name] = self._with_memory(collect, free=self._device.free_memory)
+        return results
 
     def _free_memory(self) -> None:
-        """Take the results of all batches under way, whose pixels are let go, and give back what nothing holds."""
+        """Take the results of all batches in flight, which releases their pixels, and free unused memory."""
         for slot in self._slots:
             if slot.pending is not None:
                 slot.pending.result()
         self._device.free_memory()
 
     def _with_memory(self, work: Callable[[], Result], *, free: Callable[[], None]) -> Result:
-        """Do the work; where the device's memory is not enough for it, once more with what could be freed."""
+        """Do the work; if the device runs out of memory, free memory and try once more."""
         try:
             return work()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        # Outside the handler: the error holds its frames, and with them the tensors that took the memory.
+        # Outside the handler, because the error's traceback keeps alive the tensors that took the memory.
         free()
         try:
             return work()

@@ -2,7 +2,7 @@
 
     shards ─► reader and decoder (prefetch) ─► models and row kernel (forward) ─► rows ─► part
 
-The loop computes; it keeps no result. Metrics are folded from the parts when all ranks are done.
+The loop keeps no results. Metrics are folded from the parts after all ranks are done.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vitscore.engine.forward import make_forward
 from vitscore.engine.prefetch import Intake
 from vitscore.engine.ranked import Awaited, Ranked
 from vitscore.engine.reader import Batch, ShardSamples
-from vitscore.engine.stage_times import Waits
+from vitscore.engine.stage_times import StageTimes
 from vitscore.engine.tally import Judge, Tally
 from vitscore.errors import DataError
 from vitscore.plan.choices import Execution, Measured
@@ -45,7 +45,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class Computing:
-    """A batch on its way through the models, under one condition."""
+    """A batch in flight through the models, under one condition."""
 
     batch: Batch
     labels: Array
@@ -53,20 +53,20 @@ class Computing:
     outputs: Awaited | None
     """None for a batch without images."""
     suffix: str = ""
-    """The condition's suffix to the models' names."""
+    """The suffix that the condition adds to the models' names."""
     is_last: bool = True
     """Whether no other condition of this batch follows."""
     audited: Sequence[int] = ()
-    """Rows whose predictions the audit compares: those of the images as they were decoded."""
+    """Rows whose predictions the audit compares; only for unmodified images."""
 
 
 class RowRecorder:
-    """Records predictions, faults and labels of batches in the parts of their shards, and counts them.
+    """Writes predictions, faults and labels of batches into the parts of their shards, and counts them.
 
     Args:
         plan: the run's plan.
         parts: the parts that are being written.
-        ranks: this rank's place.
+        ranks: the ranks of the run.
         tally: counts, updated in place.
         on_progress: called after every batch.
     """
@@ -82,11 +82,11 @@ class RowRecorder:
         self.tally = tally
 
     def record(self, batch: Batch, faults: Mapping[int, str], outputs: Mapping[str, Ranked] | None) -> None:
-        """Record a batch; commit the parts that it completes.
+        """Record a batch, and commit the parts that it completes.
 
         Args:
-            batch: as the reader gave it.
-            faults: row of the batch to reason, of images that could not be decoded.
+            batch: the batch as the reader made it.
+            faults: reasons by row of the batch, for images that could not be decoded.
             outputs: predictions by model; None for a batch without images.
 
         Raises:
@@ -123,7 +123,7 @@ class RowRecorder:
         )
 
     def _scatter(self, batch: Batch, faults: Mapping[int, str], outputs: Mapping[str, Ranked]) -> None:
-        """Put rows of the batch into the rows of their shards; faults become bad rows."""
+        """Copy the batch's rows into the rows of their shards; rows with faults become bad."""
         labels = batch.labels
         faulty = dict(faults)
         for name, ranked in outputs.items():
@@ -165,15 +165,15 @@ class RowRecorder:
 
 
 class Engine:
-    """Scores the batches that an intake gives this rank.
+    """Scores the batches of this rank's intake.
 
     Args:
         plan: the run's plan.
-        models: loaded, on this rank's device.
-        intake: of the models' geometries; closed at the end.
-        ranks: this rank's place.
-        parts_folder: where the parts go.
-        execution: where this rank computes.
+        models: loaded models, on this rank's device.
+        intake: decoded batches in the models' geometries; closed at the end.
+        ranks: the ranks of the run.
+        parts_folder: the folder to write parts to.
+        execution: the device and threads of this rank.
         on_progress: called after every batch.
     """
 
@@ -192,7 +192,7 @@ class Engine:
         self._models = models
         self._intake = intake
         self._execution = execution
-        self._waits = Waits()
+        self._times = StageTimes()
         self._audit = Audit(AUDITED_IMAGES if ranks.is_main else 0)
         self._forward = make_forward(
             models,
@@ -219,26 +219,26 @@ class Engine:
             parts_folder,
             plan.columns({model.name: model.embedding_dim for model in models}),
             before_commit=ranks.require_group,
-            waiting=partial(self._waits.on, "write"),
+            waiting=partial(self._times.on, "write"),
         )
         tally = Tally(correct={model.name: 0 for model in models})
         self._recorder = RowRecorder(plan, self._parts, ranks=ranks, tally=tally, on_progress=on_progress)
 
     @property
     def launches(self) -> Mapping[str, Measured]:
-        """By model, how its forward is launched, where that is a choice."""
+        """By model, how its forward is launched; empty on a CPU."""
         return self._forward.measured
 
     def run(self) -> Tally:
-        """Score until the intake is empty and every part is on disk.
+        """Score until the intake is exhausted and every part is on disk.
 
         Raises:
-            VitscoreError: too many bad samples, wrong labels, no space; parts that are done stay.
+            VitscoreError: too many bad samples, wrong labels, no space; finished parts stay.
         """
         tally = self._recorder.tally
         tally.began, started = time.time(), time.monotonic()
         try:
-            while (taken := self._intake.take(self._waits)) is not None:
+            while (taken := self._intake.take(self._times)) is not None:
                 self._compute(*taken)
             while self._computing:
                 self._settle(self._computing.popleft())
@@ -250,7 +250,7 @@ class Engine:
             self._parts.close()
         tally.shards = self._parts.num_written
         tally.seconds = time.monotonic() - started
-        tally.waiting_s = {stage: round(seconds, 3) for stage, seconds in self._waits.seconds.items()}
+        tally.waiting_s = {stage: round(seconds, 3) for stage, seconds in self._times.seconds.items()}
         tally.decoded_again = self._intake.decoded_again
         tally.audit = self._audit.findings(
             self._models,
@@ -262,7 +262,7 @@ class Engine:
         return tally
 
     def _compute(self, batch: Batch, decoded: Decoded | None) -> None:
-        """Hand a decoded batch to the models; settle older ones when enough are under way."""
+        """Submit a decoded batch to the models; settle the oldest once enough are in flight."""
         if decoded is None:
             self._append(Computing(batch, np.zeros(0, np.int32), {}, None))
             return
@@ -270,7 +270,7 @@ class Engine:
         last = self._stage.conditions[-1]
         audited = self._audit.keep(batch.images, decoded)
         for condition, pixels in self._stage.apply(decoded, self._words_of(batch)):
-            with self._waits.on("forward"):
+            with self._times.on("forward"):
                 outputs = self._forward.submit(pixels, labels)
             computing = Computing(batch, labels, decoded.faults, outputs, condition.name, is_last=condition is last)
             if not condition.recipe and self._plan.options.tta == "none":
@@ -294,16 +294,16 @@ class Engine:
         return sample_words(self._plan.options.augment_seed, samples)
 
     def _settle(self, computing: Computing) -> None:
-        """Wait for a batch's predictions; with those of its last condition, record the batch."""
+        """Wait for a batch's predictions; after its last condition, record the batch."""
         if computing.outputs is not None:
-            with self._waits.on("forward"):
+            with self._times.on("forward"):
                 outputs = computing.outputs.result()
             if computing.audited:
-                self._audit.hear(computing.audited, outputs)
+                self._audit.add_answers(computing.audited, outputs)
             self._gathered.update({name + computing.suffix: ranked for name, ranked in outputs.items()})
         if not computing.is_last:
             return
         gathered, self._gathered = self._gathered, {}
-        with self._waits.on("count"):
+        with self._times.on("count"):
             has_images = computing.outputs is not None
             self._recorder.record(computing.batch, computing.faults, gathered if has_images else None)

@@ -1,7 +1,7 @@
-"""Shards to decoded batches: the reader and the decoder behind it, with as many batches under way as it takes.
+"""Shards to decoded batches: the reader and the decoder, with as many batches in flight as the decoder holds.
 
-First half of the loop; the second is the engine. It needs to know which pixels the models want and nothing else of
-them, so that `Ahead` has it read and decode the first batches on a core that stands idle while the models are loaded.
+This is the first half of the loop; the engine is the second. `Intake` depends on the models' input geometries only, not
+on their weights, so `Prefetch` can run it in a thread and have the first batches decoded while the models are loading.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from vitscore.decode.counts import DecodedAgain
 from vitscore.decode.make import make_decoder
 from vitscore.decode.pixels import AnyGeometry, Decoded
 from vitscore.engine.reader import Batch, Reader
-from vitscore.engine.stage_times import Waits
+from vitscore.engine.stage_times import StageTimes
 
 if TYPE_CHECKING:
     from vitscore.plan.choices import Execution
     from vitscore.plan.plan import Plan
-    from vitscore.ranks.shard_queue import HandOut
+    from vitscore.ranks.shard_queue import ShardQueue
 
 _READ_AHEAD = 2
-"""Batches that wait to be decoded."""
+"""Batches that the reader keeps ready for the decoder."""
 
 
 class Intake:
-    """Gives the batches of the shards that the hand-out gives, in order, decoded.
+    """Reads and decodes the shards that this rank takes from the queue, batch by batch, in order.
 
     Args:
         plan: the run's plan.
-        geometries: the distinct ones of the plan's models.
-        positions: places in `plan.shards`.
-        execution: where this rank computes.
+        geometries: the distinct geometries of the plan's models.
+        positions: positions in `plan.shards` for this rank to score.
+        execution: the device and threads of this rank.
 
     Raises:
         SetupError: the decoder cannot be used.
@@ -48,7 +48,7 @@ class Intake:
         plan: Plan,
         geometries: Sequence[AnyGeometry],
         *,
-        positions: HandOut,
+        positions: ShardQueue,
         execution: Execution,
     ) -> None:
         self.geometries = list(geometries)
@@ -65,10 +65,10 @@ class Intake:
         self._under_way: deque[Batch] = deque()
         self._is_exhausted = False
 
-    def fill(self, waits: Waits) -> None:
-        """Have as many batches decoded as can be under way; returns once they are, or there are no more."""
+    def fill(self, times: StageTimes) -> None:
+        """Submit batches to the decoder until it is full or the shards are exhausted."""
         while not self._is_exhausted and len(self._under_way) < self._decoder.depth:
-            with waits.on("read"):
+            with times.on("read"):
                 batch = next(self._batches, None)
             if batch is None:
                 self._is_exhausted = True
@@ -77,55 +77,57 @@ class Intake:
                 self._decoder.submit(batch.images)
             self._under_way.append(batch)
 
-    def take(self, waits: Waits) -> tuple[Batch, Decoded | None] | None:
-        """The next batch and its pixels (None where it has no image); None behind the last.
+    def take(self, times: StageTimes) -> tuple[Batch, Decoded | None] | None:
+        """Return the next batch and its pixels; None after the last batch.
+
+        The pixels are None if the batch has no images.
 
         Raises:
-            VitscoreError: what the reader met.
+            VitscoreError: the reader failed.
         """
-        self.fill(waits)
+        self.fill(times)
         if not self._under_way:
             return None
         batch = self._under_way.popleft()
         if not batch.images:
             return batch, None
-        with waits.on("decode"):
+        with times.on("decode"):
             return batch, self._decoder.collect()
 
     @property
     def decoded_again(self) -> DecodedAgain:
-        """How often the decoder had to decode something again."""
+        """How often the decoder had to decode a batch or an image again."""
         return self._decoder.again
 
     def stop_reading(self) -> None:
-        """No batch comes any more, and nobody waits for one."""
+        """Stop reading and release any waiter."""
         self._reader.close()
 
     def close(self) -> None:
-        """Stop, and drop what was not taken."""
+        """Stop reading and decoding, and drop the remaining batches."""
         self._reader.close()
         self._decoder.close()
 
 
-class Ahead:
-    """An intake that is made and filled in a thread of its own, until somebody takes it; whoever does closes it."""
+class Prefetch:
+    """Creates and fills an intake in a background thread. The caller of `take` owns and closes it."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._made: Future[Intake] | None = None
         self._filled: Future[None] | None = None
 
     def start(self, make: Callable[[], Intake]) -> None:
-        """Begin; what goes wrong is told when the intake is taken."""
+        """Create the intake in the background; `take` raises any error."""
         self._made = made = self._pool.submit(make)
-        self._filled = self._pool.submit(lambda: made.result().fill(Waits()))
+        self._filled = self._pool.submit(lambda: made.result().fill(StageTimes()))
         self._pool.submit(warm_up_kernels)
 
     def take(self) -> Intake | None:
-        """The intake with its first batches under way; None where none was started.
+        """Return the intake with its first batches in flight; None if `start` was not called.
 
         Raises:
-            VitscoreError: it could not be made or filled.
+            VitscoreError: the intake could not be created or filled.
         """
         if self._made is None or self._filled is None:
             return None
@@ -134,16 +136,16 @@ class Ahead:
         return intake
 
     def close(self) -> None:
-        """End the thread, and the intake that nobody took."""
+        """End the thread, and close an intake that was not taken."""
         with contextlib.suppress(Exception):
             if self._made is not None and not self._made.cancel():
                 intake = self._made.result()
-                intake.stop_reading()  # the thread may be waiting for a server
+                intake.stop_reading()  # the thread may be blocked on a server
                 self._pool.shutdown(wait=True, cancel_futures=True)
                 intake.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def warm_up_kernels() -> None:
-    """Have numba make itself ready, which takes a quarter of a second, by the kernel that every run needs."""
+    """Call the row kernel once: numba takes a quarter of a second to load its first kernel."""
     kernels.score_rows(np.zeros((1, 2), np.float32), np.zeros(1, np.int32), 1)

@@ -26,21 +26,21 @@ class Ranked:
 
     predictions: Predictions
     is_finite: Array
-    """bool (B,): whether the row's logits are numbers, at the latest in fp32."""
+    """bool (B,): whether all logits of the row are finite, after a rerun in fp32 if there was one."""
     num_redone: int
-    """Rows that were computed again in fp32."""
+    """Number of rows computed again in fp32."""
 
 
 def share_geometries(
     models: Sequence[ImageModel],
 ) -> tuple[list[Geometry | ProcessorGeometry], dict[str, int]]:
-    """The distinct geometries of all models, and for each model which one is its own."""
+    """Return the distinct geometries of the models, and the index of each model's geometry by model name."""
     geometries = list(dict.fromkeys(model.geometry for model in models))
     return geometries, {model.name: geometries.index(model.geometry) for model in models}
 
 
 def pad(pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Zero rows up to `batch_size`, so that every forward has one shape."""
+    """Pad with zero rows to `batch_size`, so that every forward has the same shape."""
     missing = batch_size - len(pixels)
     if missing == 0:
         return pixels
@@ -48,26 +48,26 @@ def pad(pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
 
 
 class Awaited(Protocol):
-    """A batch under way."""
+    """A batch in flight."""
 
     def result(self) -> Mapping[str, Ranked]:
-        """Wait for its predictions, by model."""
+        """Wait for the batch, and return its predictions by model."""
 
 
 class AnyForward(Protocol):
-    """`Forward`, or its twin on a GPU."""
+    """`forward_cpu.Forward` or `forward_cuda.CudaForward`."""
 
     geometries: list[Geometry | ProcessorGeometry]
     source: dict[str, int]
     depth: int
-    """How many batches may be under way after one is submitted."""
+    """How many batches may be in flight after a submission."""
 
     @property
     def measured(self) -> Mapping[str, Measured]:
-        """By model, whether its forward is launched as a graph, where that is a choice."""
+        """By model, whether its forward is launched as a graph; empty on a CPU."""
 
     def submit(self, decoded: Decoded, labels: Array) -> Awaited:
-        """Begin to compute a batch's predictions."""
+        """Start computing a batch's predictions."""
 
     def close(self) -> None:
-        """Stop."""
+        """Stop, and drop batches in flight."""

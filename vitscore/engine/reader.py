@@ -1,8 +1,9 @@
-"""Shards to batches: takes shards from the queue, reads their samples, fills batches across shard borders.
+"""Shards to batches: take shards from the queue, read their samples, fill batches across shard borders.
 
-Runs in a thread, ahead of the decoder by a bounded number of batches; shards that have to be fetched or unpacked are
-fetched ahead of it (see `shards.remote.cache`). Samples that are bad before they are decoded (no image, a wrong label)
-take no place in a batch: they travel beside it, with their reason. It knows nothing of parts: the engine opens them.
+The reader runs in a thread, a bounded number of batches ahead of the decoder. Shards that must be fetched or unpacked
+are fetched ahead of the reader (see `shards.remote.cache`). A sample that is bad before decoding (no image, a wrong
+label) takes no place among a batch's images; the batch carries its row and reason separately. The reader does not open
+parts; the engine does.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vitscore.plan.plan import Plan
-from vitscore.ranks.shard_queue import HandOut
+from vitscore.ranks.shard_queue import ShardQueue
 from vitscore.shards.files import ShardFile
 from vitscore.shards.remote.cache import Cache, fetch_ahead
 from vitscore.shards.remote.retries import Abandoned
@@ -26,12 +27,12 @@ from vitscore.shards.shard import Shard
 
 Array = np.ndarray[Any, Any]
 MOST_OPENED = 64
-"""Shards that one batch may open; without it, empty shards would be gathered without end."""
+"""Most shards that one batch may open. The limit bounds a batch if many shards are empty."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShardSamples:
-    """A shard as it was read: the keys of the samples that count, and its faults."""
+    """A shard as it was read: the keys of the samples to score, and its faults."""
 
     shard: Shard
     keys: Sequence[str]
@@ -42,7 +43,7 @@ class ShardSamples:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Images of one shard that lie side by side in a batch."""
+    """Consecutive images of a batch that come from one shard."""
 
     samples: ShardSamples
     rows: Array
@@ -62,9 +63,9 @@ class LabelBlock:
 
 @dataclass
 class Batch:
-    """Up to B images, the rows that they belong to, and what was read of other rows on the way.
+    """Up to B images with their rows, and the bad rows, labels and shards that were read with them.
 
-    A row's labels come with the first batch that holds a row of its block, or earlier.
+    A block's labels come with the first batch that holds a row of the block, or earlier.
     """
 
     images: list[Array] = field(default_factory=list)
@@ -80,20 +81,20 @@ class Batch:
 
 
 class Reader:
-    """Iterates over batches; the thread that reads starts with the iteration and ends with it."""
+    """Iterates over batches; the reading thread starts and ends with the iteration."""
 
     def __init__(
         self,
         plan: Plan,
         *,
-        positions: HandOut,
+        positions: ShardQueue,
         depth: int,
     ) -> None:
         """
         Args:
             plan: the run's plan.
-            positions: places in `plan.shards` to score, taken one at a time.
-            depth: how many batches may wait.
+            positions: positions in `plan.shards` to score, taken one at a time.
+            depth: how many batches may wait for the decoder.
         """
         self._plan = plan
         self._positions = positions
@@ -110,7 +111,7 @@ class Reader:
             yield item
 
     def close(self) -> None:
-        """Stop the thread, whatever it waits for."""
+        """Stop the thread, even if it is blocked on the queue or on a server."""
         self._stopped.set()
         self._cache.stop()
         while self._thread.is_alive():
@@ -119,7 +120,7 @@ class Reader:
             except queue.Empty:
                 continue
         with contextlib.suppress(queue.Full):
-            self._queue.put_nowait(None)  # for whoever waits in another thread
+            self._queue.put_nowait(None)  # releases a consumer in another thread
 
     def _run(self) -> None:
         try:
@@ -157,7 +158,7 @@ class Reader:
                     for start in range(0, num_rows, size):
                         block = opened.read(start, min(start + size, num_rows))
                         batch = self._add(block, start, samples, batch, size, put)
-                        # Samples that are bad before they are decoded fill no batch; they must be judged all the same.
+                        # Samples that are bad before decoding fill no batch, but --max-bad must still be judged.
                         if len(batch.bad) >= size:
                             put(batch)
                             batch = Batch()
@@ -168,7 +169,7 @@ class Reader:
             put(batch)
 
     def _fetched(self) -> Generator[tuple[int, Shard, ShardFile | None], None, None]:
-        """The shards of the hand-out, with their files where they had to be brought here."""
+        """Yield the shards from the queue, with their local files if they had to be fetched."""
         items = ((position, self._plan.shards[position]) for position in self._positions)
         return fetch_ahead(items, self._cache, may_draw=self._positions.has_more_for_all)
 
@@ -181,7 +182,7 @@ class Reader:
         size: int,
         put: Callable[[Batch], None],
     ) -> Batch:
-        """Add a block's samples; hands on every batch that is full and returns the one being filled."""
+        """Add a block's samples: put every full batch, and return the one being filled."""
         labels = np.asarray(block.labels, np.int32)
         batch.label_blocks.append(LabelBlock(samples, start, labels))
         good: list[int] = []

@@ -1,7 +1,7 @@
-"""The row kernel's outputs in one piece of memory, on the device and on the host, so that they cross in one copy.
+"""Buffer for the row kernel's outputs, on the device and on the host, that is copied in one transfer.
 
-The kernel writes four arrays. Four copies a model and batch would cost four launches and four small transfers; as views
-of one buffer they cost one. Beside `forward_cuda`, which owns the buffers; the kernel itself sees plain arrays.
+The kernel writes four arrays. Copied separately, they would cost four launches and four small transfers for every model
+and batch; as views of one buffer they cost one. `forward_cuda` owns the buffers; the kernel itself sees plain arrays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NUM_FIGURES = 5
 
 
 class ScoreBuffer:
-    """Views of a buffer of bytes.
+    """Typed views of a buffer of bytes.
 
     Args:
         whole: uint8, `num_bytes(max_rows, width)` long.
@@ -44,11 +44,11 @@ class ScoreBuffer:
 
     @property
     def arrays(self) -> tuple[torch.Tensor, ...]:
-        """What the kernel writes, in its order."""
+        """The kernel's output arrays, in the kernel's order."""
         return self.ids_BT, self.probs_BT, self.figures_5B, self.is_finite_B
 
     def read(self, num_rows: int) -> RowScores:
-        """The first rows, copied: the buffer may be written again."""
+        """Return copies of the first rows; the buffer may then be overwritten."""
         ids_BT = copied(self.ids_BT[:num_rows])
         probs_BT = copied(self.probs_BT[:num_rows])
         label_logprob, sum_sq_prob, log_sum_exp, margin, entropy = copied(self.figures_5B[:, :num_rows])
@@ -67,5 +67,5 @@ class ScoreBuffer:
 
 
 def copied(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A host tensor's numbers, in memory of their own."""
+    """Copy a host tensor to a new NumPy array."""
     return np.array(tensor.numpy(), order="C")

@@ -1,8 +1,8 @@
-"""What the loop waits for: the seconds that its own thread stood still, by stage, and those of its own work.
+"""Time that the loop spends on each stage: waiting for it, or for `count` working on it.
 
-A clock is read twice a batch and stage, and nothing else; the stages themselves are not touched. `count` is the loop's
-own work: rows into parts, and counting. What is left of the loop's time is between the stages. On a GPU the loop does
-not wait for the device to decode, its stream does; the loop meets that time where it waits for the forward behind it.
+Only the clock is read, twice for each batch and stage; the stages themselves are not instrumented. `count` is the
+loop's own work: copying rows into parts and counting them. The rest of the loop's time passes between the stages.
+On a GPU the stream waits for decoding, not the loop, so decode time appears in the wait for the forward.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Iterator
 STAGES = ("read", "decode", "forward", "count", "write")
 
 
-class Waits:
-    """Seconds by stage; a stage inside another's time counts for itself alone."""
+class StageTimes:
+    """Seconds by stage. The time of a nested stage is not counted for the outer one."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
@@ -23,7 +23,7 @@ class Waits:
 
     @contextlib.contextmanager
     def on(self, stage: str) -> Iterator[None]:
-        """Count what happens inside as waiting for a stage."""
+        """Add the time spent in the `with` block to a stage."""
         counted, started = self._counted, time.perf_counter()
         try:
             yield

@@ -1,6 +1,6 @@
 """Counts of one rank while it scores: for the progress line, the rates in run.json, and the limits that end a run.
 
-The truth is in the parts; nothing here is a result.
+No result is computed from these counts; results come from the parts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Tally:
     """Samples scored."""
     bad: int = 0
     bytes: float = 0.0
-    """Bytes of shards done, a shard's bytes spread evenly over its samples."""
+    """Bytes scored, with a shard's bytes spread evenly over its samples."""
     shards: int = 0
     labelled: int = 0
     correct: dict[str, int] = field(default_factory=dict)
@@ -34,10 +34,10 @@ class Tally:
     nonfinite: int = 0
     """Rows computed again in fp32 because a logit was not finite."""
     began: float = 0.0
-    """When the loop began, by the clock that other machines have too."""
+    """When the loop began, in seconds since the epoch, so that ranks on other machines can be compared."""
     seconds: float = 0.0
     first_batch_s: float | None = None
-    """From the process' start to the end of the first batch; None without a batch, or if the system cannot say."""
+    """From the process' start to the end of the first batch; None without a batch or if not reported by the system."""
     waiting_s: dict[str, float] = field(default_factory=dict)
     """Seconds that the loop waited, by stage (see `stage_times`)."""
     decoded_again: DecodedAgain = field(default_factory=DecodedAgain)
@@ -49,12 +49,12 @@ class Tally:
 
 
 class Judge:
-    """Ends a run early if it cannot become a good one; all ranks and earlier starts are counted together.
+    """Ends a run early if too many samples are bad; counts all ranks and earlier starts together.
 
     Args:
-        limit: bad samples that the run accepts.
+        limit: the bad samples that the run accepts.
         num_classes: K, for the message about wrong labels.
-        ranks: this rank's place.
+        ranks: the ranks of the run.
     """
 
     def __init__(self, limit: BadLimit, *, num_classes: int, ranks: Ranks) -> None:
@@ -76,7 +76,7 @@ class Judge:
         """Report this rank's counts to the others and judge their sums.
 
         Raises:
-            TooManyBadError: more bad samples than the limit.
+            TooManyBadError: there are more bad samples than the limit.
             LabelError: none of the first labels is a class.
             VitscoreError: another rank reported an error.
         """

@@ -1,10 +1,10 @@
-"""Between loading and scoring on a GPU: the batch is made to fit its memory, and the models are compiled for it.
+"""Warm-up on a GPU, between loading and scoring: fit the batch size to the memory, and compile the models for it.
 
-On a CPU there is nothing to do here. On a GPU rank 0 of a new run lowers an automatic batch size by what the models
-were seen to need, every rank chooses the attention (before anything is compiled, which fixes it), then sends one batch
-through its models; should that run out of memory all the same, a new run's automatic batch is halved again. How each
-forward is launched is measured after that, where it is put into the loop (`forward_cuda`). A batch size that was asked
-for, or that a run has begun with, is never changed: it is part of the run's identity.
+On a CPU there is no warm-up here. On a GPU, rank 0 of a new run lowers an automatic batch size to fit the memory that
+the models need. Every rank then chooses its attention, before compilation fixes it, and sends one batch through its
+models. If that runs out of memory, a new run's automatic batch size is halved again. `forward_cuda` measures later how
+to launch each forward. A batch size that was asked for, or that a run started with, never changes: it is part of the
+run's identity.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from vitscore.plan.plan import Plan
 
 FEW, MANY = 8, 32
-"""Rows of the two forwards that a model's memory is reckoned from."""
+"""Rows of the two forwards from which a model's memory is estimated."""
 
 
 @contextlib.contextmanager
 def on_device(plan: Plan, index: int) -> Iterator[None]:
-    """On a GPU this thread's work on the run's stream, with the attention that was chosen; on a CPU nothing.
+    """Use the run's stream and the chosen attention on a GPU; do nothing on a CPU.
 
-    Everything between loading and the end of the loop happens in it: warm-up, decoders, capture, forwards, audit.
+    Everything from loading to the end of the loop runs inside: warm-up, decoders, capture, forwards, audit.
     """
     if plan.choices.device != "cuda":
         yield
@@ -44,22 +44,22 @@ def on_device(plan: Plan, index: int) -> Iterator[None]:
 
 
 def warm_up(plan: Plan, models: Sequence[ImageModel], *, device: Device, may_lower: bool) -> Plan:
-    """Warm the models up on their GPU; the plan with the batch size that fits, and what was measured.
+    """Warm up the models on their GPU; return the plan with the batch size that fits and with the measured choices.
 
     Args:
-        plan: the run's.
-        models: loaded.
+        plan: the run's plan.
+        models: loaded models.
         device: the models' GPU.
-        may_lower: whether the batch size is automatic, and the run new.
+        may_lower: whether the batch size may be lowered: it is automatic, and the run is new.
 
     Raises:
         SetupError: the GPU has no memory for a batch.
     """
     batch_size = plan.choices.all()["batch_size"]
     if may_lower:
-        footprints = [found for found in map(footprint, models) if found is not None]
+        footprints = [measured for measured in map(footprint, models) if measured is not None]
         batch_size = fitting(batch_size, footprints, free_bytes=free_bytes())
-    attention = Measured("default", "measured on Hopper in half precision alone")
+    attention = Measured("default", "measured only on Hopper in half precision")
     if has_choice_of_attention(plan.choices.precision):
         attention = choose_attention(device, models, batch_size.value)
         device.free_memory()
@@ -72,7 +72,7 @@ def warm_up(plan: Plan, models: Sequence[ImageModel], *, device: Device, may_low
 
 
 def with_batch_size(plan: Plan, batch_size: Choice) -> Plan:
-    """The plan of the run whose batches have this size."""
+    """Return the plan with another batch size, in its identity too."""
     return dataclasses.replace(
         plan,
         choices=plan.choices.with_batch_size(batch_size),
@@ -83,15 +83,15 @@ def with_batch_size(plan: Plan, batch_size: Choice) -> Plan:
 def settled(
     batch_size: Choice, models: Sequence[ImageModel], *, may_lower: bool, free_memory: Callable[[], None]
 ) -> Choice:
-    """The batch size at which every model's forward has its memory: halved until then, where that is allowed.
+    """Return the batch size at which every model's forward fits in memory, halving it as needed if that is allowed.
 
     Raises:
-        SetupError: it may not be halved, or is one image already.
+        SetupError: a batch does not fit, and may not be halved or is already one image.
     """
     while not all(has_memory(model, batch_size.value) for model in models):
         size: int = batch_size.value
         if not may_lower or size == 1:
-            next_step = f"Name a smaller one (-b {max(1, size // 2)}), or free the GPU."
+            next_step = f"Use a smaller batch (-b {max(1, size // 2)}), or free GPU memory."
             raise out_of_memory(size, next_step=next_step)
         free_memory()
         batch_size = Choice(size // 2, f"{size} ran out of GPU memory")
@@ -99,7 +99,7 @@ def settled(
 
 
 def has_memory(model: ImageModel, batch_size: int) -> bool:
-    """Send one batch through; False where memory was not enough."""
+    """Send one batch through the model; return False if memory runs out."""
     try:
         model.warm_up(batch_size)
     except RuntimeError as error:
@@ -110,12 +110,13 @@ def has_memory(model: ImageModel, batch_size: int) -> bool:
 
 
 def footprint(model: ImageModel) -> Footprint | None:
-    """What a model's forward needs, from two small ones; None where even these have no memory.
+    """Estimate the memory of a model's forward from two small ones; None if even these run out of memory.
 
-    The module is measured as it is before compilation, which would need more: compiled, fewer results lie about.
+    The model is measured before compilation, which gives an upper bound: a compiled model keeps fewer intermediate
+    results.
     """
     try:
-        peak_bytes(model, FEW)  # with it cuBLAS takes its workspace, once
+        peak_bytes(model, FEW)  # the first call also allocates cuBLAS's workspace
         return Footprint.through((FEW, peak_bytes(model, FEW)), (MANY, peak_bytes(model, MANY)))
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -124,7 +125,7 @@ def footprint(model: ImageModel) -> Footprint | None:
 
 
 def peak_bytes(model: ImageModel, num_rows: int) -> int:
-    """Memory that a forward takes on the model's GPU at its height, beside the weights."""
+    """Measure the peak memory of a forward on the model's GPU, without the weights."""
     pixels = model.black_images(num_rows)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -135,6 +136,6 @@ def peak_bytes(model: ImageModel, num_rows: int) -> int:
 
 
 def free_bytes() -> int:
-    """What is free on the current GPU, torch's own unused reserve included."""
+    """Return the free memory of the current GPU, including memory that torch has reserved but does not use."""
     free, _ = torch.cuda.mem_get_info()
     return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""What a run will need on disk, from its first readable shard."""
+"""Estimate of the disk space that a run needs, from its first readable shard."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vitscore.shards.remote.cache import Cache
 from vitscore.shards.samples import OpenShard
 
 KEY_BYTES = 24
-"""A key and what Parquet keeps beside it, compressed; measured on the demo's and on CIFAR's keys."""
+"""Compressed size of a key and its Parquet overhead; measured on the demo's and CIFAR's keys."""
 PART_BYTES, COLUMN_BYTES = 1_500, 350
-"""What a part takes without rows, and for each column of a model; measured on one, two and three models."""
+"""Size of a part without rows, and of each column of a model; measured with one, two and three models."""
 
 
 def estimate_disk(plan: Plan) -> int | None:
-    """Bytes of all parts, None where no shard tells: samples, times the row's columns."""
+    """Estimate the bytes of all parts; None if the number of samples cannot be estimated."""
     rows = estimate_rows(plan)
     if rows is None:
         return None
@@ -27,9 +27,9 @@ def estimate_disk(plan: Plan) -> int | None:
 
 
 def estimate_rows(plan: Plan) -> int | None:
-    """Samples of all shards, None where no shard tells: samples a byte in the first shard, times all bytes.
+    """Estimate the samples of all shards from the samples per byte of the first readable shard; None if there is none.
 
-    A remote shard is not fetched for this.
+    A remote shard is not fetched for this: if one comes first, the result is None.
     """
     sizes = [shard.num_bytes for shard in plan.shards]
     rule = plan.label_rule()
@@ -45,14 +45,14 @@ def estimate_rows(plan: Plan) -> int | None:
 
 
 def row_bytes(plan: Plan) -> int:
-    """Uncompressed bytes of one sample's row: key, label, and every model's columns."""
+    """Return the uncompressed bytes of one sample's row: key, label and every model's columns."""
     long = len(plan.classes) * ("logits" in plan.options.save) + 768 * ("embeddings" in plan.options.save)
     top_k: int = plan.choices.top_k
     return KEY_BYTES + 8 + len(plan.models) * (16 + 8 * top_k + 4 * long + 8 * len(plan.options.cells))
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON: what `--dry-run --json` prints."""
+    """Return the document that `--dry-run --json` prints."""
     return {
         "shards": {"count": len(plan.shards), "bytes": known_bytes(plan), "names": [s.name for s in plan.shards]},
         "limit": plan.options.limit,

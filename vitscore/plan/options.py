@@ -1,7 +1,7 @@
-"""What a run is asked to do: one frozen dataclass, its checks, and the TOML file that can fill it.
+"""Options of a run: one frozen dataclass, its checks, and the TOML file that can set it.
 
-The command line, `--config FILE.toml` and `vitscore.score(...)` all end here; nothing below this module reads a flag.
-`None` means "automatic" wherever a default is not a value; `prepare.py` resolves it and records why.
+The command line, `--config FILE.toml` and `vitscore.score(...)` all produce a `RunOptions`; no later stage reads flags.
+`None` and `auto` mean an automatic choice, which `plan.choices` resolves and records with its reason.
 """
 
 from __future__ import annotations
@@ -11,30 +11,27 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitscore.augment import operators
 from vitscore.errors import TooManyBadError, UsageError
-
-if TYPE_CHECKING:
-    pass
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 DECODERS = ("auto", "dali", "torchvision")
 SAVEABLE = ("logits", "embeddings")
 VIEWS = {"none": 1, "hflip": 2}
-"""What `--tta` takes, and how many forwards an image then costs."""
+"""Values of `--tta`, and the number of forwards that an image costs with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The options of `vitscore run`, by the same names."""
+    """Options of `vitscore run`, under the same names."""
 
     shards: tuple[str, ...]
-    """Shards in any form that the command takes."""
+    """Shards in any form that the command accepts."""
     model: tuple[str, ...]
-    """`[NAME=]CHECKPOINT`, once a model."""
+    """`[NAME=]CHECKPOINT` for every model."""
     output: Path
     """The run's folder."""
     classes: Path | None = None
@@ -44,16 +41,16 @@ class RunOptions:
     labels: Path | None = None
     """CSV or Parquet (key, label) that overrides the labels in the shards."""
     groups: Path | None = None
-    """JSON of superclasses that are scored too."""
+    """JSON file of superclasses that are scored too."""
     label_key: str = "cls"
     image_key: str | None = None
     split: str = "test"
     allow_pipe: bool = False
     """Run `pipe:COMMAND` shards; without it they are refused."""
     cache_dir: Path | None = None
-    """Where remote and compressed shards lie while they are read; None: the system's folder for temporary files."""
+    """Folder for remote and compressed shards while they are read; None is the system's folder for temporary files."""
     cache_size: int = 3
-    """How many of them, a rank."""
+    """Most shards in the cache, for each rank."""
     batch_size: int | None = None
     device: str = "auto"
     precision: str = "auto"
@@ -61,19 +58,19 @@ class RunOptions:
     decoder: str = "auto"
     decode_threads: int | None = None
     max_pixels: int = 178_956_970
-    """Declared width x height beyond which an image is refused; the default is Pillow's own limit."""
+    """Largest declared width x height of an image; the default is Pillow's limit."""
     top_k: int = 5
     on_bad_sample: str = "skip"
     on_bad_shard: str = "fail"
     max_bad: str = "10%"
     save: tuple[str, ...] = ()
     tta: str = "none"
-    """Views that a prediction is averaged over."""
+    """Test-time views that a prediction is averaged over."""
     augment: tuple[str, ...] = ()
-    """`OP:ARG=V,...`, carried out in this order on the resized images."""
+    """`OP:ARG=V,...`, applied in this order to the resized images."""
     augment_seed: int = 0
     cells: tuple[str, ...] = ()
-    """`OP:severity=N`: what else every image is scored under; `vitscore robustness` fills it."""
+    """`OP:severity=N`: further conditions to score every image under; set by `vitscore robustness`."""
     limit: int | None = None
     overwrite: bool = False
 
@@ -118,10 +115,10 @@ class BadLimit:
 
     @classmethod
     def parse(cls, text: str) -> BadLimit:
-        """Read `12` or `2.5%`.
+        """Parse `12` or `2.5%`.
 
         Raises:
-            UsageError: neither form, or out of range.
+            UsageError: the text has neither form, or is out of range.
         """
         try:
             if text.endswith("%"):
@@ -135,7 +132,7 @@ class BadLimit:
         raise UsageError("wrong value", where="--max-bad", expected="a count (12) or a share (2.5%)", got=text)
 
     def is_exceeded(self, *, bad: int, seen: int, at_end: bool) -> bool:
-        """A count is judged at once; a share from 1,000 samples on, and at the end."""
+        """Return whether the limit is exceeded. A percentage is judged from 1,000 samples on, and at the end."""
         if self.count is not None:
             return bad > self.count
         assert self.percent is not None
@@ -152,7 +149,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read a TOML file whose keys are the long option names, with dashes or underscores.
 
     Raises:
-        UsageError: the file is missing, not TOML, or has a key or a type that no option has.
+        UsageError: the file cannot be read, or is not TOML.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -164,10 +161,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def make_options(values: Mapping[str, Any]) -> RunOptions:
-    """Build RunOptions from plain values (of the command line, a TOML file or Python), coercing lists and paths.
+    """Build RunOptions from plain values (from the command line, a TOML file or Python), coercing lists and paths.
 
     Raises:
-        UsageError: an unknown key, or a value of the wrong type.
+        UsageError: a key is unknown, or a value has the wrong type.
     """
     fields = {field.name: str(field.type) for field in dataclasses.fields(RunOptions)}
     coerced: dict[str, Any] = {}
@@ -182,7 +179,7 @@ def make_options(values: Mapping[str, Any]) -> RunOptions:
 
 
 def coerce(key: str, value: Any, declared: str) -> Any:
-    """One value to the type that its field declares."""
+    """Coerce a value to the type that its field declares."""
     if value is None and "None" in declared:
         return None
     if declared.startswith("tuple"):
@@ -205,7 +202,7 @@ def coerce(key: str, value: Any, declared: str) -> Any:
 
 
 def judge_bad(limit: BadLimit, *, bad: int, seen: int, at_end: bool) -> None:
-    """Raise TooManyBadError where `--max-bad` is exceeded."""
+    """Raise TooManyBadError if `--max-bad` is exceeded."""
     if limit.is_exceeded(bad=bad, seen=seen, at_end=at_end):
         allowed = str(limit.count) if limit.count is not None else f"{limit.percent:g}%"
         raise TooManyBadError(
@@ -213,5 +210,5 @@ def judge_bad(limit: BadLimit, *, bad: int, seen: int, at_end: bool) -> None:
             where=f"{bad} of {seen}",
             expected=f"at most {allowed}",
             got=f"{100 * bad / max(seen, 1):.1f}%" if limit.count is None else str(bad),
-            next_step="The parts stay; a higher --max-bad goes on from them.",
+            next_step="The finished parts stay; run again with a higher --max-bad to resume.",
         )

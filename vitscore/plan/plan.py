@@ -1,7 +1,7 @@
-"""From options to a plan: which shards, which models, which classes, every automatic choice.
+"""From options to a plan: the shards, the models, the classes and every automatic choice.
 
-Rank 0 plans before the first image and before anything is written; all that can be refused is refused here. The plan
-becomes run.json, from which the other ranks (and a resume) read the same decisions back.
+Rank 0 plans before the first image and before writing anything, and raises every error that can be detected by then.
+The other ranks receive the plan as a record (`to_record`); run.json keeps its identity and choices for a resume.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitscore.augment import operators
 from vitscore.augment.conditions import Condition, cell_name
@@ -32,30 +32,26 @@ from vitscore.shards.remote.cache import Cache
 from vitscore.shards.samples import OpenShard
 from vitscore.shards.shard import Corpus, Shard, corpus_names
 
-if TYPE_CHECKING:
-    from vitscore.plan.choices import Measured
-    from vitscore.plan.options import RunOptions
-
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """One model of a run: its checkpoint, and how its outputs become the data set's classes."""
+    """One model of a run: its checkpoint, and the mapping of its outputs to the data set's classes."""
 
     name: str
     checkpoint: Checkpoint
     fingerprint: str
     head: HeadMap | None
-    """None for a zero-shot model: its head is the classes."""
+    """None for a zero-shot model, whose head is made from the classes."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a rank needs to know."""
+    """Every decision of a run, as all ranks use it."""
 
     options: RunOptions
     shards: tuple[Shard, ...]
     last_rows: int | None
-    """Under --limit: how many samples of the last shard count; None for all."""
+    """Under --limit: the number of samples to score in the last shard; None for all."""
     classes: tuple[str, ...]
     classes_source: str
     templates: tuple[str, ...]
@@ -66,25 +62,28 @@ class Plan:
     """Labels by key, from `--labels`."""
     groups: Groups | None = None
     measured: Mapping[str, Measured] = field(default_factory=dict, repr=False)
-    """By the warm-up of this start, on this rank's GPU (see cuda_choices)."""
+    """Choices measured at this start on this rank's GPU (see `engine.cuda_choices`)."""
 
     @property
     def identity_hash(self) -> str:
         return identity.digest(self.identity)
 
     def num_rows(self, position: int, num_samples: int) -> int:
-        """How many of a shard's samples count; `position` is the shard's place in `shards`."""
+        """Return how many of a shard's samples to score; `position` is the shard's index in `shards`."""
         if self.last_rows is not None and position == len(self.shards) - 1:
             return min(num_samples, self.last_rows)
         return num_samples
 
     def to_record(self) -> dict[str, Any]:
-        """Return the plan as JSON for the ranks that join: with the shards' paths, so it is for no file."""
+        """Return the plan as JSON for the joining ranks.
+
+        It contains the shards' paths, which may hold credentials, so it must not be written to a file.
+        """
         return {
             "options": {
                 name: str(value) if isinstance(value, Path) else value for name, value in vars(self.options).items()
             },
-            "shards": [[each.ordinal, each.name, each.path, each.num_bytes, each.etag] for each in self.shards],
+            "shards": [[shard.ordinal, shard.name, shard.path, shard.num_bytes, shard.etag] for shard in self.shards],
             "last_rows": self.last_rows,
             "classes": self.classes,
             "classes_source": self.classes_source,
@@ -105,7 +104,7 @@ class Plan:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Plan:
-        """Build the plan that rank 0 recorded; only checkpoints and the labels file are looked up on this machine.
+        """Build the plan from rank 0's record; only checkpoints and the labels file are read on this machine.
 
         Raises:
             VitscoreError: a checkpoint or the labels file cannot be read here.
@@ -136,7 +135,7 @@ class Plan:
         )
 
     def execution(self, *, local_rank: int = 0, local_world_size: int = 1) -> Execution:
-        """Return where a rank computes; see `Execution.of`."""
+        """Return the device and threads of a rank; see `Execution.of`."""
         return Execution.of(
             self.choices,
             decode_threads=self.options.decode_threads,
@@ -160,36 +159,36 @@ class Plan:
             for model in self.models
         ]
         names = [cell_name(text) for text in self.options.cells]
-        return full + [ModelColumns(f"{each.name}@{name}", top_k=1, is_brief=True) for name in names for each in full]
+        return full + [ModelColumns(f"{own.name}@{name}", top_k=1, is_brief=True) for name in names for own in full]
 
     def conditions(self) -> tuple[Condition, ...]:
-        """What every image is scored under: as it is (or as `--augment` says), then every cell of the grid."""
+        """Return the conditions to score every image under: `--augment` (or no change), then every cell of the grid."""
         recipe = tuple(operators.parse(text) for text in self.options.augment)
         cells = {cell_name(text): operators.parse(text) for text in self.options.cells}
         first = Condition("", recipe)
-        return (first, *(Condition(f"@{name}", (*recipe, each)) for name, each in cells.items()))
+        return (first, *(Condition(f"@{name}", (*recipe, operator)) for name, operator in cells.items()))
 
 
 def make_plan(options: RunOptions, *, kept: Mapping[str, Any]) -> Plan:
-    """Resolve everything; writes nothing.
+    """Make the plan of a run, without writing anything.
 
     Args:
-        options: what was asked for.
+        options: the options of the run.
         kept: automatic choices of an earlier start of this run, by name (empty on the first start).
 
     Raises:
-        VitscoreError: anything that can be known to be wrong before the first image.
+        VitscoreError: an error in shards, models or classes that can be detected before the first image.
     """
     named = checkpoints.parse_models(options.model)
-    corpus = locate(
-        options.shards, split=options.split, allow_pipe=options.allow_pipe, has_remote_sizes=True
-    )
-    found = {name: checkpoints.find(source) for name, source in named.items()}
-    for checkpoint in found.values():
+    corpus = locate(options.shards, split=options.split, allow_pipe=options.allow_pipe, has_remote_sizes=True)
+    checkpoint_of = {name: checkpoints.find(source) for name, source in named.items()}
+    for checkpoint in checkpoint_of.values():
         checkpoints.require_loadable(checkpoint)
-    head_names = {name: checkpoint.id2label for name, checkpoint in found.items() if checkpoint.kind == "classifier"}
+    head_names = {
+        name: checkpoint.id2label for name, checkpoint in checkpoint_of.items() if checkpoint.kind == "classifier"
+    }
     class_names, classes_source = resolve_class_names(options, corpus, head_names)
-    label_maps = classes.parse_label_maps(options.label_map, found)
+    label_maps = classes.parse_label_maps(options.label_map, checkpoint_of)
     templates = resolve_templates(options, corpus)
     models = tuple(
         PlannedModel(
@@ -198,14 +197,14 @@ def make_plan(options: RunOptions, *, kept: Mapping[str, Any]) -> Plan:
             fingerprint=checkpoints.fingerprint(checkpoint),
             head=match(name, checkpoint, class_names, label_maps.get(name)),
         )
-        for name, checkpoint in found.items()
+        for name, checkpoint in checkpoint_of.items()
     )
     choices = resolve(
         options,
-        pixels_per_image=max(checkpoints.input_pixels(checkpoint) for checkpoint in found.values()),
+        pixels_per_image=max(checkpoints.input_pixels(checkpoint) for checkpoint in checkpoint_of.values()),
         num_classes=len(class_names),
         kept=kept,
-        first_look=lambda: look(corpus.shards),
+        preview=lambda: look(corpus.shards),
     )
     shards, last_rows = cut_to_limit(options, corpus, class_names)
     groups = read_groups(options.groups, class_names) if options.groups else None
@@ -227,14 +226,14 @@ def make_plan(options: RunOptions, *, kept: Mapping[str, Any]) -> Plan:
 def resolve_class_names(
     options: RunOptions, corpus: Corpus, head_names: Mapping[str, tuple[str, ...] | None]
 ) -> tuple[tuple[str, ...], str]:
-    """`--classes`, else the side file, else the models' own names."""
+    """Return the class names and their source: `--classes`, else the side file, else the models' own names."""
     explicit = (classes.read_classes(options.classes), str(options.classes)) if options.classes else None
     side_file = (corpus.classes, corpus.classes_source or "side file") if corpus.classes else None
     return classes.resolve_classes(explicit, side_file, head_names)
 
 
 def resolve_templates(options: RunOptions, corpus: Corpus) -> tuple[str, ...]:
-    """`--templates`, else the side file, else the default."""
+    """Return the templates: `--templates`, else the side file, else the default."""
     if options.templates:
         return zeroshot.read_templates(options.templates)
     if corpus.templates:
@@ -243,7 +242,7 @@ def resolve_templates(options: RunOptions, corpus: Corpus) -> tuple[str, ...]:
 
 
 def match(name: str, checkpoint: Checkpoint, class_names: tuple[str, ...], label_map: Any) -> HeadMap | None:
-    """The head's columns for the data set's classes; None for a zero-shot model."""
+    """Return the head's columns for the data set's classes; None for a zero-shot model."""
     if checkpoint.kind == "zero-shot":
         return None
     return classes.match_head(
@@ -254,10 +253,12 @@ def match(name: str, checkpoint: Checkpoint, class_names: tuple[str, ...], label
 def cut_to_limit(
     options: RunOptions, corpus: Corpus, class_names: tuple[str, ...]
 ) -> tuple[tuple[Shard, ...], int | None]:
-    """The first shards that hold `--limit` samples; only these are opened.
+    """Return the first shards that hold `--limit` samples, and the samples to score in the last one.
+
+    Only these shards are opened.
 
     Raises:
-        SetupError: one of them cannot be reached, so that it is not known which samples are the first.
+        SetupError: one of them cannot be reached, so the first samples are unknown.
     """
     if options.limit is None:
         return corpus.shards, None
@@ -270,7 +271,7 @@ def cut_to_limit(
                 raise SetupError(
                     "shard cannot be reached",
                     where=shard.name,
-                    expected="it for --limit",
+                    expected="every shard that --limit covers",
                     got=opened.fault,
                     next_step="Try again later.",
                 )
@@ -289,7 +290,7 @@ def run_identity(
     choices: Choices,
     groups: Groups | None,
 ) -> dict[str, Any]:
-    """All that must be equal on a resume; DESIGN's rule Identity."""
+    """Return the run's identity: the values that must be equal for a resume."""
     has_zero_shot = any(model.checkpoint.kind == "zero-shot" for model in models)
     return {
         "corpus": {
@@ -323,19 +324,19 @@ def run_identity(
 
 
 def pixels_identity(options: RunOptions) -> dict[str, Any]:
-    """What is done to images before they are classified; nothing where nothing is, as in older runs."""
-    found: dict[str, Any] = {"tta": options.tta} if options.tta != "none" else {}
+    """Return the identity's keys for changes of the images; none without changes, as in older runs."""
+    keys: dict[str, Any] = {"tta": options.tta} if options.tta != "none" else {}
     if options.augment:
-        found["augment"] = [str(operators.parse(text)) for text in options.augment]
+        keys["augment"] = [str(operators.parse(text)) for text in options.augment]
     if options.cells:
-        found["cells"] = {cell_name(text): str(operators.parse(text)) for text in options.cells}
+        keys["cells"] = {cell_name(text): str(operators.parse(text)) for text in options.cells}
     if options.augment or options.cells:
-        found["augment_seed"] = options.augment_seed
-    return found
+        keys["augment_seed"] = options.augment_seed
+    return keys
 
 
 def require_labels_file(options: RunOptions) -> None:
-    """Raise UsageError where a file named by an option is missing."""
+    """Raise UsageError if a file named by an option is missing."""
     files = {
         "--classes": options.classes,
         "--templates": options.templates,
@@ -348,6 +349,6 @@ def require_labels_file(options: RunOptions) -> None:
 
 
 def known_bytes(plan: Plan) -> int | None:
-    """Bytes of all shards, None where one is not known."""
+    """Return the bytes of all shards; None if the size of one is unknown."""
     sizes = [shard.num_bytes for shard in plan.shards]
     return None if None in sizes else sum(size for size in sizes if size is not None)

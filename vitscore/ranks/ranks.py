@@ -1,13 +1,13 @@
-"""The ranks of a run: who takes the next shard, what rank 0 tells the others, how the end is reported.
+"""The ranks of a run: sharing out shards, passing data from rank 0 to the others, reporting errors and the end.
 
-One process, or the ranks that accelerate or torchrun started. They share nothing but the process group's own key-value
-store: a counter hands out shards, so that a fast rank takes more of them, and there is no collective in the loop nor
-at the end. Keys carry the name of this start (see meeting) and a number of the run within the process, so that a
-restarted job never reads what its predecessor left in the store.
+A run has one process, or the ranks that accelerate or torchrun started. Ranks share only the key-value store of the
+process group. A counter in it assigns shards, so that a fast rank takes more of them, and no collective is used in the
+loop or at the end. Keys contain the name of this start (see `rendezvous`) and the run's number within the process, so
+that a restarted job never reads values that an earlier one left in the store.
 
-Nobody waits by the clock: a shard may take as long as it takes. Instead every rank gives a sign of life from a thread
-of its own, rank 0 listens to all and all listen to rank 0, so that a rank that froze or whose machine is gone ends the
-run with a line that names it.
+No wait for another rank's work has a time-out, because a shard may take any time. Instead every rank sends a heartbeat
+from a thread. Rank 0 checks the heartbeats of all ranks, and all ranks check rank 0's, so that a frozen rank or a lost
+machine ends the run with an error that names the rank.
 """
 
 from __future__ import annotations
@@ -27,26 +27,29 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from vitscore.errors import SetupError, VitscoreError
-from vitscore.ranks import rendezvous as meeting
+from vitscore.ranks import rendezvous
 from vitscore.system import launcher
 
 POLL_S = 0.2
 PIECE_CHARS = 4 << 20
-"""Characters of a long value that go into the store at once."""
+"""Most characters of a long value that are stored under one key."""
 BEAT_S = 2.0
+"""Interval between heartbeats."""
 SILENCE_S = 60.0
-"""Without a sign of life for so long, a rank counts as dead; the thread that gives it needs only a moment of Python."""
+"""A rank without a heartbeat for this long counts as dead; the thread that sends it needs little of Python's time."""
 ERROR_KNOWN_S = 20.0
-"""How long a failed rank waits for rank 0 to notice; rank 0 looks after every batch."""
+"""How long a failed rank waits for rank 0 to notice; rank 0 checks after every batch."""
 SHARED_S = 30.0
-"""How long what one node wrote may take to be seen on another."""
+"""How long a file written on one node may take to appear on another."""
 PRINTING_S = 1.0
-CONCLUSION_S = 20.0
+"""How long a failed rank then waits for rank 0 to print the error."""
+ANNOUNCE_S = 20.0
+"""How long rank 0 waits at the end for the other ranks to read that the metrics are written."""
 _run_numbers = itertools.count()
 
 
 class Store(Protocol):
-    """The part of torch's key-value store that is used here."""
+    """The methods of torch's key-value store that are used here."""
 
     def add(self, key: str, amount: int) -> int: ...
     def set(self, key: str, value: str) -> None: ...
@@ -56,7 +59,7 @@ class Store(Protocol):
 
 @dataclass
 class LocalStore:
-    """The store of a run with one process."""
+    """Store of a run with one process."""
 
     values: dict[str, bytes] = field(default_factory=dict)
 
@@ -77,25 +80,25 @@ class LocalStore:
 
 @dataclass
 class Ranks:
-    """This process' place among the ranks, and their shared store."""
+    """This process' rank, and the store that it shares with the other ranks."""
 
     rank: int
     world_size: int
     local_rank: int
     local_world_size: int
     store: Store
-    heart: Heart | None = None
+    heartbeat: Heartbeat | None = None
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
     def next_position(self) -> int:
-        """The next position in the hand-out, of all ranks together; 0, 1, 2, ..."""
+        """Take the next position in the shared order of shards: 0, 1, 2, ... over all ranks together."""
         return self.store.add("position", 1) - 1
 
     def count(self, name: str, amount: int) -> int:
-        """Add to a counter of all ranks; returns the sum so far."""
+        """Add to a counter that all ranks share; return the sum so far."""
         return self.store.add(f"count/{name}", amount)
 
     def publish(self, key: str, value: Any) -> None:
@@ -116,22 +119,29 @@ class Ranks:
         return json.loads(zlib.decompress(base64.b85decode(packed)))
 
     def wait_for(self, key: str) -> Any:
-        """What rank 0 published under `key`; raises the error of any rank that failed meanwhile."""
+        """Wait for the value that rank 0 publishes under `key`; raise the error of a rank that fails meanwhile."""
         while not self.store.check([key]):
             self.raise_reported_error()
             time.sleep(POLL_S)
         return json.loads(self.store.get(key))
 
     def loops(self) -> list[tuple[float, float]]:
-        """On rank 0, when all are done: when each rank's loop began and ended, in seconds since the first one began."""
+        """On rank 0, after all ranks are done: return when each rank's loop began and ended.
+
+        Times are in seconds since the first loop began.
+        """
         times = [json.loads(self.store.get(f"loop/{rank}")) for rank in range(self.world_size)]
         first = min(began for began, _ in times)
         return [(began - first, ended - first) for began, ended in times]
 
     def report_error(self, error: BaseException, *, is_patient: bool = True) -> None:
-        """Tell the other ranks; rank 0 alone prints, so an error anywhere is told once.
+        """Report an error to the other ranks. Only rank 0 prints, so that an error on any rank is printed once.
 
-        A rank that is not 0 stays until rank 0 knows: launchers end all ranks with the first that fails.
+        The other ranks wait until rank 0 has read the error, since a launcher ends all ranks when the first one fails.
+
+        Args:
+            error: the error.
+            is_patient: whether to wait for rank 0.
         """
         if self.world_size == 1:
             return
@@ -153,44 +163,48 @@ class Ranks:
         """Raise the error that another rank has reported, if any."""
         if self.world_size == 1 or not self.store.check(["error"]):
             return
-        found = json.loads(self.store.get("error"))
-        if found["rank"] != self.rank:
-            raise OtherRankError(found["text"], code=found["code"], is_told=found.get("told by", 0) == self.rank)
+        report = json.loads(self.store.get("error"))
+        if report["rank"] != self.rank:
+            is_printer = report.get("printed by", 0) == self.rank
+            raise OtherRankError(report["text"], code=report["code"], is_told=is_printer)
 
     def require_group(self) -> None:
-        """Raise unless the run still wants this rank's results: before each commit.
+        """Raise if this rank must not commit any more; called before every commit.
 
         Raises:
             SetupError: the launcher is gone.
             OtherRankError: another rank failed.
         """
         if not launcher.is_alive():
-            raise SetupError("the launcher is gone", next_step="The same command goes on from the parts that are done.")
+            raise SetupError("the launcher is gone", next_step="Run the same command again to resume.")
         self.raise_reported_error()
 
     def close(self) -> None:
-        """Give no more signs of life."""
-        if self.heart is not None:
-            self.heart.stop()
+        """Stop the heartbeat."""
+        if self.heartbeat is not None:
+            self.heartbeat.stop()
 
     def finish(self) -> None:
-        """Say that this rank has committed its last part."""
+        """Report that this rank has committed its last part."""
         self.store.set(f"done/{self.rank}", "1")
 
-    def conclude(self) -> None:
-        """On rank 0: the metrics are written; wait until the others know, since the store may end with this process."""
-        self.publish("concluded", True)
-        deadline = time.monotonic() + CONCLUSION_S
-        while self.count("knowing", 0) < self.world_size - 1 and time.monotonic() < deadline:
+    def announce_metrics(self) -> None:
+        """On rank 0: announce that the metrics are written.
+
+        Wait until the other ranks have read it, since the store may end with this process.
+        """
+        self.publish("metrics written", True)
+        deadline = time.monotonic() + ANNOUNCE_S
+        while self.count("metrics known", 0) < self.world_size - 1 and time.monotonic() < deadline:
             time.sleep(POLL_S)
 
-    def wait_for_conclusion(self) -> None:
-        """On the other ranks: until rank 0 has written the metrics, or failed to."""
-        self.wait_for("concluded")
-        self.count("knowing", 1)
+    def wait_for_metrics(self) -> None:
+        """On the other ranks: wait until rank 0 has written the metrics or failed."""
+        self.wait_for("metrics written")
+        self.count("metrics known", 1)
 
     def wait_for_all(self) -> Iterator[int]:
-        """On rank 0: yield the number of ranks still at work until there is none; no time-out, a shard may be long."""
+        """On rank 0: yield the number of ranks still at work until there are none. There is no time-out."""
         while True:
             left = sum(not self.store.check([f"done/{rank}"]) for rank in range(self.world_size))
             if not left:
@@ -201,7 +215,7 @@ class Ranks:
 
 
 class OtherRankError(VitscoreError):
-    """Another rank failed; one rank prints its text (`is_told`), the rest end quietly."""
+    """Another rank failed. One rank prints its message (`is_told`); the others exit silently."""
 
     def __init__(self, text: str, *, code: int, is_told: bool) -> None:
         super().__init__(text.rstrip("."))
@@ -210,30 +224,30 @@ class OtherRankError(VitscoreError):
 
 
 class TooManyRanksError(SetupError):
-    """A node has more ranks than GPUs; one rank of it prints that (`is_told`), the rest end quietly."""
+    """A node has more ranks than GPUs. One of its ranks prints the message (`is_told`); the others exit silently."""
 
     def __init__(self, *, num_gpus: int, num_ranks: int, is_told: bool) -> None:
-        found = f"{num_gpus} rank{'s' * (num_gpus > 1)} on this node ({num_gpus} CUDA device{'s' * (num_gpus > 1)})"
+        most = f"{num_gpus} rank{'s' * (num_gpus > 1)} on this node ({num_gpus} CUDA device{'s' * (num_gpus > 1)})"
         fewer = f"--nproc-per-node {num_gpus}"
         if launcher.name() == "accelerate":
             fewer = f"--num_processes {num_gpus * world_from_environment() // num_ranks}"
         super().__init__(
             "more ranks than GPUs",
             where=f"local rank {num_gpus}",
-            expected=f"at most {found}",
+            expected=f"at most {most}",
             got=str(num_ranks),
             next_step=f"Start with {fewer}, or --device cpu.",
         )
         self.is_told = is_told
 
 
-class Heart:
-    """Gives this rank's signs of life, and listens to others'; reports the first that falls silent, as an error.
+class Heartbeat:
+    """Thread that sends this rank's heartbeats and checks other ranks'; reports the first rank that stops as an error.
 
     Args:
-        store: shared by the ranks.
-        rank: this one.
-        others: whom to listen to.
+        store: the store that the ranks share.
+        rank: this rank.
+        others: the ranks to check.
     """
 
     def __init__(self, store: Store, *, rank: int, others: Sequence[int]) -> None:
@@ -241,7 +255,7 @@ class Heart:
         self._rank = rank
         self._last = {other: (-1, time.monotonic()) for other in others}
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -249,14 +263,14 @@ class Heart:
         self._thread.join()
 
     def _run(self) -> None:
-        # A store that is lost is the main thread's to notice.
+        # A lost store is noticed and reported by the main thread.
         with contextlib.suppress(Exception):
             while not self._is_over.wait(BEAT_S):
                 self._store.add(f"beat/{self._rank}", 1)
                 for other in self._last:
-                    self._listen(other)
+                    self._check(other)
 
-    def _listen(self, other: int) -> None:
+    def _check(self, other: int) -> None:
         beats, now = self._store.add(f"beat/{other}", 0), time.monotonic()
         known, since = self._last[other]
         if beats != known:
@@ -265,16 +279,16 @@ class Heart:
             dead = SetupError(
                 "a rank died",
                 where=f"rank {other}",
-                got=f"no sign of life for {SILENCE_S:.0f} s",
-                next_step="The same command goes on from the parts that are done.",
+                got=f"no heartbeat for {SILENCE_S:.0f} s",
+                next_step="Run the same command again to resume.",
             )
-            told_by = 0 if other else 1
-            report = {"rank": other, "code": dead.exit_code, "text": str(dead), "told by": told_by}
+            printer = 0 if other else 1
+            report = {"rank": other, "code": dead.exit_code, "text": str(dead), "printed by": printer}
             self._store.set("error", json.dumps(report))
 
 
 def rank_from_environment() -> int:
-    """The rank, before anything is imported: what decides who may print."""
+    """Return this process' rank without importing torch; it decides which process prints."""
     return int(os.environ.get("RANK", "0") or 0)
 
 
@@ -286,7 +300,7 @@ def join(device: str) -> Ranks:
     """Join the ranks that a launcher started, through accelerate; `device` is cpu or cuda.
 
     Raises:
-        SetupError: the process group could not be built, or this node has more ranks than GPUs.
+        SetupError: the process group cannot be built, or this node has more ranks than GPUs.
     """
     run_number = next(_run_numbers)
     if world_from_environment() == 1:
@@ -300,7 +314,7 @@ def join(device: str) -> Ranks:
 
     try:
         given = {} if distributed.is_initialized() else _shared_store()
-        state = PartialState(cpu=device == "cpu", timeout=timedelta(seconds=meeting.MEETING_S), **given)
+        state = PartialState(cpu=device == "cpu", timeout=timedelta(seconds=rendezvous.RENDEZVOUS_S), **given)
     except (RuntimeError, ValueError, OSError) as error:
         raise SetupError(
             "ranks could not meet",
@@ -318,18 +332,18 @@ def join(device: str) -> Ranks:
         local_rank=state.local_process_index,
         local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         store=store,
-        heart=Heart(store, rank=rank, others=[0] if rank else range(1, world_size)),
+        heartbeat=Heartbeat(store, rank=rank, others=[0] if rank else range(1, world_size)),
     )
 
 
 def require_a_gpu_each() -> None:
-    """Refuse a node's ranks that are more than its GPUs, before they wait for each other.
+    """Raise if this node has more ranks than GPUs, before the ranks wait for each other.
 
-    A rank takes the GPU of its own number. torch fails where there is none of that number, in words of the network.
+    A rank uses the GPU with its local number. If there is no such GPU, torch fails with a network error.
 
     Raises:
-        TooManyRanksError: on every rank of the node; but for the first one later, since a launcher ends all ranks with
-            the first that fails.
+        TooManyRanksError: on every rank of the node. All but the first rank raise it later, since a launcher ends all
+            ranks when the first one fails.
     """
     import torch
 
@@ -343,17 +357,17 @@ def require_a_gpu_each() -> None:
 
 
 def _shared_store() -> dict[str, Any]:
-    """What torch needs to build the process group of this start, and of no earlier one."""
+    """Return arguments with which torch builds the process group of this start, separate from earlier starts."""
     from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
+    from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
-    store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=meeting.MEETING_S)))
-    start = meeting.agree(store, rank=rank, world_size=world_size)
+    store, rank, world_size = next(torch_rendezvous("env://", timeout=timedelta(seconds=rendezvous.RENDEZVOUS_S)))
+    start = rendezvous.agree(store, rank=rank, world_size=world_size)
     return {"store": PrefixStore(f"vitscore/{start}", store), "rank": rank, "world_size": world_size}
 
 
 def leave() -> None:
-    """Take the process group down, so that the interpreter ends without warnings."""
+    """Destroy the process group, so that the interpreter exits without warnings."""
     from torch import distributed
 
     with contextlib.suppress(Exception):
@@ -361,5 +375,5 @@ def leave() -> None:
 
 
 def is_lost_connection(error: Exception) -> bool:
-    """Whether torch says that the ranks' store or process group is gone."""
+    """Return whether the error means that the ranks' store or process group is lost."""
     return type(error).__name__.startswith("Dist")

@@ -1,6 +1,6 @@
-"""The hand-out: which shards this rank scores, one after the other.
+"""Queue of the shards that this rank scores.
 
-All ranks count through the same order with one counter, so each shard is drawn once, and a fast rank draws more.
+All ranks draw from the same order with one shared counter, so every shard is drawn once, and a fast rank draws more.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from vitscore.shards.shard import Shard
 
 
 class Counter(Protocol):
-    """What the hand-out needs of the ranks."""
+    """The attributes of `Ranks` that the queue uses."""
 
     @property
     def world_size(self) -> int: ...
     def next_position(self) -> int: ...
 
 
-class HandOut:
-    """Iterates over positions in the list of shards: largest first where sizes are known, finished ones skipped.
+class ShardQueue:
+    """Iterates over positions in the list of shards: largest first if all sizes are known, without finished shards.
 
     Args:
-        ranks: their shared counter.
-        shards: the list, in the same order with the same sizes on every rank.
-        done: ordinals that are not handed out.
+        ranks: the ranks, with their shared counter.
+        shards: the shards, in the same order and with the same sizes on every rank.
+        done: ordinals of finished shards, which are skipped.
     """
 
     def __init__(self, ranks: Counter, shards: Sequence[Shard], done: Collection[int]) -> None:
@@ -38,9 +38,9 @@ class HandOut:
         self._num_drawn = 0
 
     def has_more_for_all(self) -> bool:
-        """Whether, at this rank's last draw, every rank could have drawn once more.
+        """Return whether, at this rank's last draw, there was at least one more shard for every rank.
 
-        Who draws ahead of its needs asks first, so that the last shards go to ranks that are idle.
+        A rank checks this before it draws a shard in advance, so that the last shards go to idle ranks.
         """
         return len(self._order) - self._num_drawn >= self._ranks.world_size
 

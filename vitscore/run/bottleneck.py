@@ -1,8 +1,8 @@
-"""What limits a run, and what to change: from the seconds that its loop waited, stage by stage.
+"""Find the stage that limits a run, from the loop's waiting times, and advise what to change.
 
-Beside the engine, at the end of a run. The rules are one pure function; every number in them follows from the measured
-share and from what the run was given. Advice never changes an answer: it is about cores, batches, stores and disks, and
-about precision only where the machine computes it faster.
+Called at the end of a run. `advise` is a pure function; every number in its advice follows from the measured share and
+from the run's resources. Advice is about cores, batches, stores and disks, and about a lower precision only if the
+machine computes it faster.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 GPU_BATCH = 128
 """Smaller batches may leave a GPU idle between kernels."""
 CPU_BATCH = 16
-"""Larger batches of images of 224 x 224 leave a core's cache."""
+"""Larger batches of 224 x 224 images do not fit a core's cache."""
 MOST_TIMES = 20
-"""More than so many times the threads is no advice."""
+"""The largest multiple of the present threads that is advised."""
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What a run was given, and what came of it; counts are of one rank."""
+    """Measurements and resources of a run; counts are of one rank."""
 
     stage: str
-    """Waited for longest: a key of waits.STAGES."""
+    """The stage with the longest waiting time: one of `stage_times.STAGES`."""
     share: float
-    """Of the loop's time."""
+    """The stage's share of the loop's time."""
     images_per_s: float
-    """Of all ranks."""
+    """Rate of all ranks together."""
     device: str = "cpu"
     precision: str = "fp32"
     has_bf16: bool = False
@@ -42,10 +42,10 @@ class Situation:
     is_compiled: bool = False
     batch_size: int = 16
     is_batch_asked: bool = False
-    """Whether somebody asked for that batch size."""
+    """Whether the user set the batch size."""
     decoder: str = "dali"
     threads: int = 1
-    """That decode."""
+    """Decoding threads."""
     cpus: int = 1
     ranks: int = 1
     is_remote: bool = False
@@ -56,7 +56,7 @@ class Situation:
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """For run.json and for the last lines of a run."""
+    """The limiting stage, for run.json and the last lines of a run's output."""
 
     stage: str
     share: float
@@ -64,7 +64,7 @@ class Bottleneck:
 
 
 def advise(now: Situation) -> str:
-    """What to change, in at most 58 characters."""
+    """Return advice in at most 58 characters."""
     if now.stage == "read":
         if now.is_remote:
             return f"a nearer store, or more shards ahead: --cache-size {2 * now.cache_size}"
@@ -79,7 +79,7 @@ def advise(now: Situation) -> str:
 
 
 def advise_decoding(now: Situation) -> str:
-    """More threads up to the cores; on a CPU the forward has the same cores, so that only more of them help."""
+    """Advise more threads up to the number of cores. On a CPU the forward shares the cores, so only more cores help."""
     if now.decoder == "torchvision" and now.device == "cuda":
         return "DALI decodes on the GPU: pip install nvidia-dali-cuda130"
     if now.device == "cpu":
@@ -121,15 +121,15 @@ def counted(number: int, noun: str) -> str:
 def find_bottleneck(
     waiting_s: Mapping[str, float], seconds: float, *, plan: Plan, ranks: int, cpus: int, images_per_s: float | None
 ) -> Bottleneck | None:
-    """What this rank's loop waited for longest; None where there was no loop.
+    """Return the stage that this rank's loop waited for longest; None if there was no loop.
 
     Args:
-        waiting_s: by stage.
-        seconds: of the whole loop.
+        waiting_s: waiting time by stage.
+        seconds: duration of the loop.
         plan: the run's plan.
-        ranks: how many there are.
-        cpus: that this rank may use.
-        images_per_s: of all ranks.
+        ranks: number of ranks.
+        cpus: CPUs that this rank may use.
+        images_per_s: rate of all ranks together.
     """
     if not waiting_s or seconds <= 0:
         return None
@@ -147,7 +147,7 @@ def find_bottleneck(
 
 
 def given(plan: Plan, *, cpus: int) -> dict[str, Any]:
-    """What the plan says of the situation."""
+    """Return the fields of `Situation` that follow from the plan."""
     from vitscore.plan.choices import has_bf16_instructions
 
     return {

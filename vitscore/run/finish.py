@@ -1,6 +1,6 @@
 """The end of a run on rank 0: fold the parts, write the metrics and the report, judge the ledger.
 
-Everything here reads what is on disk; of the loop it knows only the figures that go into run.json.
+Results are read from disk. From the loop only the figures for run.json are used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to; `problem` is what its exit code must say although everything is written."""
+    """Result of a finished run. `problem` is the error that decides its exit code; the files are written even so."""
 
     plan: Plan
     folder: Path
@@ -40,16 +40,16 @@ class Outcome:
     problem: Exception | None
     images_per_s: float | None
     notes: tuple[str, ...] = ()
-    """What a user should know of the shards."""
+    """Notes for the user on shards, repeated decoding and the report."""
     confusions: Mapping[str, Confusion] = field(default_factory=dict)
     bottleneck: Bottleneck | None = None
 
 
-def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, session_id: str) -> Outcome:
-    """On rank 0, when all ranks are done: fold the parts, write the metrics, judge the ledger.
+def finish_run(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, session_id: str) -> Outcome:
+    """Fold the parts, write the metrics and judge the ledger, on rank 0 after all ranks are done.
 
     Raises:
-        LedgerError: a shard has no part, or the parts do not add up.
+        LedgerError: a shard has no part, or its counts do not add up.
         SetupError: the metrics cannot be written.
     """
     from vitscore.metrics.fold import refold, write_metrics
@@ -63,7 +63,7 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
         time.sleep(POLL_S)
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        raise LedgerError("shard has no part", where=absent[0] + more, next_step="Start the same command again.")
+        raise LedgerError("shard has no part", where=absent[0] + more, next_step="Run the same command again.")
     folded = refold(folder.path, parts=parts)
     rate = bound = None
     again = DecodedAgain()
@@ -71,7 +71,7 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
         write_metrics(folder.path, folded)
         if tally is not None:
             by_rank = [ranks.count(f"scored by {rank}", 0) for rank in range(ranks.world_size)]
-            # From the first rank's beginning to the last one's end: a rank may begin late, and wait at the end.
+            # From the first rank's start to the last rank's end, since ranks may start late or finish early.
             loops = ranks.loops()
             images, seconds = sum(by_rank), max(ended for _, ended in loops)
             rate = images / seconds if seconds else None
@@ -107,10 +107,10 @@ def conclude(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None, s
 
 
 def report_run(folder: RunFolder, folded: Folded) -> tuple[str, ...]:
-    """Write report.html; returns a note where that failed, since the results of a run do not hang on its report.
+    """Write report.html. If rendering fails, return a note instead: the run's results are complete without the report.
 
     Raises:
-        SetupError: it cannot be written.
+        SetupError: the file cannot be written.
     """
     from vitscore.report import write_report
 
@@ -119,13 +119,13 @@ def report_run(folder: RunFolder, folded: Folded) -> tuple[str, ...]:
     except SetupError:
         raise
     except Exception as error:
-        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return (f"report.html was not made ({found}); `vitscore report {folder.path} --debug` shows where",)
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return (f"report.html was not made ({cause}); `vitscore report {folder.path} --debug` shows the traceback",)
     return ()
 
 
 def find_problem(options: RunOptions, document: dict[str, Any]) -> Exception | None:
-    """What the ledger says against exit code 0: bad shards, then too many bad samples."""
+    """Return the error that the ledger calls for (wrong labels, bad shards, too many bad samples), or None."""
     from vitscore.plan.options import judge_bad
 
     ledger = document["ledger"]
@@ -142,9 +142,11 @@ def find_problem(options: RunOptions, document: dict[str, Any]) -> Exception | N
     if bad_shards and options.on_bad_shard == "fail":
         name, reason = next(iter(bad_shards.items()))
         more = f" and {len(bad_shards) - 1} more" if len(bad_shards) > 1 else ""
-        next_step = "What could be read is scored. Mend it and score anew, or --on-bad-shard skip --overwrite."
+        next_step = (
+            "Its readable samples are scored. Repair it and use --overwrite, or add --on-bad-shard skip --overwrite."
+        )
         if reason_kind(reason) == UNREACHABLE:
-            next_step = "The rest is scored. The same command tries the unreachable ones again."
+            next_step = "All other shards are scored. Run the same command again to retry the unreachable ones."
         return DataError("bad shard", where=name + more, got=reason, next_step=next_step)
     try:
         judge_bad(BadLimit.parse(options.max_bad), bad=ledger["bad"], seen=ledger["expected"], at_end=True)

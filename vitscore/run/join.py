@@ -19,17 +19,17 @@ from vitscore.rundir.parts import finished_parts
 from vitscore.shards.reasons import UNREACHABLE, reason_kind
 
 if TYPE_CHECKING:
-    from vitscore.engine.prefetch import Ahead
+    from vitscore.engine.prefetch import Prefetch
     from vitscore.models.image_model import ImageModel
 
 
 def open_run(
-    ranks: Ranks, options: RunOptions, folder: RunFolder, session: dict[str, Any], ahead: Ahead
+    ranks: Ranks, options: RunOptions, folder: RunFolder, session: dict[str, Any], prefetch: Prefetch
 ) -> tuple[Plan, list[ImageModel], set[int]]:
-    """On rank 0: plan, load, open the folder, publish the plan; return plan, models and the ordinals done.
+    """Start the run on rank 0: plan, load, open the folder, publish the plan. Return plan, models and ordinals done.
 
-    All that can be refused is refused, and the models are loaded, before anything of an older run is removed. Text
-    weights are then in the cache, where the other ranks find them.
+    Every check is made, and the models are loaded, before any file of an older run is removed. By then the text weights
+    are in the cache, where the other ranks find them.
     """
     kept = {} if options.overwrite else sessions.kept_choices(folder, asked=options)
     plan = make_plan(options, kept=kept)
@@ -40,12 +40,12 @@ def open_run(
     if is_resumed:
         plan = sessions.resume(folder, plan)
         parts = finished_parts(folder.parts, plan.identity_hash)
-        # A shard that could not be reached may be there now.
+        # A shard that could not be reached is tried again.
         done = {ordinal for ordinal, (_, footer) in parts.items() if reason_kind(footer.fault or "") != UNREACHABLE}
         ranks.count("bad", sum(footer.bad for _, footer in parts.values()))
         ranks.count("seen", sum(footer.expected for _, footer in parts.values()))
         ranks.count("labels tried", sum(footer.expected - footer.bad for _, footer in parts.values()))
-    models = load_where_needed(ahead, plan, ranks=ranks, done=done)
+    models = load_where_needed(prefetch, plan, ranks=ranks, done=done)
     plan = warmed_up(plan, models, ranks, may_lower=not is_resumed and options.batch_size is None)
     if not is_resumed:
         sessions.clear(folder)
@@ -60,14 +60,14 @@ def open_run(
 
 
 def join_run(
-    ranks: Ranks, options: RunOptions, folder: RunFolder, ahead: Ahead
+    ranks: Ranks, options: RunOptions, folder: RunFolder, prefetch: Prefetch
 ) -> tuple[Plan, list[ImageModel], set[int]]:
-    """On the other ranks: take rank 0's plan from the store and load its models; nothing is listed or planned again."""
+    """Join the run on another rank: take rank 0's plan from the store, and load its models, without planning again."""
     import_ahead(options)
     opened = ranks.wait_for("plan")
     require_shared(ranks, folder, opened)
     plan, done = Plan.from_record(ranks.wait_for_long("plan record")), set(opened["done"])
-    models = load_where_needed(ahead, plan, ranks=ranks, done=done)
+    models = load_where_needed(prefetch, plan, ranks=ranks, done=done)
     return warmed_up(plan, models, ranks, may_lower=False), models, done
 
 
@@ -75,7 +75,7 @@ def require_shared(ranks: Ranks, folder: RunFolder, opened: Mapping[str, Any]) -
     """Wait until this rank sees the run.json that rank 0 wrote at this start.
 
     Raises:
-        SetupError: it does not appear: this rank sees another folder.
+        SetupError: the file does not appear, so the ranks' output folders differ.
     """
     deadline = time.monotonic() + SHARED_S
     while True:
@@ -96,7 +96,7 @@ def require_shared(ranks: Ranks, folder: RunFolder, opened: Mapping[str, Any]) -
 
 
 def import_ahead(options: RunOptions) -> None:
-    """Import what this rank will need while rank 0 plans and loads; whatever is wrong, rank 0 says it."""
+    """Import modules that this rank will need while rank 0 plans; errors are ignored, since rank 0 reports them."""
     import transformers
 
     import vitscore.engine.loop

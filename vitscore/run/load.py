@@ -1,4 +1,4 @@
-"""Models and their first batches: loaded, warmed up, and decoded ahead while the weights are read."""
+"""Loading and warm-up of the models, and early decoding of the first batches while the weights load."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING
 from vitscore.plan.choices import Execution
 from vitscore.plan.plan import Plan
 from vitscore.ranks.ranks import Ranks
-from vitscore.ranks.shard_queue import HandOut
+from vitscore.ranks.shard_queue import ShardQueue
 
 if TYPE_CHECKING:
     from vitscore.decode.pixels import AnyGeometry
-    from vitscore.engine.prefetch import Ahead, Intake
+    from vitscore.engine.prefetch import Intake, Prefetch
     from vitscore.models.image_model import ImageModel
 
 
-def load_where_needed(ahead: Ahead, plan: Plan, *, ranks: Ranks, done: set[int]) -> list[ImageModel]:
+def load_where_needed(prefetch: Prefetch, plan: Plan, *, ranks: Ranks, done: set[int]) -> list[ImageModel]:
     """Load the models while the first batches are decoded; return none if no shard is left."""
     if len(done) >= len(plan.shards):
         return []
-    decode_ahead(ahead, plan, ranks=ranks, done=done)
+    decode_ahead(prefetch, plan, ranks=ranks, done=done)
     return load_models(plan, ranks)
 
 
-def decode_ahead(ahead: Ahead, plan: Plan, *, ranks: Ranks, done: set[int]) -> None:
-    """Start decoding early if it depends neither on the models' weights nor on a GPU's memory."""
+def decode_ahead(prefetch: Prefetch, plan: Plan, *, ranks: Ranks, done: set[int]) -> None:
+    """Start decoding early if it needs neither the models' weights nor GPU memory."""
     if plan.choices.device != "cpu":
         return
     from vitscore.models.loading import geometry_of
@@ -34,7 +34,7 @@ def decode_ahead(ahead: Ahead, plan: Plan, *, ranks: Ranks, done: set[int]) -> N
 
     geometries = [geometry_of(planned.checkpoint) for planned in plan.models]
     if all(isinstance(geometry, Geometry) for geometry in geometries):
-        ahead.start(partial(make_intake, plan, geometries, ranks=ranks, done=done))
+        prefetch.start(partial(make_intake, plan, geometries, ranks=ranks, done=done))
 
 
 def make_intake(
@@ -48,27 +48,27 @@ def make_intake(
 
     Args:
         plan: the run's plan.
-        geometries: the models', in their order.
-        ranks: this rank's place.
-        done: ordinals that are not handed out.
+        geometries: the models' geometries, in the models' order.
+        ranks: the ranks of the run.
+        done: ordinals of finished shards, which are skipped.
     """
     from vitscore.engine.prefetch import Intake
 
     return Intake(
         plan,
         list(dict.fromkeys(geometries)),
-        positions=HandOut(ranks, plan.shards, done),
+        positions=ShardQueue(ranks, plan.shards, done),
         execution=execution_of(plan, ranks),
     )
 
 
 def execution_of(plan: Plan, ranks: Ranks) -> Execution:
-    """Return where this rank computes."""
+    """Return the device and threads of this rank."""
     return plan.execution(local_rank=ranks.local_rank, local_world_size=ranks.local_world_size)
 
 
 def warmed_up(plan: Plan, models: Sequence[ImageModel], ranks: Ranks, *, may_lower: bool) -> Plan:
-    """On a GPU warm the models up and return the plan with the batch size that fits (see `engine.warm_up`)."""
+    """Warm up the models on a GPU; return the plan with the batch size that fits (see `engine.warm_up`)."""
     if plan.choices.device != "cuda" or not models:
         return plan
     from vitscore.engine.cuda_device import CudaDevice
@@ -90,7 +90,7 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
     execution = execution_of(plan, ranks)
     if plan.choices.compile:
         keep_compiled_code(default_cache())
-        # The number that `score` sets too: code compiled under another number is compiled again.
+        # The same number as in `run.score`: torch compiles again if the number of threads changes.
         torch.set_num_threads(execution.torch_threads)
     if execution.device_id is not None:
         torch.cuda.set_device(execution.device_id)
@@ -115,8 +115,8 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
     if plan.options.augment or plan.options.cells:
         require_bytes({model.name: model.geometry for model in models})
     if plan.choices.compile and execution.device_id is None:
-        # After all are loaded: transformers keeps lists of its classes, and models compiled before one grew are
-        # compiled again. On a GPU `warmed_up` does it, which may still change the batch.
+        # After all models are loaded: transformers keeps global lists of classes, and a model compiled before a list
+        # grows is compiled again. On a GPU `warmed_up` compiles, after the batch size is final.
         for model in models:
             model.warm_up(plan.choices.batch_size)
     return models

@@ -1,6 +1,6 @@
-"""How far a run is, while it runs: each rank adds to sums in the store, rank 0 shows them to whoever watches.
+"""Progress of a run: every rank adds its counts to sums in the store, and rank 0 passes the sums to its observer.
 
-Beside the engine; nothing of this reaches a part or a metric.
+No part and no metric depends on these counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REPORT_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class Progress:
-    """How far all ranks together are."""
+    """Progress of all ranks together."""
 
     images: int
     bad: int
@@ -29,14 +29,14 @@ class Progress:
     shards_done: int
     shards_total: int
     seconds: float
-    """Since the first batch of this start was scored."""
+    """Seconds since the first batch of this start was scored."""
     images_at_start: int
     accuracy: Mapping[str, float | None]
-    """Running accuracy by model, of this rank."""
+    """Running accuracy by model, on rank 0's images only."""
 
 
 class Observer(Protocol):
-    """Who watches a run on rank 0."""
+    """Receives a run's events on rank 0."""
 
     def planned(self, plan: Plan, *, num_done: int) -> None: ...
     def loaded(self, notes: Sequence[str]) -> None: ...
@@ -46,7 +46,7 @@ class Observer(Protocol):
 
 
 class Reporter:
-    """Adds this rank's tally to the sum of all ranks, a few times a second, and shows rank 0's observer the sum."""
+    """Adds this rank's counts to the sums of all ranks, twice a second, and passes the sums to rank 0's observer."""
 
     def __init__(self, ranks: Ranks, plan: Plan, num_done: int, observer: Observer) -> None:
         self._ranks = ranks
@@ -55,7 +55,7 @@ class Reporter:
         self._num_done = num_done
         sizes = [shard.num_bytes for shard in plan.shards]
         self._bytes_total = None if None in sizes else float(sum(size or 0 for size in sizes))
-        self._told = {"images": 0, "bad_seen": 0, "kilobytes": 0, "shards": 0}
+        self._reported = {"images": 0, "bad_seen": 0, "kilobytes": 0, "shards": 0}
         self._started: float | None = None
         self._images_at_start = 0
         self._next = 0.0
@@ -71,8 +71,8 @@ class Reporter:
             "kilobytes": int(tally.bytes / 1024),
             "shards": tally.shards,
         }
-        total = {name: self._ranks.count(name, here[name] - self._told[name]) for name in here}
-        self._told = here
+        total = {name: self._ranks.count(name, here[name] - self._reported[name]) for name in here}
+        self._reported = here
         if self._started is None:
             self._started, self._images_at_start = now, total["images"]
         if self._ranks.is_main:

@@ -1,11 +1,11 @@
-"""A run from beginning to end: join the ranks, plan, score, wait for the slowest, fold the parts.
+"""A run from beginning to end: join the ranks, plan, score, wait for the other ranks, fold the parts.
 
-    rank 0:   plan ─► load models ─► open folder ─► tell the others ─► score ─► wait for all ─► fold ─► metrics.json
-    the rest:                        read the record ─► load models ─► score ─► say "done"
+    rank 0:   plan ─► load models ─► open folder ─► publish the plan ─► score ─► wait for all ─► fold ─► metrics.json
+    others:                          take the plan ─► load models ────► score ─► report "done"
 
-While a CPU's models are loaded, the first batches are read and decoded (see `intake.Ahead`).
+On a CPU, the first batches are read and decoded while the models load (see `prefetch.Prefetch`).
 
-Nothing here prints; whoever calls may watch through `Observer`.
+Nothing here prints; a caller can follow the run through an `Observer`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vitscore.plan.plan import Plan, make_plan, require_labels_file
 from vitscore.ranks import ranks as ranks_module
 from vitscore.ranks.ranks import Ranks
 from vitscore.run import sessions
-from vitscore.run.finish import Outcome, conclude
+from vitscore.run.finish import Outcome, finish_run
 from vitscore.run.join import join_run, open_run
 from vitscore.run.load import execution_of, make_intake
 from vitscore.run.progress import Observer, Reporter
@@ -29,13 +29,13 @@ from vitscore.rundir.folder import RunFolder
 from vitscore.system.libraries import prepare_allocator, prepare_math_library
 
 if TYPE_CHECKING:
-    from vitscore.engine.prefetch import Ahead, Intake
+    from vitscore.engine.prefetch import Intake, Prefetch
     from vitscore.engine.tally import Tally
     from vitscore.models.image_model import ImageModel
 
 
 def plan_only(options: RunOptions) -> Plan:
-    """`--dry-run`: everything that can be refused is refused, nothing is written, nothing scored."""
+    """Plan a run and check its output folder, without writing or scoring anything (`--dry-run`)."""
     require_labels_file(options)
     folder = RunFolder(options.output)
     plan = make_plan(options, kept={} if options.overwrite else sessions.kept_choices(folder, asked=options))
@@ -45,10 +45,10 @@ def plan_only(options: RunOptions) -> Plan:
 
 
 def run(options: RunOptions, observer: Observer) -> Outcome | None:
-    """Score, on this rank; returns the outcome on rank 0 and None elsewhere.
+    """Run on this rank; return the outcome on rank 0 and None on the others.
 
     Raises:
-        VitscoreError: what went wrong; parts that are done stay, and the same call goes on from them.
+        VitscoreError: the run failed. Finished parts stay, and the same call resumes from them.
     """
     require_labels_file(options)
     prepare_math_library()
@@ -58,7 +58,7 @@ def run(options: RunOptions, observer: Observer) -> Outcome | None:
         return run_as(ranks, options, observer)
     except Exception as error:
         if ranks_module.is_lost_connection(error):
-            # Nobody is left to be told: the store is what was lost.
+            # The error cannot be reported to the other ranks: the store itself is lost.
             raise lost_ranks(error) from error
         ranks.report_error(error)
         raise
@@ -73,12 +73,12 @@ def lost_ranks(error: Exception) -> SetupError:
     return SetupError(
         "ranks lost each other",
         where=type(error).__name__,
-        next_step="The same command goes on from the parts that are done.",
+        next_step="Run the same command again to resume.",
     )
 
 
 def choose_backend(device: str) -> str:
-    """The device that decides the process group's backend; a rank knows it before rank 0 has resolved anything."""
+    """Return the device that decides the process group's backend, which a rank needs before rank 0 has planned."""
     if device != "auto":
         return device
     import torch
@@ -87,37 +87,37 @@ def choose_backend(device: str) -> str:
 
 
 def run_as(ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | None:
-    from vitscore.engine.prefetch import Ahead
+    from vitscore.engine.prefetch import Prefetch
 
-    with contextlib.closing(Ahead()) as ahead:
-        return run_with(ahead, ranks, options, observer)
+    with contextlib.closing(Prefetch()) as prefetch:
+        return run_with(prefetch, ranks, options, observer)
 
 
-def run_with(ahead: Ahead, ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | None:
+def run_with(prefetch: Prefetch, ranks: Ranks, options: RunOptions, observer: Observer) -> Outcome | None:
     folder = RunFolder(options.output)
     if not ranks.is_main:
-        plan, models, done = join_run(ranks, options, folder, ahead)
-        take_part(ranks, plan, models, done, folder, observer, ahead)
-        ranks.wait_for_conclusion()
+        plan, models, done = join_run(ranks, options, folder, prefetch)
+        take_part(ranks, plan, models, done, folder, observer, prefetch)
+        ranks.wait_for_metrics()
         return None
     session = sessions.make_session(world_size=ranks.world_size)
     if options.overwrite and sessions.is_restart_of(folder, session):
         options = dataclasses.replace(options, overwrite=False)
     try:
-        plan, models, done = open_run(ranks, options, folder, session, ahead)
+        plan, models, done = open_run(ranks, options, folder, session, prefetch)
         observer.planned(plan, num_done=len(done))
         observer.loaded([note for model in models for note in model.notes])
-        tally = take_part(ranks, plan, models, done, folder, observer, ahead)
+        tally = take_part(ranks, plan, models, done, folder, observer, prefetch)
         for left in ranks.wait_for_all():
             observer.waiting(left)
         observer.finished()
-        outcome = conclude(ranks, plan, folder, tally, session["id"])
+        outcome = finish_run(ranks, plan, folder, tally, session["id"])
     except BaseException as error:
         with contextlib.suppress(Exception):
             why = str(error) if isinstance(error, VitscoreError) else type(error).__name__
             sessions.end_session(folder, session["id"], {"stopped_by": why})
         raise
-    ranks.conclude()
+    ranks.announce_metrics()
     return outcome
 
 
@@ -128,16 +128,16 @@ def take_part(
     done: set[int],
     folder: RunFolder,
     observer: Observer,
-    ahead: Ahead,
+    prefetch: Prefetch,
 ) -> Tally | None:
-    """Score this rank's share; None where nothing was left to score."""
+    """Score this rank's share of the shards; return None if none was left."""
     tally = None
     if models:
         from vitscore.engine.warm_up import on_device
 
         with on_device(plan, ranks.local_rank):
             geometries = [model.geometry for model in models]
-            intake = ahead.take() or make_intake(plan, geometries, ranks=ranks, done=done)
+            intake = prefetch.take() or make_intake(plan, geometries, ranks=ranks, done=done)
             tally = score(ranks, plan, models, folder, intake, num_done=len(done), observer=observer)
         ranks.count(f"scored by {ranks.rank}", tally.images)
         ranks.count("again in fp32", tally.nonfinite)

@@ -1,6 +1,7 @@
-"""A run's folder opened, resumed, cleared and recorded: which starts it had, and whose files are in it.
+"""Opening, resuming, clearing and recording a run's folder.
 
-Opening a folder decides between a fresh start, a resume and a refusal; files that vitscore did not write are kept.
+Opening decides between a fresh start, a resume and a refusal. Files that vitscore did not write are never removed. A
+session is the entry in run.json for one start of the run.
 """
 
 from __future__ import annotations
@@ -42,45 +43,44 @@ from vitscore.system.machine import hardware, versions
 if TYPE_CHECKING:
     from vitscore.plan.choices import Measured
     from vitscore.plan.options import RunOptions
-
-if TYPE_CHECKING:
-    from vitscore.plan.options import RunOptions
     from vitscore.plan.plan import Plan
+
 OWN_FILES = ("run.json", "shards.parquet", "metrics.json", "report.html", "robustness.json", "robustness.html")
 
 
 def check_folder(folder: RunFolder, plan: Plan) -> bool:
-    """Whether `folder` holds this very run already; False for a fresh start.
+    """Return whether `folder` already holds this run; False for a fresh start.
 
     Raises:
-        OtherRunError: it holds another run; each difference is named.
-        UsageError: it holds something that is not a run.
+        OtherRunError: it holds another run; the error names every difference.
+        UsageError: it holds files that are not a run's.
     """
     record = folder.read_record()
     if record is None:
         check_foreign(folder)
         return False
     there, here = record["identity"], json.loads(json.dumps(plan.identity))
-    found = identity.differences(there, here)
-    if not found:
+    differences = identity.differences(there, here)
+    if not differences:
         return True
-    hint = "Name another folder with -o, or start anew with --overwrite."
+    hint = "Choose another folder with -o, or start anew with --overwrite."
     is_addition = set(there.get("models", {})) < set(here["models"])
     if is_addition and {key for key in here if there.get(key) != here[key]} <= {"models", "model_order", "templates"}:
-        hint = "Score the added model into a folder of its own, and compare the two runs."
-    raise OtherRunError("output folder holds another run", where=str(folder.path), got="; ".join(found), next_step=hint)
+        hint = "Score the added model into a separate folder, and compare the two runs."
+    got = "; ".join(differences)
+    raise OtherRunError("output folder holds another run", where=str(folder.path), got=got, next_step=hint)
 
 
 def check_foreign(folder: RunFolder) -> None:
-    """Refuse a folder with anything in it that a run did not write.
+    """Raise if the folder contains anything that a run did not write.
 
-    Without a run.json nothing in it is known to be a run's, but what a start that was killed early leaves.
+    Without a run.json, only the files that a killed start may leave behind are accepted as a run's own.
 
     Raises:
-        UsageError: naming the first few.
+        UsageError: there are other files; the error names the first three.
     """
     if folder.path.exists() and not folder.path.is_dir():
-        raise UsageError("output is not a folder", where=str(folder.path), next_step="Name another with -o.")
+        raise UsageError("output is not a folder", where=str(folder.path), next_step="Choose another with -o.")
     if not folder.path.is_dir():
         return
     has_record = folder.record_path.exists()
@@ -95,18 +95,18 @@ def check_foreign(folder: RunFolder) -> None:
             where=str(folder.path),
             expected="a new or empty folder, or only a run's own files",
             got=", ".join(sorted(foreign)[:3]),
-            next_step="Name another with -o.",
+            next_step="Choose another with -o.",
         )
 
 
 def is_own(path: Path) -> bool:
-    """Whether vitscore writes a file or folder of this name into a run's folder."""
+    """Return whether vitscore writes a file or folder with this name into a run's folder."""
     name = path.name
     return name in OWN_FILES or (name.startswith("confusion_") and name.endswith(".npz")) or is_of_a_start(path)
 
 
 def is_of_a_start(path: Path) -> bool:
-    """Whether this may be there before run.json is: the empty folder of parts, the list of shards, a temporary file."""
+    """Return whether this may exist before run.json: the folder of parts, the list of shards, a temporary file."""
     return path.name in ("parts", "shards.parquet") or is_temporary(path)
 
 
@@ -119,11 +119,11 @@ def is_temporary(path: Path) -> bool:
 
 
 def clear(folder: RunFolder) -> None:
-    """Remove a run: results first and run.json last, so that an interrupted removal still reads as the old run.
+    """Remove a run: results first and run.json last, so that after an interruption the folder still holds the old run.
 
     Raises:
-        UsageError: the folder also holds files that vitscore did not write.
-        SetupError: something cannot be removed.
+        UsageError: the folder also contains files that vitscore did not write.
+        SetupError: a file cannot be removed.
     """
     check_foreign(folder)
     if not folder.path.is_dir():
@@ -136,18 +136,18 @@ def clear(folder: RunFolder) -> None:
         for path in folder.path.iterdir():
             if path != folder.record_path:
                 uninterrupted(path.unlink)
-        # Flushed before the record goes: a power loss must not leave parts that no record claims.
+        # Flush before removing the record: a power loss must not leave parts without a record.
         sync_folder(folder.path)
         uninterrupted(folder.record_path.unlink, missing_ok=True)
         sync_folder(folder.path)
 
 
 def resume(folder: RunFolder, plan: Plan) -> Plan:
-    """Make good what a lost or interrupted folder lacks, and take the shards' names and sizes from the frozen list.
+    """Restore missing files of an interrupted run, and take the shards' names and sizes from shards.parquet.
 
-    The same shards may be spelled otherwise now; in the parts and the ledger they keep their first names. The sizes
-    decide the order of the hand-out, which has to be the same on every rank. The folders
-    are flushed before anything in them counts: who renamed a part may have been killed before flushing its folder.
+    The command may spell the same shards differently now; parts and ledger keep the names of the first start. The sizes
+    decide the order in which shards are taken, which must be the same on every rank. Both folders are flushed before
+    their files are trusted: an earlier process may have been killed between renaming a part and flushing its folder.
     """
     with writing(folder.path):
         make_folder_durably(folder.path)
@@ -171,7 +171,7 @@ def resume(folder: RunFolder, plan: Plan) -> Plan:
 
 
 def start(folder: RunFolder, plan: Plan, *, session: Mapping[str, Any], costs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Create the folder, freeze the list of shards, and write the record; run.json comes last.
+    """Create the folder, write the list of shards, and write run.json last.
 
     Raises:
         SetupError: the folder cannot be written.
@@ -185,7 +185,7 @@ def start(folder: RunFolder, plan: Plan, *, session: Mapping[str, Any], costs: M
 
 
 def shards_table(plan: Plan) -> bytes:
-    """shards.parquet: ordinal, name, bytes."""
+    """Return the content of shards.parquet: ordinal, name, bytes."""
     table = pa.table(
         {
             "ordinal": pa.array([shard.ordinal for shard in plan.shards], pa.int32()),
@@ -199,7 +199,7 @@ def shards_table(plan: Plan) -> bytes:
 
 
 def make_record(plan: Plan, *, session: Mapping[str, Any], costs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """run.json, as it is before the first part; what was named by URL stands there without secrets."""
+    """Return the content of run.json before the first part is written; URLs are stripped of secrets."""
     options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(plan.options).items()}
     options["shards"] = [public_spec(spec) for spec in plan.options.shards]
     return {
@@ -231,7 +231,7 @@ def make_record(plan: Plan, *, session: Mapping[str, Any], costs: Mapping[str, M
 
 
 def make_session(*, world_size: int) -> dict[str, Any]:
-    """What run.json says of one start of the run, until it ends: who, when, where, how many."""
+    """Return run.json's entry for a start of the run: its process, host, launcher, time and number of ranks."""
     return {
         "id": secrets.token_hex(8),
         "started": now(),
@@ -249,7 +249,7 @@ def now() -> str:
 
 
 def begin_session(folder: RunFolder, session: Mapping[str, Any]) -> None:
-    """Append a start to run.json, before it scores anything."""
+    """Append a start to run.json before it scores anything."""
     with writing(folder.path):
         record = require_record(folder.path)
         record["sessions"].append(dict(session))
@@ -257,7 +257,7 @@ def begin_session(folder: RunFolder, session: Mapping[str, Any]) -> None:
 
 
 def end_session(folder: RunFolder, session_id: str, figures: Mapping[str, Any]) -> None:
-    """Add to a start's entry what it did (rate, images, memory); one that was killed has none."""
+    """Add the end time and figures (rate, images, memory) to a start's entry; the entry of a killed start has none."""
     record = require_record(folder.path)
     for session in record["sessions"]:
         if session.get("id") == session_id:
@@ -266,7 +266,7 @@ def end_session(folder: RunFolder, session_id: str, figures: Mapping[str, Any]) 
 
 
 def is_restart_of(folder: RunFolder, session: Mapping[str, Any]) -> bool:
-    """Whether the launcher of this start made the last one in `folder` too, with a process that is gone since."""
+    """Return whether the folder's last start came from the same launcher but from another process."""
     record = folder.read_record()
     if record is None or not record["sessions"]:
         return False
@@ -276,11 +276,12 @@ def is_restart_of(folder: RunFolder, session: Mapping[str, Any]) -> bool:
 
 
 def kept_choices(folder: RunFolder, *, asked: RunOptions | None = None) -> dict[str, Any]:
-    """The automatic choices of an earlier start, by name.
+    """Return the automatic choices of an earlier start, by name.
 
     Args:
-        asked: where it asks for another value than was chosen then, this is another run: nothing is kept, and the
-            comparison of identities says what differs.
+        folder: the run's folder.
+        asked: the options of this start. If they ask for a value other than the one chosen earlier, this is another
+            run: nothing is kept, and the comparison of identities names the difference.
     """
     record = folder.read_record() or {"choices": {}}
     kept = {name: choice["value"] for name, choice in record["choices"].items()}
@@ -290,12 +291,12 @@ def kept_choices(folder: RunFolder, *, asked: RunOptions | None = None) -> dict[
 
 
 def note_measured(folder: RunFolder, measured: Mapping[str, Measured], launches: Mapping[str, Measured]) -> None:
-    """Add to the start that is under way what it measured on rank 0's GPU; nothing where nothing was."""
-    found: dict[str, Any] = {name: asdict(choice) for name, choice in measured.items()}
+    """Add the choices measured on rank 0's GPU to the current start's entry, if there are any."""
+    choices: dict[str, Any] = {name: asdict(choice) for name, choice in measured.items()}
     if launches:
-        found["graph"] = {model: asdict(choice) for model, choice in launches.items()}
-    if found:
+        choices["graph"] = {model: asdict(choice) for model, choice in launches.items()}
+    if choices:
         with writing(folder.path):
             record = require_record(folder.path)
-            record["sessions"][-1]["measured"] = found
+            record["sessions"][-1]["measured"] = choices
             write_json_durably(folder.record_path, record)

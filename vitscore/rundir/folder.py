@@ -2,7 +2,7 @@
 
     DIR/run.json  DIR/shards.parquet  DIR/parts/  DIR/metrics.json  DIR/confusion_NAME.npz
 
-Opening a folder decides between a fresh start, going on, and a refusal; it never removes what vitscore did not write.
+`run.sessions` opens and writes the folder; this module only finds and reads its files.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vitscore.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 RECORD_KEYS = {"schema", "identity", "identity_hash", "options", "choices", "classes", "models", "corpus", "sessions"}
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run, and its record."""
+    """Paths of a run's files, and its record."""
 
     path: Path
 
@@ -35,34 +32,34 @@ class RunFolder:
         return self.path / "run.json"
 
     def read_record(self) -> dict[str, Any] | None:
-        """run.json, or None where there is none.
+        """Return the content of run.json, or None if there is no such file.
 
         Raises:
-            UsageError: it is there and is not a run's record.
+            UsageError: the file is not a run's record.
         """
         try:
             record = json.loads(self.record_path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            record, found = None, str(error)
+            record, got = None, str(error)
         else:
-            found = "another kind of file"
+            got = "another kind of file"
         if not isinstance(record, dict) or not RECORD_KEYS <= record.keys():
             raise UsageError(
                 "run.json is not a run's record",
                 where=str(self.record_path),
-                got=found,
-                next_step="Name another folder with -o, or remove that file.",
+                got=got,
+                next_step="Choose another folder with -o, or remove that file.",
             )
         return record
 
 
 def require_record(path: Path) -> dict[str, Any]:
-    """The record of the run in `path`.
+    """Return the record of the run in `path`.
 
     Raises:
-        UsageError: there is no run.
+        UsageError: `path` holds no run.
     """
     record = RunFolder(path).read_record()
     if record is None:

@@ -1,6 +1,6 @@
-"""The parts of the shards that are being scored: opened with a shard's first sample, committed with its last row.
+"""Parts of the shards that are being scored: opened with a shard's first sample, committed with its last row.
 
-A thread writes finished parts while the loop goes on; a few may wait for it.
+A thread writes finished parts while the loop continues; a few parts may wait for the thread.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class OpenParts:
     Args:
         folder: the run's folder of parts.
         columns: the columns of each model.
-        before_commit: called before each commit; raises where the run must not go on.
-        waiting: entered while the caller waits for a part to be written.
+        before_commit: called before each commit; raises if the run must stop.
+        waiting: makes the context manager that surrounds waiting for a part to be written.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class OpenParts:
         self.num_written = 0
 
     def open(self, footer: Footer, keys: Sequence[str]) -> ShardRows:
-        """Open the part of a shard; `keys` are those of all its rows."""
+        """Open the part of a shard; `keys` are the keys of all its rows."""
         rows = ShardRows(self._folder, self._schema, self._columns, footer, keys)
         self._open[footer.ordinal] = rows
         return rows
@@ -57,7 +57,7 @@ class OpenParts:
         return self._open[ordinal]
 
     def advance(self, ordinals: Iterable[int]) -> None:
-        """Commit those of the parts that have all their rows; write out the others' full row groups."""
+        """Commit the parts that have all their rows; write full row groups of the other parts."""
         for ordinal in dict.fromkeys(ordinals):
             rows = self._open[ordinal]
             if rows.num_open:
@@ -73,7 +73,7 @@ class OpenParts:
             self._finish_write()
 
     def close(self) -> None:
-        """Wait for the writer, and drop the parts that are not whole."""
+        """Wait for the writer, and drop incomplete parts."""
         self._writer.shutdown(wait=True)
         for rows in self._open.values():
             rows.discard()

@@ -1,11 +1,11 @@
-"""Parts: one Parquet file a shard, the only results there are.
+"""Parts: one Parquet file for each shard. They are the only record of a run's results.
 
-Predictions come in batch by batch, rows of several shards in one batch; a `ShardRows` gathers the rows of one shard
-and, once every row is known, becomes a part: written under a temporary name, flushed to disk, renamed. A shard is done
-when its part has its final name. Long outputs (logits, embeddings) go to the temporary file in row groups of a fixed
-number of rows, so that memory does not grow with the shard and the file does not depend on the batches.
+Predictions arrive in batches, and a batch may hold rows of several shards. A `ShardRows` gathers the rows of one shard.
+Once every row is known, the part is written under a temporary name, flushed to disk and renamed; a shard is done when
+its part has its final name. Long outputs (logits, embeddings) are written to the temporary file in row groups of a
+fixed number of rows, so that memory does not grow with the shard and the file does not depend on the batches.
 
-This module knows nothing of models or metrics; `fold.py` reads what is written here.
+This module depends on neither models nor metrics; `rundir.rows` reads the parts.
 """
 
 from __future__ import annotations
@@ -39,35 +39,35 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Footer:
-    """What a part says of itself, in its Parquet key-value metadata."""
+    """Metadata of a part, kept in the Parquet file's key-value metadata."""
 
     identity: str
     ordinal: int
     shard: str
     num_bytes: int | None
     expected: int
-    """How many samples the shard's index holds (and the limit admits)."""
+    """Number of samples in the shard's index, cut to --limit."""
     bad: int
     fault: str | None = None
-    """Why the shard itself is bad (cut, missing, not a tar), or None."""
+    """The reason if the shard itself is bad (cut, missing, not a tar), else None."""
     notes: tuple[str, ...] = ()
     schema: int = 1
 
     def dump(self) -> bytes:
-        """As JSON, with a checksum of all the rest as its last value."""
+        """Return the footer as JSON, with a checksum of all other values at the end."""
         values = asdict(self)
         return json.dumps({**values, "crc32": checksum(values)}, ensure_ascii=False).encode()
 
     @classmethod
     def load(cls, data: bytes) -> Footer:
-        """Read what `dump` wrote.
+        """Read the output of `dump`.
 
         Raises:
-            ValueError, KeyError, TypeError: it is something else, or not as it was written.
+            ValueError, KeyError, TypeError: the data are not a footer, or are damaged.
         """
         values = json.loads(data)
         if values.pop("crc32") != checksum(values):
-            raise ValueError("the footer is not as it was written")
+            raise ValueError("wrong checksum in the footer")
         values["notes"] = tuple(values["notes"])
         return cls(**values)
 
@@ -77,14 +77,14 @@ def checksum(values: Mapping[str, Any]) -> int:
 
 
 def part_name(ordinal: int, shard_name: str) -> str:
-    """`0000012-STEM.parquet`: sorts by ordinal, and says which shard it is."""
+    """Return the file name of a part, `0000012-STEM.parquet`: it sorts by ordinal and shows the shard's name."""
     stem = re.split(r"[/\\]", shard_name.rstrip("/"))[-1].split(".")[0]
     safe = re.sub(r"[^A-Za-z0-9_-]+", "_", stem)[:80] or "shard"
     return f"{ordinal:07d}-{safe}.parquet"
 
 
 def read_footer(path: Path) -> Footer | None:
-    """The footer of a finished part; None where the file is not one (torn, foreign)."""
+    """Read the footer of a finished part; None if the file is not a part or is damaged."""
     try:
         metadata = pq.read_metadata(path).metadata or {}
         return Footer.load(metadata[FOOTER_KEY])
@@ -97,34 +97,34 @@ Parts: TypeAlias = dict[int, tuple[Path, Footer]]
 
 
 def finished_parts(folder: Path, identity: str) -> Parts:
-    """The parts of this run that are done, by rising ordinal; anything else in the folder is not looked at.
+    """Return this run's finished parts, by rising ordinal; other files in the folder are ignored.
 
     Raises:
         LedgerError: a shard has two parts.
     """
-    found: Parts = {}
+    parts: Parts = {}
     for path in sorted(folder.glob("*.parquet")):
         footer = read_footer(path) if PART_NAME.fullmatch(path.name) else None
         if footer is None or footer.identity != identity:
             continue
-        if footer.ordinal in found:
-            got = f"{found[footer.ordinal][0].name} and {path.name}"
-            raise LedgerError("shard is there twice", where=footer.shard, got=got, next_step="Remove one of the parts.")
-        found[footer.ordinal] = (path, footer)
-    return dict(sorted(found.items()))
+        if footer.ordinal in parts:
+            got = f"{parts[footer.ordinal][0].name} and {path.name}"
+            raise LedgerError("duplicate part for shard", where=footer.shard, got=got, next_step="Remove one of them.")
+        parts[footer.ordinal] = (path, footer)
+    return dict(sorted(parts.items()))
 
 
 @dataclass(frozen=True)
 class ModelColumns:
-    """What one model writes: its name, and the sizes of its lists."""
+    """Columns of one model: its name, and the lengths of its lists."""
 
     name: str
     top_k: int
     num_logits: int = 0
-    """K where logits are saved, else 0."""
+    """K if logits are saved, else 0."""
     num_embedding: int = 0
     is_brief: bool = False
-    """Keeps the class and its probability alone: for the cells of a robustness grid, of which there are many."""
+    """Keep only the class and its probability: for the cells of a robustness grid, of which there are many."""
 
     @property
     def row_bytes(self) -> int:
@@ -132,7 +132,7 @@ class ModelColumns:
 
     @property
     def figures(self) -> tuple[str, ...]:
-        """The fields of `Predictions` that are kept, but for the long ones."""
+        """Fields of `Predictions` that are kept, without logits and embedding."""
         return SCORE_COLUMNS[:2] if self.is_brief else SCORE_COLUMNS
 
     def fields(self) -> list[pa.Field]:
@@ -154,7 +154,7 @@ class ModelColumns:
 
 
 def part_schema(models: Sequence[ModelColumns]) -> pa.Schema:
-    """The columns of a part, in the contract's order."""
+    """Return the columns of a part, in their fixed order."""
     return pa.schema(
         [
             pa.field("key", pa.string(), nullable=False),
@@ -182,7 +182,7 @@ class Predictions:
 
     @classmethod
     def of(cls, scores: RowScores, *, logits: Array | None = None, embedding: Array | None = None) -> Predictions:
-        """What the parts keep of the row kernel's scores, and the long outputs that are asked for."""
+        """Take the columns that parts keep from the row kernel's scores, and add the requested long outputs."""
         return cls(
             pred=scores.pred,
             prob=scores.prob,
@@ -195,7 +195,7 @@ class Predictions:
         )
 
     def take(self, rows: Array | slice) -> Predictions:
-        """Some rows, by a slice (views) or by their numbers (copies)."""
+        """Select rows by a slice (views) or by their numbers (copies)."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         taken: dict[str, Any] = {name: None if value is None else value[rows] for name, value in values.items()}
         return Predictions(**taken)
@@ -203,7 +203,7 @@ class Predictions:
 
 @dataclass
 class ShardRows:
-    """The rows of one shard while they are being scored; rows are resolved in any order, once each."""
+    """Rows of one shard that is being scored. Rows are resolved in any order, every row once."""
 
     folder: Path
     schema: pa.Schema
@@ -253,12 +253,12 @@ class ShardRows:
         self.labels[rows] = labels
 
     def set_bad(self, row: int, reason: str) -> None:
-        """A row without predictions: it is in the part, and in the ledger, with its reason."""
+        """Resolve a row without predictions; the part keeps it with its reason."""
         self.reasons[row] = reason
         self._resolve(np.array([row]))
 
     def set_predictions(self, rows: Array, by_model: Mapping[str, Predictions]) -> None:
-        """All models' outputs for `rows`, at once."""
+        """Resolve `rows` with the outputs of all models."""
         for model in self.models:
             given, kept = by_model[model.name], self._columns[model.name]
             for name in model.figures:
@@ -273,7 +273,7 @@ class ShardRows:
         self.num_open -= len(rows)
 
     def flush_full_groups(self) -> None:
-        """Write the row groups whose rows are all known (only long outputs make more than one)."""
+        """Write the row groups whose rows are all known; only a part with long outputs has several groups."""
         try:
             while self._num_flushed + self._group_rows < len(self.keys):
                 stop = self._num_flushed + self._group_rows
@@ -285,7 +285,7 @@ class ShardRows:
             raise
 
     def commit(self) -> Path:
-        """Write what is left, flush it to disk and give the part its name; every row must be resolved."""
+        """Write the remaining rows, flush the file to disk and rename it; every row must be resolved."""
         assert self.num_open == 0 and not self.is_committed
         try:
             while self._num_flushed < len(self.keys):
@@ -303,7 +303,7 @@ class ShardRows:
         return self.path
 
     def discard(self) -> None:
-        """Drop a half-written part."""
+        """Remove an incomplete part."""
         if self._file is not None:
             self._file.discard()
         if self._writer is not None:
@@ -354,7 +354,7 @@ class ShardRows:
 
 
 def list_column(values_BN: Array, is_bad_B: Array) -> pa.Array:
-    """A list column of equally long rows; bad rows are null and take no values."""
+    """Make a list column from rows of equal length; bad rows are null and store no values."""
     good = ~is_bad_B
     lengths = np.where(good, values_BN.shape[1], 0)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

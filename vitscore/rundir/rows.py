@@ -1,6 +1,6 @@
-"""The rows of a part as arrays: what fold, comparison and export read, a block at a time.
+"""Rows of a part as arrays, one block at a time, for fold, comparison and export.
 
-Only the columns that are asked for are read. A row without predictions (a bad one) has -1 for ids and NaN for figures.
+Only the requested columns are read. A bad row, which has no predictions, has -1 for ids and NaN for figures.
 Axes: B rows, T the k of top-k, K classes.
 """
 
@@ -21,7 +21,7 @@ from vitscore.errors import LedgerError
 
 ROWS_AT_ONCE = 65_536
 LOGIT_ROWS_AT_ONCE = 2_048
-"""Where logits are read: bounds a block by 2,048 * K * 4 bytes a model."""
+"""Used if logits are read, to limit a block to 2,048 * K * 4 bytes for each model."""
 LEDGER_COLUMNS = ("key", "shard", "label", "status", "reason")
 COUNTED_COLUMNS = ("pred", "prob", "topk", "label_logprob", "sum_sq_prob")
 """The columns of a model that its metrics are counted from."""
@@ -31,20 +31,20 @@ Array: TypeAlias = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ModelRows:
-    """One model's columns; None for those that were not read."""
+    """One model's columns; a column that was not read is None."""
 
     pred: Array
-    """int32; -1 where there is no answer."""
+    """int32; -1 for a bad row."""
     prob: Array | None = None
     topk: Array | None = None
-    """int32 (B, T); -1 where there is no answer. None also where no row of the block has one."""
+    """int32 (B, T); -1 for a bad row. Also None if all rows of the block are bad."""
     topk_prob: Array | None = None
     label_logprob: Array | None = None
     sum_sq_prob: Array | None = None
     logits: Array | None = None
 
     def take(self, chosen_B: Array) -> ModelRows:
-        """The rows that a mask or their numbers choose."""
+        """Select rows by a mask or by their numbers."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         taken: dict[str, Any] = {name: None if value is None else value[chosen_B] for name, value in values.items()}
         return ModelRows(**taken)
@@ -57,7 +57,7 @@ class Rows:
     keys: pa.Array
     shards: pa.Array
     labels_B: Array
-    """-1 where there is none."""
+    """-1 for no label."""
     is_bad_B: Array
     reasons: pa.Array
     models: dict[str, ModelRows]
@@ -66,7 +66,7 @@ class Rows:
         return len(self.labels_B)
 
     def take(self, chosen_B: Array) -> Rows:
-        """The rows that a mask chooses."""
+        """Select rows by a mask."""
         mask = pa.array(chosen_B)
         return Rows(
             self.keys.filter(mask),
@@ -79,10 +79,10 @@ class Rows:
 
 
 def read_rows(path: Path, models: Sequence[str], *, figures: Sequence[str] = COUNTED_COLUMNS) -> Iterator[Rows]:
-    """The rows of the part at `path`, block by block.
+    """Yield the rows of the part at `path`, block by block.
 
     Raises:
-        LedgerError: it cannot be read, or lacks a column.
+        LedgerError: the part cannot be read, or lacks a column.
     """
     columns = [*LEDGER_COLUMNS, *(f"{name}.{figure}" for name in models for figure in figures)]
     size = LOGIT_ROWS_AT_ONCE if "logits" in figures else ROWS_AT_ONCE
@@ -98,7 +98,7 @@ def read_rows(path: Path, models: Sequence[str], *, figures: Sequence[str] = COU
                     {name: _model_rows(batch, name, figures) for name in models},
                 )
     except (OSError, KeyError, pa.ArrowException) as error:
-        again = "Remove it and run again: the shard is scored anew."
+        again = "Remove it and run the same command again, which scores the shard anew."
         raise LedgerError("part cannot be read", where=str(path), got=str(error), next_step=again) from None
 
 
@@ -109,21 +109,21 @@ def _model_rows(batch: pa.RecordBatch, name: str, figures: Sequence[str]) -> Mod
         if pa.types.is_list(column.type):
             values[figure] = _table(column)
         else:
-            nothing = -1 if pa.types.is_integer(column.type) else float("nan")
-            values[figure] = column.fill_null(nothing).to_numpy()
+            fill = -1 if pa.types.is_integer(column.type) else float("nan")
+            values[figure] = column.fill_null(fill).to_numpy()
     return ModelRows(**values)
 
 
 def _table(column: pa.ListArray) -> Array | None:
-    """A column of equally long lists as a table; null rows are -1 or NaN. None where every row is null."""
+    """Convert a column of equally long lists to a table, with -1 or NaN for null rows; None if every row is null."""
     flat = column.flatten().to_numpy()
     num_rows, num_null = len(column), column.null_count
     if num_rows == num_null:
         return None
     table_BT: Array = flat.reshape(num_rows - num_null, -1)
     if num_null:
-        nothing = -1 if table_BT.dtype.kind == "i" else np.nan
-        whole_BT = np.full((num_rows, table_BT.shape[1]), nothing, table_BT.dtype)
+        fill = -1 if table_BT.dtype.kind == "i" else np.nan
+        whole_BT = np.full((num_rows, table_BT.shape[1]), fill, table_BT.dtype)
         whole_BT[column.is_valid().to_numpy(zero_copy_only=False)] = table_BT
         return whole_BT
     return table_BT

@@ -1,7 +1,7 @@
-"""How far a run is, read from its folder alone, while it runs or after.
+"""Status of a run, read only from its folder, during the run or afterwards.
 
-The parts say what is done, and their times how fast; run.json says who started last and whether that start has ended.
-Nothing is asked of the processes that score, so a look costs them nothing.
+The parts show how much is done, and their modification times the rate; run.json names the process of the last start and
+shows whether that start has ended. The scoring processes are not contacted, so reading the status does not slow them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Status:
     """Counts of shards and samples, and the rate of the last start."""
 
     state: str
-    """`finished`, `running`, `stopped`, or `unknown` where the last start was made on another machine."""
+    """`finished`, `running`, `stopped`, or `unknown` if the last start was on another machine."""
     shards_done: int
     shards_total: int
     samples: int
@@ -35,17 +35,17 @@ class Status:
     last_part_s: float | None
     """Seconds since the last part was finished."""
     images_per_s: float | None
-    """Of the last start: as it measured itself, or while it runs (or where it was killed) by the times of its parts."""
+    """Rate of the last start: its own measurement, or an estimate from its parts' times if it runs or was killed."""
     seconds_left: float | None
     decoded_again: DecodedAgain = field(default_factory=DecodedAgain)
-    """By the starts that have ended."""
+    """Counts of the starts that have ended."""
 
 
 def read_status(folder: Path) -> Status:
-    """Read the record, the footers of the parts and their times.
+    """Read a run's status from run.json, the parts' footers and their modification times.
 
     Raises:
-        UsageError: there is no run in `folder`.
+        UsageError: `folder` holds no run.
     """
     record = require_record(folder)
     parts = finished_parts(folder / "parts", record["identity_hash"])
@@ -74,7 +74,7 @@ def read_status(folder: Path) -> Status:
 
 
 def find_state(last: Mapping[str, Any], *, is_complete: bool) -> str:
-    """What the last start is doing."""
+    """Return the state of the last start."""
     if last.get("host") == host_name() and "ended" not in last:
         if is_alive(last["process"], started=last["process_start"]):
             return "running"
@@ -84,10 +84,10 @@ def find_state(last: Mapping[str, Any], *, is_complete: bool) -> str:
 
 
 def rate_by_times(finished_at: list[tuple[float, int]], *, started: str | None) -> float | None:
-    """Samples a second between the first and the last part of the last start; None with fewer than two parts.
+    """Return the samples per second between the first and the last part of the last start; None below two parts.
 
     Args:
-        finished_at: time of each part and its samples, ascending.
+        finished_at: time and samples of every part, ascending.
         started: when the last start began, in UTC.
     """
     if started is None:
@@ -100,6 +100,7 @@ def rate_by_times(finished_at: list[tuple[float, int]], *, started: str | None) 
 
 
 def status_lines(status: Status) -> list[str]:
+    """Return the lines that `vitscore status` prints."""
     left = status.shards_total - status.shards_done
     starts = f", {status.starts} starts" if status.starts > 1 else ""
     lines = [
@@ -116,12 +117,12 @@ def status_lines(status: Status) -> list[str]:
         lines.append(f"decoder  {said}")
     lines.extend(f"bad      {shard}: {reason}" for shard, reason in status.bad_shards.items())
     if status.state == "stopped":
-        lines.append("The command that started it goes on from the parts that are done.")
+        lines.append("Run the command that started it again to resume from the finished parts.")
     return lines
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `12 min`, `3.5 h`."""
+    """Format a duration: `42 s`, `12 min`, `3.5 h`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

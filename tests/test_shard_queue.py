@@ -1,4 +1,4 @@
-"""The hand-out: each shard once, the largest first, and the last ones not drawn ahead."""
+"""The shard queue: every shard once, the largest first, and the last shards not drawn in advance."""
 
 from dataclasses import dataclass, field
 from itertools import count
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vitscore.ranks.shard_queue import HandOut
+from vitscore.ranks.shard_queue import ShardQueue
 from vitscore.shards.shard import Shard
 
 
@@ -26,19 +26,19 @@ def shards(*sizes: int | None) -> list[Shard]:
 @pytest.mark.parametrize(
     ("sizes", "order"), [((1, 3, 2), [1, 2, 0]), ((1, None, 2), [0, 1, 2]), ((5, 5, 5), [0, 1, 2]), ((), [])]
 )
-def test_the_largest_come_first_where_sizes_are_known(sizes: tuple[int | None, ...], order: list[int]) -> None:
-    assert list(HandOut(Ranks(1), shards(*sizes), set())) == order
+def test_the_largest_shards_come_first_if_sizes_are_known(sizes: tuple[int | None, ...], order: list[int]) -> None:
+    assert list(ShardQueue(Ranks(1), shards(*sizes), set())) == order
 
 
 def test_ranks_draw_each_shard_once_and_no_finished_one() -> None:
     ranks = Ranks(2)
-    one, other = (HandOut(ranks, shards(*range(9)), {3, 8}) for _ in range(2))
+    one, other = (ShardQueue(ranks, shards(*range(9)), {3, 8}) for _ in range(2))
     drawn = [next(one), next(other), next(other), *one, *other]
     assert sorted(drawn) == [0, 1, 2, 4, 5, 6, 7]
 
 
-def test_the_last_shards_are_for_ranks_that_are_idle() -> None:
-    positions = HandOut(Ranks(3), shards(*range(5)), set())
+def test_the_last_shards_are_left_to_idle_ranks() -> None:
+    positions = ShardQueue(Ranks(3), shards(*range(5)), set())
     told = []
     for _ in positions:
         told.append(positions.has_more_for_all())

@@ -1,4 +1,4 @@
-"""Shards to decoded batches, and the same in a thread ahead of the models."""
+"""Shards to decoded batches, on the caller's thread and in a background thread while the models load."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 
 from support import badserver
 from support import smallmodels as small
-from vitscore.engine.prefetch import Ahead, Intake
-from vitscore.engine.stage_times import Waits
+from vitscore.engine.prefetch import Intake, Prefetch
+from vitscore.engine.stage_times import StageTimes
 from vitscore.errors import SetupError
 from vitscore.models.loading import geometry_of
 from vitscore.plan.options import RunOptions
 from vitscore.plan.plan import Plan, make_plan
 from vitscore.ranks.ranks import LocalStore, Ranks
-from vitscore.ranks.shard_queue import HandOut
+from vitscore.ranks.shard_queue import ShardQueue
 
 Call = Callable[..., Any]
 
@@ -39,7 +39,7 @@ def make_intake(plan: Plan) -> Intake:
     return Intake(
         plan,
         [geometry_of(plan.models[0].checkpoint)],
-        positions=HandOut(Ranks(0, 1, 0, 1, LocalStore()), plan.shards, set()),
+        positions=ShardQueue(Ranks(0, 1, 0, 1, LocalStore()), plan.shards, set()),
         execution=plan.execution(),
     )
 
@@ -47,22 +47,22 @@ def make_intake(plan: Plan) -> Intake:
 def taken(intake: Intake) -> list[tuple[list[bytes], torch.Tensor | None]]:
     batches = []
     with contextlib.closing(intake):
-        while (found := intake.take(Waits())) is not None:
-            batch, decoded = found
+        while (item := intake.take(StageTimes())) is not None:
+            batch, decoded = item
             pixels = None if decoded is None else decoded.pixels[0].clone()
             batches.append(([image.tobytes() for image in batch.images], pixels))
     return batches
 
 
 @pytest.fixture
-def ahead() -> Iterator[Ahead]:
-    with contextlib.closing(Ahead()) as ahead:
-        yield ahead
+def prefetch() -> Iterator[Prefetch]:
+    with contextlib.closing(Prefetch()) as prefetch:
+        yield prefetch
 
 
 def others() -> set[str]:
-    """Threads that a closed intake must not leave behind."""
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith(("reader", "ahead", "decode"))}
+    """Return the threads that a closed intake must end."""
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith(("reader", "prefetch", "decode"))}
 
 
 def test_gives_every_image_in_order_and_its_pixels(make_shards: Call, digits: Any, tmp_path: Path) -> None:
@@ -76,62 +76,62 @@ def test_gives_every_image_in_order_and_its_pixels(make_shards: Call, digits: An
     ]
 
 
-def test_ahead_gives_the_same_batches(ahead: Ahead, make_shards: Call, digits: Any, tmp_path: Path) -> None:
+def test_prefetching_gives_the_same_batches(prefetch: Prefetch, make_shards: Call, digits: Any, tmp_path: Path) -> None:
     plan = make_plan_of(make_shards(digits[:90]), tmp_path / "out")
     expected = taken(make_intake(plan))
-    ahead.start(partial(make_intake, plan))
-    intake = ahead.take()
+    prefetch.start(partial(make_intake, plan))
+    intake = prefetch.take()
     assert intake is not None
-    found = taken(intake)
-    assert [encoded for encoded, _ in found] == [encoded for encoded, _ in expected]
-    for (_, ours), (_, theirs) in zip(found, expected, strict=True):
+    batches = taken(intake)
+    assert [encoded for encoded, _ in batches] == [encoded for encoded, _ in expected]
+    for (_, ours), (_, theirs) in zip(batches, expected, strict=True):
         assert ours is not None and theirs is not None
         assert torch.equal(ours, theirs)
 
 
-def test_ahead_has_batches_under_way_and_no_more_than_fit(
-    ahead: Ahead, make_shards: Call, digits: Any, tmp_path: Path
+def test_prefetching_fills_the_decoder_and_no_more(
+    prefetch: Prefetch, make_shards: Call, digits: Any, tmp_path: Path
 ) -> None:
-    ahead.start(partial(make_intake, make_plan_of(make_shards(digits[:200]), tmp_path / "out")))
-    intake = ahead.take()
+    prefetch.start(partial(make_intake, make_plan_of(make_shards(digits[:200]), tmp_path / "out")))
+    intake = prefetch.take()
     assert intake is not None
     assert len(intake._under_way) == intake._decoder.depth
     intake.close()
 
 
-def test_none_was_started(ahead: Ahead) -> None:
-    assert ahead.take() is None
+def test_take_gives_none_if_nothing_was_started(prefetch: Prefetch) -> None:
+    assert prefetch.take() is None
 
 
-def test_an_intake_that_nobody_takes_leaves_no_thread(make_shards: Call, digits: Any, tmp_path: Path) -> None:
+def test_an_intake_that_is_not_taken_leaves_no_thread(make_shards: Call, digits: Any, tmp_path: Path) -> None:
     plan = make_plan_of(make_shards(digits[:200]), tmp_path / "out")
     before = others()
-    ahead = Ahead()
-    ahead.start(partial(make_intake, plan))
-    ahead.close()
+    prefetch = Prefetch()
+    prefetch.start(partial(make_intake, plan))
+    prefetch.close()
     assert others() <= before
 
 
-def test_what_fails_ahead_is_told_when_the_intake_is_taken(ahead: Ahead) -> None:
+def test_an_error_while_prefetching_is_raised_by_take(prefetch: Prefetch) -> None:
     def fail() -> Intake:
         raise SetupError("DALI cannot be imported")
 
-    ahead.start(fail)
+    prefetch.start(fail)
     with pytest.raises(SetupError, match="DALI cannot be imported"):
-        ahead.take()
+        prefetch.take()
 
 
-def test_a_server_that_does_not_answer_holds_nobody_up(make_shards: Call, digits: Any, tmp_path: Path) -> None:
-    """The models may be refused while the first shard is still on its way."""
+def test_a_server_that_does_not_answer_does_not_delay_closing(make_shards: Call, digits: Any, tmp_path: Path) -> None:
+    """Loading the models may fail while the first shard is still being fetched."""
     make_shards(digits[:20])
     with badserver.serving(tmp_path / "shards") as server:
         plan = make_plan_of(f"{server.url}/s-0.tar", tmp_path / "out", classes=tmp_path / "shards" / "classes.txt")
         server.fail("/s-0.tar", stall=100)
-        ahead = Ahead()
-        ahead.start(partial(make_intake, plan))
+        prefetch = Prefetch()
+        prefetch.start(partial(make_intake, plan))
         time.sleep(1)
         began = time.monotonic()
-        ahead.close()
+        prefetch.close()
         assert time.monotonic() - began < 20
 
 
@@ -157,8 +157,8 @@ def test_decoding_begins_early_under_save_embeddings_too(
     import pyarrow.parquet as pq
 
     started: list[Callable[[], Intake]] = []
-    start = Ahead.start
-    monkeypatch.setattr(Ahead, "start", lambda self, make: (started.append(make), start(self, make))[1])
+    start = Prefetch.start
+    monkeypatch.setattr(Prefetch, "start", lambda self, make: (started.append(make), start(self, make))[1])
     out = tmp_path / "out"
     assert vitscore("run", make_shards(digits[:20]), "-m", "demo-vit", "-o", out, "--save", "embeddings").code == 0
     (part,) = (out / "parts").iterdir()
