@@ -60,7 +60,7 @@ def main(words: list[str]) -> int:
 
 
 def work_folder(*, is_rehearsal: bool) -> Path:
-    """Where a part leaves what the next one can use; nobody else's, since its name can be guessed."""
+    """Make the folder that parts share; private, since its name can be guessed."""
     name = f"vitscore-gpu-{os.getuid()}{'-rehearsal' if is_rehearsal else ''}"
     work = Path(os.environ.get("WORK") or Path(tempfile.gettempdir()) / name).absolute()
     work.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a step is given: where it writes, what was prepared for it, how much it measures."""
+"""A step's surroundings: where it writes, the photographs and checkpoints made for it, the sizes it measures."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Sizes:
     photos: int
     """Different photographs."""
     times: int
-    """How often each is in the shards of a whole run."""
+    """How often a photograph is in the shards of a whole run."""
     compared: int
     """Photographs that are scored on the CPU too."""
     by_loop: int
-    """How often each photograph is given to the hand-written loop."""
+    """How often a photograph is given to the hand-written loop."""
     decoded: int
     """Images that a decoding rate is measured on."""
     profiled: int

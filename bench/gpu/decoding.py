@@ -32,18 +32,18 @@ def dali(day: Day) -> None:
     pictures = runpy.run_path(str(ROOT / "tests" / "pictures.py"))
     kinds: dict[str, bytes] = pictures["ordinary"]()
     images = [np.frombuffer(content, np.uint8) for content in kinds.values()]
-    found = {}
+    pixels = {}
     for where, number in (("cpu", None), ("gpu", device_id())):
         decoder = make_decoder("dali", [GEOMETRY], batch_size=len(images), num_threads=4, device_id=number)
         try:
             decoder.submit(images)
             decoded = decoder.collect()
-            found[where] = decoded.pixels[0].cpu().numpy().astype(float)
+            pixels[where] = decoded.pixels[0].cpu().numpy().astype(float)
             for row, fault in decoded.faults.items():
                 day.figure(f"{list(kinds)[row]} on the {where.upper()}", "bad", note=fault)
         finally:
             decoder.close()
-    levels = np.abs(found["gpu"] - found["cpu"]).mean(axis=(1, 2, 3))
+    levels = np.abs(pixels["gpu"] - pixels["cpu"]).mean(axis=(1, 2, 3))
     if has_gpu():
         day.figure("DALI", "works", note=f"{len(images)} kinds of image on CPU and GPU")
     else:
@@ -58,7 +58,7 @@ def rates(day: Day) -> None:
     """Images/s by the hardware decoder's load and the number of threads; also as the JSON of `bench decoding`."""
     started, size = time.time(), day.sizes.batch_size
     images = [image for block in read_images(sorted(day.photos.glob("*.tar"))) for image in block]
-    found: dict[str, Any] = {}
+    by_load: dict[str, Any] = {}
     best = 0.0
     cpus = num_usable_cpus()
     for threads in dict.fromkeys((cpus, max(1, cpus // 4))):
@@ -75,22 +75,22 @@ def rates(day: Day) -> None:
                 rate = steady_rate(stream, max(1, day.sizes.decoded // size), warm_up=4)
             day.figure(name, rate, "images/s", batch_size=size, edge=EDGE, meanwhile=watch.highest)
             if threads == cpus:
-                found[f"load {load}"] = {f"batch {size}": figure([rate], "images/s")}
-                tell_best(day, found, size)
-                write(day, found, started)
+                by_load[f"load {load}"] = {f"batch {size}": figure([rate], "images/s")}
+                note_plain_rate(day, by_load, size)
+                write(day, by_load, started)
             if rate > best:
                 best = rate
                 day.figure("best decoding", rate, "images/s", note=name.removeprefix("decoding, "))
 
 
-def tell_best(day: Day, found: dict[str, Any], size: int) -> None:
-    """The rate without hardware, as soon as it is there."""
-    if list(found) == ["load 0.0"]:
-        rate = found["load 0.0"][f"batch {size}"]["median"]
+def note_plain_rate(day: Day, by_load: dict[str, Any], size: int) -> None:
+    """Write the rate without the hardware decoder, if it is the one just measured."""
+    if list(by_load) == ["load 0.0"]:
+        rate = by_load["load 0.0"][f"batch {size}"]["median"]
         day.figure("decoding without hardware", rate, "images/s", note="" if has_gpu() else f"{NO_GPU}: the CPU's")
 
 
-def write(day: Day, found: dict[str, Any], started: float) -> None:
-    result = {"mixed_images_per_s": found} if has_gpu() else {"cpu_images_per_s": found}
+def write(day: Day, by_load: dict[str, Any], started: float) -> None:
+    result = {"mixed_images_per_s": by_load} if has_gpu() else {"cpu_images_per_s": by_load}
     seconds = time.time() - started
     record.write(day.out, "decoding", result, started=started, seconds=seconds, quick=day.is_rehearsal)

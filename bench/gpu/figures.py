@@ -1,9 +1,9 @@
-"""figures.jsonl, one figure a line, and the table of a part: what was expected beside what was found.
+"""figures.jsonl, one figure a line, and the table of a part: each figure beside the expected one.
 
     {"part": 2, "step": "whole", "name": "B/16 run", "value": 9120.4, "unit": "images/s", "expected": [8500, 10000],
      "note": "", "settings": {...}, "gpu": "NVIDIA H200", "at": "2026-11-27T12:00:00Z"}
 
-A line is written whole and flushed before the step goes on, so that a step that is ended leaves what it had found.
+A line is written whole and flushed before the step goes on, so that a step that is ended leaves all figures so far.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Line = dict[str, Any]
 WIDTH = 120
 """Of a table."""
 TEST = "test "
-"""What the name of a test's figure begins with; its value is pytest's outcome."""
+"""Beginning of the name of a test's figure; its value is pytest's outcome."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a figure is expected to be, on an H200; an open end is None."""
+    """Expected range of a figure, on an H200; an open end is None."""
 
     low: float | None
     high: float | None = None
@@ -179,24 +179,24 @@ def table(part: int, lines: Sequence[Line], endings: Mapping[str, str], *, is_re
     Args:
         part: which.
         lines: all figures.
-        endings: how each step ended, by name.
+        endings: how the steps ended, by name.
         is_rehearsal: whether figures are of tiny sizes, and not to be compared.
     """
     own = [line for line in lines if line["part"] == part]
-    told = [f"{f'part {part}':<28}{'expected':>15}{'found':>28}"]
+    rows = [f"{f'part {part}':<28}{'expected':>15}{'found':>28}"]
     for row in ROWS[part]:
-        told.append(_row(row, own, endings.get(row.step, "not run"), is_rehearsal=is_rehearsal)[:WIDTH].rstrip())
-    return told
+        rows.append(_row(row, own, endings.get(row.step, "not run"), is_rehearsal=is_rehearsal)[:WIDTH].rstrip())
+    return rows
 
 
 def _row(row: Row, lines: Sequence[Line], ending: str, *, is_rehearsal: bool) -> str:
-    found = [line for line in lines if line["step"] == row.step and (not row.name or line["name"] == row.name)]
+    own = [line for line in lines if line["step"] == row.step and (not row.name or line["name"] == row.name)]
     if not row.name:
-        return _tests_row(row.step, found, ending)
-    if not found:
+        return _tests_row(row.step, own, ending)
+    if not own:
         why = "ended without it" if ending == "ok" else ending
         return f"{row.name:<28}{shown_range(row.name):>15}{'-':>28}  step {row.step}: {why}"
-    line = found[-1]
+    line = own[-1]
     value = number(line["value"], line["unit"])
     verdict = "" if is_rehearsal or line["value"] is None else judged(line["value"], line["expected"])
     words = "  ".join(word for word in (verdict, line["note"]) if word)

@@ -19,7 +19,7 @@ ROUNDS = 20
 
 
 def eager(day: Day) -> None:
-    """Every model as it comes; also as the JSON of `bench forward`, which grows with each."""
+    """Every model as it comes; also as the JSON of `bench forward`, which grows model by model."""
     started = time.time()
     result: dict[str, dict[str, Any]] = {"images_per_s": {}, "gflop_per_image": {}, "compile_s": {}}
     for model in day.sizes.models:

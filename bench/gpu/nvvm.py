@@ -25,7 +25,7 @@ NAMES = ("libnvvm.so.4", "libnvvm.so")
 
 @dataclass(frozen=True)
 class Nvvm:
-    """Where NVVM was found."""
+    """A place that holds NVVM."""
 
     root: Path
     """The folder that holds `nvvm/libdevice`."""
@@ -37,7 +37,7 @@ class Nvvm:
     """Whether numba finds it without help."""
 
     def variables(self, work: Path) -> dict[str, str]:
-        """What numba must find in its environment.
+        """Variables that numba needs in its environment.
 
         Args:
             work: where links are made, if the library is where no variable leads.

@@ -1,4 +1,4 @@
-"""The three parts of the day: their steps, in the order of what would be missed most, and how long each may take.
+"""The three parts of the day: their steps, the most wanted first, and their limits.
 
 The first part needs no DALI. Kernels are compared with their twins before anything compiled by torch runs. A step
 `prepare` makes what later ones need where it is not there yet, and takes a second where it is.
@@ -81,7 +81,7 @@ FUNCTIONS: Mapping[str, str] = {
 
 
 def function_of(step: str) -> Callable[[Day], None]:
-    """What a step does."""
+    """Import the function of a step."""
     module, _, name = FUNCTIONS[step].partition(":")
     function: Callable[[Day], None] = getattr(importlib.import_module(f"vitscore.bench.gpu.{module}"), name)
     return function

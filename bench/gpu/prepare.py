@@ -1,4 +1,4 @@
-"""Photographs and checkpoints for the steps: made once, side by side on all cores, and found again by later parts."""
+"""Photographs and checkpoints for the steps: made once, side by side on all cores, and kept for later parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitscore.bench.harness.corpus import photos, repeat, write
 from vitscore.system.machine import num_usable_cpus
 
 SHARDS = 16
-"""Of different photographs; enough for a loop's workers to have one each."""
+"""Of different photographs; at least one for every worker of a loop."""
 
 
 def prepare(day: Day) -> None:
@@ -39,7 +39,7 @@ def make_photos(day: Day, folder: Path) -> None:
 
 
 def make_one(wanted: tuple[Path, str]) -> None:
-    """A checkpoint; in a process of its own."""
+    """Make a checkpoint; runs in a process beside others."""
     once(wanted[0], lambda folder: make_checkpoint(folder, kind=wanted[1]))
 
 

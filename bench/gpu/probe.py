@@ -1,4 +1,4 @@
-"""What this machine is: GPU, driver, versions, NVVM, and which image decoders work."""
+"""Describe this machine: GPU, driver, versions, NVVM, and which image decoders work."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def machine(day: Day) -> None:
 
 
 def smi() -> dict[str, str]:
-    """What nvidia-smi says; empty where it does not answer."""
+    """Ask nvidia-smi for memory, clocks, power and PCIe."""
     command = ["nvidia-smi", f"--query-gpu={','.join(SMI.values())}", "--format=csv,noheader", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
@@ -80,10 +80,10 @@ def versions(day: Day) -> None:
 
 
 def compiler(day: Day) -> None:
-    found = nvvm.find()
-    if found is None:
+    place = nvvm.find()
+    if place is None:
         return day.figure("NVVM", "none", note="numba cannot compile kernels: looked in packages, CUDA_HOME, nvcc's")
-    return day.figure("NVVM", "found", note=f"{found.source}: {found.root}")
+    return day.figure("NVVM", "found", note=f"{place.source}: {place.root}")
 
 
 def gpu(day: Day) -> None:

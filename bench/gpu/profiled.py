@@ -1,4 +1,4 @@
-"""What the GPU does during a run, batch by batch: its busy share, its largest gaps, and the trace to look at.
+"""Profile a run on the GPU: busy share, largest gaps, longest kernels, and the trace to look at.
 
 torch's profiler records a window in the middle of a run, inside this process. Kernels of DALI and of the engine are in
 it; the hardware JPEG decoder is no kernel, so its work shows only as a lack of decoding kernels.
@@ -110,9 +110,9 @@ def write_trace(document: dict[str, Any], path: Path) -> None:
 
 
 def on_gpu(events: Iterable[Event]) -> list[Event]:
-    """What ran on the GPU, in order."""
-    found = [event for event in events if event.get("cat") in ON_GPU and "dur" in event]
-    return sorted(found, key=lambda event: float(event["ts"]))
+    """Select the events of the GPU, in order of their beginning."""
+    ran = [event for event in events if event.get("cat") in ON_GPU and "dur" in event]
+    return sorted(ran, key=lambda event: float(event["ts"]))
 
 
 def busy_share(events: Sequence[Event]) -> tuple[float, float, float]:
@@ -135,24 +135,24 @@ def end_of(event: Event) -> float:
 
 
 def by_stream(events: Iterable[Event]) -> dict[str, list[Event]]:
-    found: dict[str, list[Event]] = {}
+    streams: dict[str, list[Event]] = {}
     for event in events:
-        found.setdefault(str(event.get("args", {}).get("stream", "?")), []).append(event)
-    return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
+        streams.setdefault(str(event.get("args", {}).get("stream", "?")), []).append(event)
+    return dict(sorted(streams.items(), key=lambda pair: -len(pair[1])))
 
 
 def gaps(busy: Sequence[Event], events: Iterable[Event]) -> list[Gap]:
     """Times in which nothing ran, longest first."""
     calls = [event for event in events if event.get("cat") == "cuda_runtime" and "dur" in event]
-    found, last = [], busy[0]
+    pauses, last = [], busy[0]
     for event in busy[1:]:
         begins, ends = end_of(last), float(event["ts"])
         if ends > begins:
             host = longest_call(calls, begins, ends) if ends - begins > 100 else ""
-            found.append(Gap(begins, (ends - begins) / 1e6, str(last["name"]), str(event["name"]), host or "no call"))
+            pauses.append(Gap(begins, (ends - begins) / 1e6, str(last["name"]), str(event["name"]), host or "no call"))
         if end_of(event) > begins:
             last = event
-    return sorted(found, key=lambda gap: -gap.seconds)
+    return sorted(pauses, key=lambda gap: -gap.seconds)
 
 
 def longest_call(calls: Iterable[Event], begins: float, ends: float) -> str:
@@ -167,7 +167,7 @@ def longest_call(calls: Iterable[Event], begins: float, ends: float) -> str:
 
 def longest_kernels(busy: Iterable[Event]) -> Counter[str]:
     """Seconds by name."""
-    found: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
     for name, group in itertools.groupby(sorted(busy, key=lambda event: str(event["name"])), lambda e: str(e["name"])):
-        found[name] = sum(float(event["dur"]) for event in group) / 1e6  # type: ignore[assignment]
-    return found
+        seconds[name] = sum(float(event["dur"]) for event in group) / 1e6  # type: ignore[assignment]
+    return seconds

@@ -1,4 +1,4 @@
-"""What a run does where it cannot have what it wants: little memory, hardly any, a GPU that another rank has."""
+"""Runs that cannot have all they need: little memory, hardly any, a GPU that another rank has."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Runs a part's steps one after the other, each a process within its own limit, all within the part's.
+"""Run a part's steps one after the other, as processes with limits, within the limit of the part.
 
-What a step prints goes to log.txt; one line a step is printed, and the end of the log of one that failed. A step may
+A step's output goes to log.txt; one line a step is printed, and the end of the log of one that failed. A step may
 take twice its limit from time that earlier steps did not need; over that it gets Ctrl-C, then is killed with all that
 it started. Afterwards the folder holds what may stay in it and nothing else.
 """
@@ -52,7 +52,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Part:
-    """Steps in the order of what would be missed most."""
+    """Steps, the most wanted first."""
 
     limit_s: float
     steps: tuple[Step, ...]
@@ -111,7 +111,7 @@ def run_part(
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Take the end of the time that somebody else set for Ctrl-C: the table is printed all the same."""
+    """Treat SIGTERM as Ctrl-C, so that the table is printed all the same."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -120,7 +120,7 @@ def interruptible() -> Iterator[None]:
 
 
 def environment(work: Path) -> dict[str, str]:
-    """What every step finds in its environment: caches and temporary files away from the results, and NVVM."""
+    """Environment of every step: caches and temporary files away from the results, and NVVM."""
     folders = {
         "TMPDIR": "tmp",
         "HYPOTHESIS_STORAGE_DIRECTORY": "hypothesis",
@@ -131,11 +131,11 @@ def environment(work: Path) -> dict[str, str]:
     }
     for name in folders.values():
         (work / name).mkdir(parents=True, exist_ok=True)
-    found = nvvm.find()
+    compiler = nvvm.find()
     return {
         **os.environ,
         **{variable: str(work / name) for variable, name in folders.items()},
-        **(found.variables(work) if found else {}),
+        **(compiler.variables(work) if compiler else {}),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",

@@ -38,7 +38,7 @@ def step_of(test: str) -> str:
 
 def gpu_tests(folder: Path = TESTS) -> dict[Path, list[str]]:
     """By file: the functions marked `gpu`; read as text, since importing needs packages."""
-    found = {}
+    functions = {}
     for path in sorted(folder.glob("test_*.py")):
         text = path.read_text(encoding="utf-8")
         names = [
@@ -48,8 +48,8 @@ def gpu_tests(folder: Path = TESTS) -> dict[Path, list[str]]:
             and any("mark.gpu" in ast.unparse(mark) for mark in node.decorator_list)
         ]
         if names:
-            found[path] = names
-    return found
+            functions[path] = names
+    return functions
 
 
 def files_of(step: str, folder: Path = TESTS) -> list[Path]:
@@ -59,7 +59,7 @@ def files_of(step: str, folder: Path = TESTS) -> list[Path]:
 
 
 def missing_packages(path: Path) -> list[str]:
-    """What a file imports at its top, and is not here."""
+    """Packages that a file imports at its top and that are not installed."""
     return [name for name in _imported(path) if importlib.util.find_spec(name) is None]
 
 
@@ -72,7 +72,7 @@ def _imported(path: Path) -> Iterator[str]:
 
 
 class Chosen:
-    """A plugin of pytest: keeps the step's tests, and writes each one's outcome."""
+    """A plugin of pytest: keeps the step's tests, and writes their outcomes one by one."""
 
     def __init__(self, day: Day) -> None:
         self._day = day

@@ -1,6 +1,6 @@
 """Whole runs: their rates beside their bound and beside other tools, their predictions beside the CPU's.
 
-Every run is a process, as a user starts it. A run's rate is that of its loop; with its start is told besides.
+Every run is a process, as a user starts it. A run's rate is that of its loop; a second figure includes its start.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ def augmented(day: Day) -> None:
 
 def streams(day: Day) -> None:
     """The same run on a stream of the engine's and on the default one, in turn."""
-    found: dict[str, list[float]] = {stream: [] for stream in STREAMS}
+    rates_by_stream: dict[str, list[float]] = {stream: [] for stream in STREAMS}
     slowest_s = 0.0
     for stream in (*STREAMS, *reversed(STREAMS)):
-        if all(found.values()) and day.left_s < 1.2 * slowest_s:
+        if all(rates_by_stream.values()) and day.left_s < 1.2 * slowest_s:
             return
         name = f"{BASE} run, {stream} stream"
         own = run(day, BASE, day.sizes.times, name=name, env={STREAM_VARIABLE: stream})
         slowest_s = max(slowest_s, own.wall_s)
-        found[stream].append(own.images / own.loop_s)
-        if all(found.values()):
-            share = np.median(found["own"]) / np.median(found["default"])
+        rates_by_stream[stream].append(own.images / own.loop_s)
+        if all(rates_by_stream.values()):
+            share = np.median(rates_by_stream["own"]) / np.median(rates_by_stream["default"])
             note = "" if has_gpu() else NO_GPU
-            day.figure("own / default stream", float(share), note=note, runs=sum(map(len, found.values())))
+            day.figure("own / default stream", float(share), note=note, runs=sum(map(len, rates_by_stream.values())))
 
 
 def run(day: Day, model: str, times: int, *options: str, name: str = "", env: dict[str, str] | None = None) -> OwnRun:
@@ -100,11 +100,11 @@ def run(day: Day, model: str, times: int, *options: str, name: str = "", env: di
 
 
 def waits(own: OwnRun) -> str:
-    """What the loop waited for longest, and for what share of its time."""
+    """Name the stage that the loop waited for longest, with its share of the time."""
     seconds = own.session.get("waiting_s") or {}
     if not seconds:
         return "for nothing"
-    stage = max(seconds, key=lambda each: float(seconds[each]))
+    stage = max(seconds, key=lambda stage: float(seconds[stage]))
     return f"for {stage} {100 * seconds[stage] / own.loop_s:.0f}%"
 
 
@@ -127,21 +127,21 @@ def peers(day: Day) -> None:
 
 
 def beside(day: Day, own: OwnRun, peer: str, title: str, settings: Settings, shards: Path) -> PeerRun:
-    found = run_peer(peer, shards, day.checkpoint(BASE), settings)
-    rate = found.images / found.loop_s
-    day.figure(f"{title}, {BASE}", rate, "images/s", note=str(settings), images=found.images)
+    theirs = run_peer(peer, shards, day.checkpoint(BASE), settings)
+    rate = theirs.images / theirs.loop_s
+    day.figure(f"{title}, {BASE}", rate, "images/s", note=str(settings), images=theirs.images)
     day.figure(f"times the {peer}", own.images / own.loop_s / rate, note=f"{rate:,.0f} images/s; {settings}"[:60])
-    add_peer(day, own, found, title, settings)
-    return found
+    add_peer(day, own, theirs, title, settings)
+    return theirs
 
 
-def add_peer(day: Day, own: OwnRun, found: PeerRun, title: str, settings: Settings) -> None:
+def add_peer(day: Day, own: OwnRun, theirs: PeerRun, title: str, settings: Settings) -> None:
     """Into the JSON of `bench whole`, where the run before wrote it."""
     path = day.out / "whole.json"
     if not path.is_file():
         return
     result: dict[str, Any] = dict(record.read(path).result)
-    result[title] = rates([found], str(settings))
+    result[title] = rates([theirs], str(settings))
     ours = rates([own], own.settings)
     for kind, key in (("ratios", "images_per_s"), ("loop_ratios", "loop_images_per_s")):
         result[kind] = {**result[kind], title: ratio(ours[key], result[title][key])}
@@ -169,15 +169,15 @@ def predictions(day: Day) -> None:
         "label_map": "demo-vit=by-position",
     }
     device = "cuda" if has_gpu() else "cpu"
-    found = {}
+    rows_by_precision = {}
     for precision in ("fp32", "fp16", "bf16"):
         if precision == "fp16" and device == "cpu":
             day.could_not("fp16 predictions that differ", NO_GPU)
             continue
         done = score(day.photos, models, day.work / f"on-{precision}", device=device, precision=precision, **asked)
-        found[precision] = done.predictions()
+        rows_by_precision[precision] = done.predictions()
     expected = score(day.photos, models, day.work / "on-cpu", device="cpu", precision="fp32", **asked).predictions()
-    for precision, rows in found.items():
+    for precision, rows in rows_by_precision.items():
         compare(day, precision, rows, expected)
 
 
@@ -185,7 +185,7 @@ def compare(day: Day, precision: str, rows: Any, expected: Any) -> None:
     """Answers that differ where the CPU's best class leads by more than 0.01, and how far logits are apart."""
     counted = 0
     for model in ("B16", "demo-vit", "demo-clip"):
-        one, other = (np.array(each[f"{model}.logits"].to_pylist(), float) for each in (rows, expected))
+        one, other = (np.array(table[f"{model}.logits"].to_pylist(), float) for table in (rows, expected))
         best = np.sort(other, axis=1)
         lead = best[:, -1] - best[:, -2]
         differs = one.argmax(1) != other.argmax(1)

@@ -1,4 +1,4 @@
-"""How busy the GPU says it is while something else runs: its cores, its JPEG decoder, its clock, its power."""
+"""Sample the GPU while something else runs: load of its cores and of its JPEG decoder, clock, power."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INTERVAL_S = 0.1
 
 
 class Watch:
-    """Samples taken meanwhile, by name."""
+    """Samples by name."""
 
     def __init__(self) -> None:
         self.samples: dict[str, list[float]] = {}
