@@ -172,10 +172,10 @@ def test_images_of_one_size_get_the_same_bits_together(interpolation, size, crop
 
 @needs_dali
 def test_rows_go_together_only_with_rows_of_their_size_and_few_pixels():
-    from vitscore.decode.resize import alike
+    from vitscore.decode.resize import groups_of_one_size
 
     sizes = [(8, 8)] * 9 + [(500, 400), (8, 9), (500, 400)]
-    groups = list(alike([torch.zeros(*size, 3) for size in sizes], at_least=2))
+    groups = list(groups_of_one_size([torch.zeros(*size, 3) for size in sizes], at_least=2))
     assert groups == [[0, 1, 2, 3, 4], [5, 6, 7, 8], [9], [11], [10]]
 
 

@@ -156,7 +156,7 @@ def test_an_inexpressible_processor_runs_as_it_is():
 
 
 def test_a_processor_that_keeps_sizes_makes_no_batch():
-    with pytest.raises(Inexpressible, match="no batch"):
+    with pytest.raises(Inexpressible, match="cannot be batched"):
         processor_geometry(ViTImageProcessor(do_resize=False))
 
 
