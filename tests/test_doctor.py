@@ -41,7 +41,7 @@ def test_what_doctor_says_of_the_gpu_is_what_torch_sees() -> None:
         ([], {"has_hardware": False, "driver": None}, "optional", "no NVIDIA GPU", ""),
         ([], {"driver": None}, "problem", "its driver is not loaded", "nvidia-driver"),
         ([], {"torch_cuda": None}, "problem", "torch is a build for CPUs", "pip install --force-reinstall torch"),
-        ([], {"driver_cuda": (12, 4)}, "problem", "speaks CUDA 12.4, torch was built for 13.0", "nvidia-driver"),
+        ([], {"driver_cuda": (12, 4)}, "problem", "supports CUDA 12.4, but torch was built for 13.0", "nvidia-driver"),
         ([], {}, "problem", "torch finds no device", "nvidia-smi"),
     ],
 )

@@ -19,7 +19,7 @@ from statsmodels.stats.multitest import multipletests
 
 from vitscore.augment.operators import OPERATORS
 from vitscore.errors import UsageError
-from vitscore.robustness.grid import Apart, GridCounts, Spread, make_cells, make_document, rate_interval
+from vitscore.robustness.grid import ErrorDifference, GridCounts, Spread, make_cells, make_document, rate_interval
 from vitscore.robustness.html import render
 from vitscore.robustness.words import table
 
@@ -111,9 +111,9 @@ def test_the_interval_of_an_error_rate_holds_the_truth_where_cells_share_their_i
 
 
 def test_without_a_difference_on_any_image_none_is_claimed() -> None:
-    apart = Apart()
-    apart.update(np.array([1, 0, 2]), np.array([1, 0, 2]))
-    figures = apart.figures(5)
+    difference = ErrorDifference()
+    difference.update(np.array([1, 0, 2]), np.array([1, 0, 2]))
+    figures = difference.figures(5)
     assert figures["error_difference"] == 0 and figures["sign_p"] == 1
     low, high = figures["error_difference_ci"]
     assert low < 0 < high
