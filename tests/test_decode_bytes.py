@@ -1,4 +1,4 @@
-"""DALI reads a batch's bytes where they are: they must be right, and there, as long as it does, and no longer."""
+"""DALI reads the bytes of a batch in place: they must be unchanged and alive until it is decoded, and not longer."""
 
 import gc
 import weakref
@@ -23,7 +23,7 @@ WAYS = [
 
 
 def contents_of(turn):
-    """A batch of JPEGs, no two batches' alike; every third has two that DALI cannot decode."""
+    """Return a batch of JPEGs; all batches differ, and every third has two images that DALI cannot decode."""
     good = [pictures.encode(pictures.photo(200 + 7 * row, 150 + turn, row % 2), "JPEG") for row in range(BATCH)]
     if turn % 3 == 1:
         good[1] = good[4] = pictures.hidden_bad()["jpeg without its tables"]
@@ -31,7 +31,7 @@ def contents_of(turn):
 
 
 def submitted(decoder, contents):
-    """Submit views of one buffer, as the reader gives them; returns the buffer, which nothing here refers to."""
+    """Submit views of one buffer, as the reader does; return the buffer, to which the test keeps no other reference."""
     buffer = np.frombuffer(b"".join(contents), np.uint8).copy()
     ends = np.cumsum([len(content) for content in contents]).tolist()
     decoder.submit([buffer[end - len(content) : end] for content, end in zip(contents, ends, strict=True)])
@@ -46,8 +46,8 @@ def make(**options):
 
 @pytest.fixture(scope="module")
 def expected():
-    """By turn: each batch decoded with nothing else under way, and its bytes kept."""
-    found = []
+    """Batches by options and turn, decoded with no other batch under way, while their bytes are kept."""
+    turns = []
     for options in ({}, {"resize_in_dali": True, "halves": True}):
         decoder = make(**options)
         batches = []
@@ -56,16 +56,16 @@ def expected():
             batches.append(decoder.collect())
             del kept
         decoder.close()
-        found.append(batches)
-    return found
+        turns.append(batches)
+    return turns
 
 
-def same(found, own):
-    return found.faults == own.faults and all(torch.equal(a, b) for a, b in zip(found.pixels, own.pixels, strict=True))
+def same(one, own):
+    return one.faults == own.faults and all(torch.equal(a, b) for a, b in zip(one.pixels, own.pixels, strict=True))
 
 
 def test_bytes_are_not_copied():
-    """The bytes that are in place when DALI begins are what it decodes, not those that it was fed."""
+    """DALI decodes the bytes that are in the buffer when it starts, not those that were there when it was fed."""
     from vitscore.decode.dali_pipeline import DaliPipeline
 
     first, second = (pictures.encode(pictures.photo(90, 60, which), "JPEG") for which in (0, 1))
@@ -77,50 +77,50 @@ def test_bytes_are_not_copied():
     pipeline._feed_inputs([first], [(60, 90)], serial=2)
     first[:] = second
     pipeline._pipe.schedule_run()
-    _, (found,) = pipeline.outputs(2)
-    assert torch.equal(found, wanted)
+    _, (images,) = pipeline.outputs(2)
+    assert torch.equal(images, wanted)
 
 
 @pytest.mark.parametrize("options", WAYS)
 def test_bytes_may_be_overwritten_as_soon_as_their_batch_is_collected(options, expected):
     own = expected[bool(options)]
     decoder = make(**options)
-    buffers, found = [], []
+    buffers, results = [], []
     noise = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
     for turn in range(len(own)):
         buffers.append(submitted(decoder, contents_of(turn)))
         if turn >= decoder.depth - 1:
-            found.append(decoder.collect())
-            collected = buffers[len(found) - 1]
+            results.append(decoder.collect())
+            collected = buffers[len(results) - 1]
             collected[:] = noise[: len(collected)]
-    while len(found) < len(own):
-        found.append(decoder.collect())
+    while len(results) < len(own):
+        results.append(decoder.collect())
     decoder.close()
     assert decoder.again == DecodedAgain(batches=3, images=3 * BATCH, undecodable=6, rebuilds=0)
-    assert all(same(one, other) for one, other in zip(found, own, strict=True))
+    assert all(same(one, other) for one, other in zip(results, own, strict=True))
 
 
 @pytest.mark.parametrize("options", WAYS)
 def test_bytes_live_until_their_batch_is_collected_and_soon_no_longer(options, expected):
-    """Nothing but the decoder refers to them; memory that is let go is filled with other bytes at once."""
+    """Only the decoder refers to the buffers, and released memory is immediately filled with other bytes."""
     own = expected[bool(options)]
     decoder = make(**options)
-    buffers, found, rubbish = [], [], []
+    buffers, results, rubbish = [], [], []
     for turn in range(len(own)):
         buffers.append(weakref.ref(submitted(decoder, contents_of(turn))))
         gc.collect()
         rubbish.append([np.full(1 << 16, turn, np.uint8) for _ in range(8)])
-        assert all(each() is not None for each in buffers[len(found) :])
+        assert all(buffer() is not None for buffer in buffers[len(results) :])
         if turn >= decoder.depth - 1:
-            found.append(decoder.collect())
-    while len(found) < len(own):
-        found.append(decoder.collect())
-    assert all(same(one, other) for one, other in zip(found, own, strict=True))
-    # DALI keeps the buffers of a batch until it uses their place again.
-    assert not any(each() is not None for each in buffers[: -2 * decoder.depth])
+            results.append(decoder.collect())
+    while len(results) < len(own):
+        results.append(decoder.collect())
+    assert all(same(one, other) for one, other in zip(results, own, strict=True))
+    # DALI keeps the buffers of a batch until it reuses their slot.
+    assert not any(buffer() is not None for buffer in buffers[: -2 * decoder.depth])
     decoder.close()
     gc.collect()
-    assert not any(each() is not None for each in buffers)
+    assert not any(buffer() is not None for buffer in buffers)
 
 
 @pytest.mark.parametrize("options", WAYS)
@@ -129,10 +129,10 @@ def test_a_rebuilt_pipeline_is_given_the_same_bytes_again(options, expected):
     decoder = make(**options)
     noise = np.random.default_rng(1).integers(0, 256, 1 << 20, np.uint8)
     buffers = [submitted(decoder, contents_of(turn)) for turn in range(3)]
-    found = [decoder.collect()]
+    results = [decoder.collect()]
     buffers[0][:] = noise[: len(buffers[0])]
     decoder._rebuild()
     buffers.append(submitted(decoder, contents_of(3)))
-    found += [decoder.collect() for _ in range(3)]
+    results += [decoder.collect() for _ in range(3)]
     decoder.close()
-    assert all(same(one, other) for one, other in zip(found, own[:4], strict=True))
+    assert all(same(one, other) for one, other in zip(results, own[:4], strict=True))
