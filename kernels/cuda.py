@@ -1,11 +1,11 @@
-"""The row kernel's twin on a GPU, and what both twins share: logits to predictions without a wait of the host.
+"""The CUDA version of the row kernel, which turns logits into predictions, and the code that CUDA kernels share.
 
-The twins (the other one is in `cuda_counts`) take anything with the CUDA array interface (torch and CuPy tensors,
-numba's own arrays) and run on the stream that is given; nothing is copied and nothing is synchronised. Results are
-device arrays; `torch.as_tensor(x)` lends them to torch.
+The CUDA kernels (the counting kernel is in `cuda_counts`) take any object with the CUDA array interface (torch and CuPy
+tensors, numba arrays) and run on the given stream; they copy nothing, and the host never waits. Results are device
+arrays; `torch.as_tensor(x)` shares them with torch.
 
 Under NUMBA_ENABLE_CUDASIM=1, set before the import, the same code runs on NumPy arrays without a GPU. Axes: B rows, K
-classes, T the k of top-k.
+classes, T the k of top-k, H the threads of a block.
 """
 
 from __future__ import annotations
@@ -23,54 +23,54 @@ from vitscore.kernels.arrays import FloatArray, IntArray
 from vitscore.kernels.numba_cuda import IS_SIMULATED, cuda
 
 THREADS = 8 if IS_SIMULATED else 128
-"""Threads of a block; a simulated thread is a thread of Python."""
+"""Threads per block; every simulated thread is a Python thread."""
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
-# numba warns of every grid under 128 blocks: a batch of few rows is no mistake, and nobody waits for its kernel.
+# numba warns of every grid with fewer than 128 blocks, but small batches are normal and their kernels are short.
 warnings.filterwarnings("ignore", message="Grid size .* low occupancy")
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 
 def on_device(function: AnyFunction) -> Any:
-    """A kernel, to be launched as `function[grid, block, stream](...)`; kept on disk where a folder allows it."""
+    """Compile a kernel, to be launched as `function[grid, block, stream](...)`; cached on disk if possible."""
     try:
         return cuda.jit(cache=True)(function)
     except RuntimeError:
-        # numba found no folder to write to (a read-only install and a read-only home).
+        # numba finds no writable folder (a read-only install and a read-only home).
         return cuda.jit(function)
 
 
 def on_device_inside(function: AnyFunction) -> AnyFunction:
-    """A function that kernels call."""
+    """Compile a function that kernels call."""
     inlined: AnyFunction = cuda.jit(device=True)(function)
     return inlined
 
 
 def lend(values: Any) -> Any:
-    """A CUDA tensor as numba's device array, without a copy; a simulated device takes NumPy arrays as they are."""
+    """Return a CUDA tensor as a numba device array, without a copy; the simulator takes NumPy arrays as they are."""
     return values if IS_SIMULATED or isinstance(values, np.ndarray) else cuda.as_cuda_array(values, sync=False)
 
 
 @functools.lru_cache
 def as_stream(pointer: int) -> Any:
-    """A stream by its pointer (`torch.cuda.current_stream().cuda_stream`); 0 is the default one.
+    """Return the stream with this pointer (`torch.cuda.current_stream().cuda_stream`); 0 is the default stream.
 
-    The same object each time, since numba keeps prepared launches by it.
+    The same pointer gives the same object, because numba caches prepared launches by stream object.
     """
     return 0 if IS_SIMULATED or pointer == 0 else cuda.external_stream(pointer)
 
 
 def blocks(num_items: int) -> int:
-    """Blocks of a kernel that has a thread for each item."""
+    """Return the number of blocks for a kernel with one thread per item."""
     return (num_items + THREADS - 1) // THREADS
 
 
 class DeviceRowScores(NamedTuple):
-    """What `score_rows` gives, as device arrays; rows beyond the batch's are those of an earlier one."""
+    """The results of `score_rows` as device arrays; rows beyond the batch keep values of earlier batches."""
 
     ids_BT: Any
-    """int32; column 0 is the prediction, -1 where the row is not finite."""
+    """int32; column 0 is the prediction; -1 in rows that are not finite."""
     probs_BT: Any
     figures_5B: Any
     """float32: label log-probability, sum of squares, log-sum-exp, margin, entropy."""
@@ -79,18 +79,18 @@ class DeviceRowScores(NamedTuple):
 
 
 class DeviceRows:
-    """`score_rows` on a GPU, into buffers that are made once and used again: a batch's scores last until the next.
+    """`score_rows` on a GPU, into buffers that are reused: the scores of a batch are valid until the next batch.
 
     Args:
         max_rows: the largest batch.
         num_classes: K.
-        k: how many of the best classes to keep; K of them where k is larger.
-        scores: where to write, instead of buffers made here: arrays of those shapes and types on the device.
+        k: the number of best classes to keep, at most K.
+        scores: device arrays to write to, with the shapes and types of `DeviceRowScores`; by default new ones.
     """
 
     def __init__(self, max_rows: int, num_classes: int, *, k: int = 5, scores: DeviceRowScores | None = None) -> None:
         if k < 1 or num_classes < 1:
-            raise UsageError("nothing to rank", expected="k and K of at least 1", got=f"{k} and {num_classes}")
+            raise UsageError("no classes to rank", expected="k and K of at least 1", got=f"{k} and {num_classes}")
         self.num_classes = num_classes
         width = min(k, num_classes)
         if scores is None:
@@ -106,12 +106,12 @@ class DeviceRows:
             raise UsageError("buffers do not fit", expected=f"{max_rows} rows, {width} classes", got=str(shapes))
 
     def score(self, logits: Any, labels: Any, *, stream: int = 0) -> DeviceRowScores:
-        """Score a batch; returns at once.
+        """Start scoring a batch, and return without waiting.
 
         Args:
             logits: float32 (B, K) on the device, contiguous.
-            labels: int32 or int64 class ids (B) on the device; anything outside [0, K) is taken as no label.
-            stream: the pointer of the stream that made them.
+            labels: int32 or int64 class ids (B) on the device; ids outside [0, K) mean that the row has no label.
+            stream: the pointer of the stream that computes them.
         """
         logits_BK, labels_B = lend(logits), lend(labels)
         num_rows = logits_BK.shape[0]
@@ -128,7 +128,7 @@ class DeviceRows:
 
 @on_device_inside
 def _reduce_best(values_H: FloatArray, ids_H: IntArray, thread: int) -> None:
-    """Bring the best of all threads to place 0: the largest value, the lowest id among equals; -1 is nobody."""
+    """Reduce to index 0 the largest value of all threads, with the lowest id among equals; id -1 is an empty entry."""
     half = THREADS // 2
     while half > 0:
         cuda.syncthreads()
@@ -148,7 +148,7 @@ def _reduce_best(values_H: FloatArray, ids_H: IntArray, thread: int) -> None:
 
 @on_device_inside
 def _reduce_sum(sums_H: FloatArray, thread: int) -> None:
-    """Add all threads up at place 0, always in the same order."""
+    """Reduce to index 0 the sum over all threads, always in the same order."""
     half = THREADS // 2
     while half > 0:
         cuda.syncthreads()
@@ -167,7 +167,7 @@ def _score_rows(
     figures_5B: FloatArray,
     is_finite_B: IntArray,
 ) -> None:
-    """A block a row; every thread takes every THREADS-th class, so a row's result does not depend on its neighbours."""
+    """Score one row per block; each thread takes every THREADS-th class, so a row's result depends on that row only."""
     values_H = cuda.shared.array(THREADS, np.float32)
     ids_H = cuda.shared.array(THREADS, np.int32)
     sums_H = cuda.shared.array(THREADS, np.float64)
@@ -193,7 +193,7 @@ def _score_rows(
                 figures_5B[f, i] = math.nan
         return
 
-    # The best classes one after the other: each time the best of those that come after the last one found.
+    # Find the best classes one by one: each pass takes the best class that ranks after the previous one.
     top, last, last_id, margin = 0.0, 0.0, -1, 0.0
     for t in range(min(max(width, 2), num_classes)):
         values_H[thread] = 0.0

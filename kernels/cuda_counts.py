@@ -1,8 +1,8 @@
-"""The counting kernel's twin on a GPU: predictions to counts without a wait of the host (see `cuda` for what it takes).
+"""The CUDA version of the counting kernel: predictions to counts, while the host never waits (inputs: see `cuda`).
 
-Streams of torch do not wait for the default stream, nor that one for them. So counts keep an order over streams: an
-event is recorded behind each piece of work on them, and the next piece waits for it on whichever stream it is put. A
-bad id cannot raise at once: the batch that has one is not counted, and `compute` raises.
+torch's streams and the default stream do not wait for each other, so the counts keep their own order across streams:
+every operation on them records an event, and the next operation waits for it on its stream. A bad id cannot raise
+immediately: its batch is not counted, and `compute` raises.
 
 Axes: B rows, K classes, S slots of a hash table.
 """
@@ -22,14 +22,14 @@ from vitscore.kernels.cuda import THREADS, as_stream, blocks, lend, on_device, o
 from vitscore.kernels.numba_cuda import IS_SIMULATED, cuda
 
 SLOTS = 1 << (10 if IS_SIMULATED else 25)
-"""Slots of the table beyond 4,096 classes: 512 MB, for 16 million pairs at the least before it is full."""
+"""Slots of the hash table that is used above 4,096 classes: 512 MB, enough for at least 16 million pairs."""
 _BAD_ID, _FULL = 1, 2
 
 
 class DeviceConfusionCounts:
-    """`ConfusionCounts` on a GPU: square up to 4,096 classes, a hash table of fixed size beyond.
+    """`ConfusionCounts` on a GPU: a square matrix up to 4,096 classes, a hash table of fixed size above.
 
-    Every call may name another stream by its pointer (`torch.cuda.current_stream().cuda_stream`; 0 is the default one).
+    Calls may use different streams, given by pointer (`torch.cuda.current_stream().cuda_stream`; 0 is the default).
     """
 
     def __init__(self, num_classes: int, *, stream: int = 0) -> None:
@@ -38,15 +38,15 @@ class DeviceConfusionCounts:
         self.num_classes = num_classes
         self.is_square = num_classes <= LARGEST_SQUARE
         self._done = cuda.event()
-        """Behind the last piece of work on these counts."""
+        """The event recorded after the last operation on these counts."""
         self._flags = cuda.device_array(2, np.int32)
-        """What went wrong so far, and what is wrong with the batch under way."""
+        """The error of all batches so far, and the error of the batch under way; 0 is none."""
         self._counts = cuda.device_array((num_classes, num_classes) if self.is_square else SLOTS, np.int64)
         self._keys_S = None if self.is_square else cuda.device_array(SLOTS, np.int64)
         self.reset(stream=stream)
 
     def reset(self, *, stream: int = 0) -> None:
-        """Forget every count; returns at once."""
+        """Set all counts to zero, without waiting."""
         with _turn(stream, self) as on:
             _fill[1, THREADS, on](self._flags, 0)
             _fill[blocks(self._counts.size), THREADS, on](self._counts.ravel(), 0)
@@ -54,12 +54,12 @@ class DeviceConfusionCounts:
                 _fill[blocks(SLOTS), THREADS, on](self._keys_S, -1)
 
     def update(self, preds: Any, target: Any, *, stream: int = 0) -> None:
-        """Count a batch; returns at once.
+        """Count a batch, without waiting.
 
         Args:
             preds: int32 or int64 class ids (B) on the device.
-            target: int32 or int64 class ids (B) on the device; -1 is not counted.
-            stream: the pointer of the stream that made them.
+            target: int32 or int64 class ids (B) on the device; rows with -1 are not counted.
+            stream: the pointer of the stream that computes them.
         """
         preds_B, labels_B = lend(preds), lend(target)
         if len(preds_B.shape) != 1 or preds_B.shape != labels_B.shape:
@@ -80,7 +80,7 @@ class DeviceConfusionCounts:
                 )
 
     def merge(self, other: DeviceConfusionCounts, *, stream: int = 0) -> None:
-        """Add another's counts, as if its samples had been counted here; returns at once."""
+        """Add the counts of another instance, as if its samples had been counted here, without waiting."""
         if other.num_classes != self.num_classes:
             got = f"{other.num_classes} classes"
             raise UsageError("counts cannot be merged", expected=f"{self.num_classes} classes", got=got)
@@ -95,11 +95,11 @@ class DeviceConfusionCounts:
                 )
 
     def compute(self, *, stream: int = 0) -> Confusion:
-        """The counts, on the host; waits for everything that was put on them, on whichever streams.
+        """Wait for all operations on the counts, on all streams, and return the counts on the host.
 
         Raises:
-            LabelError: a batch had an id outside [0, K), and was not counted.
-            UsageError: there were more pairs of classes than the table holds.
+            LabelError: a batch had an id outside [0, K) and was not counted.
+            UsageError: there were more pairs of classes than the table has slots.
         """
         with _turn(stream, self) as on:
             flags, counts = self._flags.copy_to_host(stream=on), self._counts.copy_to_host(stream=on)
@@ -121,13 +121,13 @@ class DeviceConfusionCounts:
 
 @contextlib.contextmanager
 def _turn(stream: int, *counts: DeviceConfusionCounts) -> Iterator[Any]:
-    """Work on some counts: on `stream`, behind what was put on them before, and before what will be."""
+    """Order operations on some counts: on `stream`, after all earlier and before all later operations on them."""
     on = as_stream(stream)
-    for each in counts:
-        each._done.wait(on)
+    for one in counts:
+        one._done.wait(on)
     yield on
-    for each in counts:
-        each._done.record(on)
+    for one in counts:
+        one._done.record(on)
 
 
 @on_device
@@ -164,8 +164,8 @@ def _add_to_table(flags: IntArray, keys_S: IntArray, counts_S: IntArray, key: in
     num_slots = keys_S.shape[0]
     slot = (key * 40503) & (num_slots - 1)
     for _ in range(num_slots):
-        found = cuda.atomic.cas(keys_S, slot, np.int64(-1), key)
-        if found == -1 or found == key:
+        previous = cuda.atomic.cas(keys_S, slot, np.int64(-1), key)
+        if previous == -1 or previous == key:
             cuda.atomic.add(counts_S, slot, count)
             return
         slot = (slot + 1) & (num_slots - 1)

@@ -1,4 +1,4 @@
-"""Operators: each against an implementation of its own kind, DALI against NumPy, and seeds that know no batch."""
+"""Operators, compared with other implementations and DALI with NumPy; random bits that do not depend on the batch."""
 
 import colorsys
 import io
@@ -37,13 +37,13 @@ PHOTO, SMALL = picture(SIZE), picture((24, 28), 1)
 def carried_out(
     kind: Any, images: np.ndarray, cells: Any = CELLS, *, device_id: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Every cell by one of the two implementations."""
-    conditions = [Condition(f"{each.name}:{level}", (each.at(level),)) for each, level in cells]
+    """Return every cell from one of the two implementations."""
+    conditions = [Condition(f"{operator.name}:{level}", (operator.at(level),)) for operator, level in cells]
     geometry = Geometry("exact", images.shape[1:3], "bilinear")
     stage = Stage(conditions, kind, [geometry], batch_size=len(images), num_threads=2, device_id=device_id)
     pixels = torch.from_numpy(images).to("cpu" if device_id is None else f"cuda:{device_id}")
-    found = stage.apply(Decoded((pixels,)), WORDS[: len(images)])
-    return {condition.name: decoded.pixels[0].cpu().numpy() for condition, decoded in found}
+    results = stage.apply(Decoded((pixels,)), WORDS[: len(images)])
+    return {condition.name: decoded.pixels[0].cpu().numpy() for condition, decoded in results}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_a_higher_severity_changes_the_picture_more(name: str, by_both: Any) -> 
 
 
 def hsv_reference(change: Callable[[float, float, float], tuple[float, float, float]]) -> np.ndarray:
-    """A change of HSV, pixel by pixel, by the standard library."""
+    """Change HSV values pixel by pixel with the standard library."""
     flat = [colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*(pixel / 255)))) for pixel in SMALL.reshape(-1, 3)]
     return 255 * np.array(flat).reshape(SMALL.shape)
 
@@ -88,7 +88,7 @@ def disk_of_the_benchmark(radius: int, alias: float) -> np.ndarray:
 
 
 def reference(name: str, *values: float) -> tuple[np.ndarray, np.ndarray]:
-    """A picture, and what the operator makes of it by other means."""
+    """Pairs of a picture and the operator's result from another implementation."""
     if name == "brightness":
         return SMALL, hsv_reference(lambda h, s, v: (h, s, min(v + values[0], 1)))
     if name == "saturation":
@@ -124,8 +124,8 @@ def test_an_operator_is_the_benchmarks(name: str, tolerance: float, severity: in
     step = OPERATORS[name].at(severity)
     image, expected = reference(name, *step.values)
     for kind in ("dali", "torchvision"):
-        found = carried_out(kind, image[None], [(OPERATORS[name], severity)])[f"{name}:{severity}"][0]
-        assert np.abs(found - np.clip(expected, 0, 255)).max() <= tolerance
+        changed = carried_out(kind, image[None], [(OPERATORS[name], severity)])[f"{name}:{severity}"][0]
+        assert np.abs(changed - np.clip(expected, 0, 255)).max() <= tolerance
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
@@ -144,7 +144,7 @@ def test_rotate_and_zoom_are_pillows_away_from_the_border(severity: int) -> None
     turned = plain.augment(PHOTO, OPERATORS["rotate"].at(severity), WORDS[0])
     angle = OPERATORS["rotate"].levels[severity - 1][0]
     away = np.abs(turned.astype(int) - np.asarray(image.rotate(angle, Image.Resampling.BILINEAR)))[middle]
-    assert away.max() <= 1  # Pillow cuts what is behind the point
+    assert away.max() <= 1  # Pillow truncates decimals
     factor = OPERATORS["zoom"].levels[severity - 1][0]
     shown = [side / factor for side in image.size]
     box = [(side - seen) / 2 for side, seen in zip(image.size, shown, strict=True)]
@@ -191,9 +191,9 @@ def test_shot_noise_is_poisson(severity: int, level: int) -> None:
     shown = np.floor(np.clip(counts * 255 / photons, 0, 255) + 0.5)
     chances = stats.poisson.pmf(counts, level * photons / 255)
     expected = np.bincount(shown.astype(int), chances, 256)
-    found = np.bincount(plain.augment(flat(level), step, WORDS[1]).ravel(), minlength=256) / flat(0).size
-    # Half the summed distance: how often one of the two would have to be changed.
-    assert 0.5 * np.abs(expected - found).sum() < 0.02
+    shares = np.bincount(plain.augment(flat(level), step, WORDS[1]).ravel(), minlength=256) / flat(0).size
+    # The total variation distance between the two distributions.
+    assert 0.5 * np.abs(expected - shares).sum() < 0.02
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
@@ -220,13 +220,13 @@ def test_occlusion_hides_its_share_at_any_place(severity: int) -> None:
 
 
 def test_a_samples_noise_does_not_depend_on_its_batch() -> None:
-    random_ones = [(each, 3) for each in OPERATORS.values() if each.is_random]
+    random_ones = [(operator, 3) for operator in OPERATORS.values() if operator.is_random]
     images = np.stack([PHOTO] * 3)[:, :64, :64]
     for kind in ("dali", "torchvision"):
         together, alone = carried_out(kind, images, random_ones), carried_out(kind, images[:1], random_ones)
-        for name, found in together.items():
-            assert (found[0] == alone[name][0]).all()
-            assert (found[0] != found[1]).any()
+        for name, changed in together.items():
+            assert (changed[0] == alone[name][0]).all()
+            assert (changed[0] != changed[1]).any()
 
 
 def test_words_depend_on_seed_shard_key_and_operator_and_not_on_folders() -> None:
@@ -255,9 +255,9 @@ def test_a_gpu_makes_the_cpus_pictures(name: str, by_both: Any) -> None:
     cells = [(OPERATORS[name], severity) for severity in SEVERITIES]
     noise = np.random.default_rng(0).integers(0, 256, PHOTO.shape, np.uint8)
     images = np.stack([PHOTO, noise, np.zeros_like(PHOTO)])
-    for cell, found in carried_out("dali", images, cells, device_id=0).items():
-        away = np.abs(found.astype(int) - by_both["dali"][cell])
-        # A GPU's JPEG is computed in floats, not by libjpeg's integers; halves are rounded to even there.
+    for cell, changed in carried_out("dali", images, cells, device_id=0).items():
+        away = np.abs(changed.astype(int) - by_both["dali"][cell])
+        # On a GPU, JPEG is computed in floats instead of libjpeg's integers, and halves are rounded to even.
         assert away.mean() < 1 if name == "jpeg_compression" else away.max() <= 1
 
 
@@ -265,7 +265,7 @@ def test_a_gpu_makes_the_cpus_pictures(name: str, by_both: Any) -> None:
 def test_pictures_of_a_few_pixels_survive_every_operator(size: tuple[int, int]) -> None:
     image = np.full((1, *size, 3), 200, np.uint8)
     for kind in ("dali", "torchvision"):
-        assert all(found.shape == image.shape for found in carried_out(kind, image).values())
+        assert all(changed.shape == image.shape for changed in carried_out(kind, image).values())
 
 
 @pytest.mark.parametrize(
@@ -304,10 +304,10 @@ def test_what_is_written_reads_back_and_severities_are_within_the_ranges() -> No
 def test_a_chain_is_carried_out_in_its_order() -> None:
     chain = tuple(operators.parse(text) for text in ("occlusion:share=0.3", "gaussian_blur:sigma=4"))
     stage = Stage([Condition("", chain)], "dali", [Geometry("exact", SIZE, "bilinear")], batch_size=1, num_threads=1)
-    ((_, found),) = stage.apply(Decoded((torch.from_numpy(PHOTO[None]),)), WORDS[:1])
+    ((_, changed),) = stage.apply(Decoded((torch.from_numpy(PHOTO[None]),)), WORDS[:1])
     hidden = plain.augment(PHOTO, chain[0], WORDS[0], position=0)
     expected = plain.augment(hidden, chain[1], WORDS[0], position=1)
-    assert np.abs(found.pixels[0][0].numpy().astype(int) - expected).max() <= 1
+    assert np.abs(changed.pixels[0][0].numpy().astype(int) - expected).max() <= 1
 
 
 def test_on_a_gpu_all_that_the_pixels_are_made_from_is_held_with_them(monkeypatch: pytest.MonkeyPatch) -> None:

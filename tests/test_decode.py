@@ -1,4 +1,4 @@
-"""Pixels, faults and order of both decoders; the oracle: transformers' processors on what its `load_image` makes."""
+"""Pixels, faults and order of both decoders, against transformers' processors after its `load_image`."""
 
 import functools
 import io
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Palette images with Transparency
 
 RAW = {"do_rescale": False, "do_normalize": False}
 VIT, CLIP = ViTImageProcessor(**RAW), CLIPImageProcessor(**RAW)
-# A crop that is larger than many images, so that zeros are padded.
+# The crop is larger than many images, so they are padded with zeros.
 PADDED = CLIPImageProcessor(size={"shortest_edge": 150}, crop_size=181, **RAW)
 PROCESSORS = (VIT, CLIP, PADDED)
 GEOMETRIES = tuple(spec_from_processor(processor).geometry for processor in PROCESSORS)
@@ -39,7 +39,7 @@ DECODERS = [pytest.param("dali", marks=needs_dali), pytest.param("dali graph", m
 def decoder(kind, geometries=GEOMETRIES, *, batch_size=64, num_threads=2, **options):
     if kind != "dali graph":
         return make_decoder(kind, geometries, batch_size=batch_size, num_threads=num_threads, **options)
-    # The graph that a GPU runs, on the CPU.
+    # The graph for GPUs, run on the CPU.
     from vitscore.decode.dali import DaliDecoder
 
     return DaliDecoder(geometries, batch_size=batch_size, num_threads=num_threads, resize_in_dali=True, **options)
@@ -62,7 +62,7 @@ def expected(content, processor):
 
 
 def levels(decoded, contents, processors=PROCESSORS):
-    """Mean difference from the processors, of 255 levels, for each image: the worst of the geometries."""
+    """Return each image's mean difference from the processors, in levels of 255: the largest over the geometries."""
     assert not decoded.faults
     return [
         max(
@@ -76,23 +76,23 @@ def levels(decoded, contents, processors=PROCESSORS):
 @pytest.mark.parametrize("kind", DECODERS)
 def test_every_kind_of_image_looks_as_transformers_sees_it(kind):
     contents = {**pictures.ordinary(), **pictures.odd()}
-    found = dict(zip(contents, levels(decode(kind, contents.values()), contents.values()), strict=True))
+    differences = dict(zip(contents, levels(decode(kind, contents.values()), contents.values()), strict=True))
     limit = 0.3 if kind == "dali graph" else 0.0
-    assert {name: mean for name, mean in found.items() if mean > limit} == {}
+    assert {name: mean for name, mean in differences.items() if mean > limit} == {}
 
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_every_aspect_looks_as_transformers_sees_it(kind):
     contents = [pictures.encode(pictures.photo(width, height, 1), "PNG") for height, width in ASPECTS]
-    found = dict(zip(ASPECTS, levels(decode(kind, contents), contents), strict=True))
+    differences = dict(zip(ASPECTS, levels(decode(kind, contents), contents), strict=True))
     limit = 0.3 if kind == "dali graph" else 0.0
-    assert {size: mean for size, mean in found.items() if mean > limit} == {}
+    assert {size: mean for size, mean in differences.items() if mean > limit} == {}
 
 
 @needs_dali
 @pytest.mark.parametrize("resample", range(4))
 def test_every_filter_of_the_graph(resample):
-    processors = [each(resample=resample, **RAW) for each in (ViTImageProcessor, CLIPImageProcessor)]
+    processors = [kind(resample=resample, **RAW) for kind in (ViTImageProcessor, CLIPImageProcessor)]
     geometries = [spec_from_processor(processor).geometry for processor in processors]
     contents = [pictures.encode(pictures.photo(width, height), "PNG") for height, width in ASPECTS]
     contents.append(pictures.ordinary()["png two colours"])
@@ -172,10 +172,10 @@ def test_images_of_one_size_get_the_same_bits_together(interpolation, size, crop
 
 @needs_dali
 def test_rows_go_together_only_with_rows_of_their_size_and_few_pixels():
-    from vitscore.decode.resize import alike
+    from vitscore.decode.resize import groups_of_one_size
 
     sizes = [(8, 8)] * 9 + [(500, 400), (8, 9), (500, 400)]
-    groups = list(alike([torch.zeros(*size, 3) for size in sizes], at_least=2))
+    groups = list(groups_of_one_size([torch.zeros(*size, 3) for size in sizes], at_least=2))
     assert groups == [[0, 1, 2, 3, 4], [5, 6, 7, 8], [9], [11], [10]]
 
 
@@ -245,16 +245,16 @@ def test_batches_stay_in_order_after_a_bad_one(kind):
     made = decoder(kind, GEOMETRIES[:1], batch_size=3)
     alone = decode(kind, contents, GEOMETRIES[:1]).pixels[0]
     plan = [[0, 1], [2, None, 3], [None], [4], [None, 5], [6, 7], [1], [None, None, 2], [3]]
-    waiting, found = [], []
+    waiting, collected = [], []
     for batch in plan:
         made.submit([pictures.as_array(bad if index is None else contents[index]) for index in batch])
         waiting.append(batch)
         if len(waiting) == made.depth:
-            found.append((waiting.pop(0), made.collect()))
-    found += [(batch, made.collect()) for batch in waiting]
+            collected.append((waiting.pop(0), made.collect()))
+    collected += [(batch, made.collect()) for batch in waiting]
     made.close()
-    assert [batch for batch, _ in found] == plan
-    for batch, decoded in found:
+    assert [batch for batch, _ in collected] == plan
+    for batch, decoded in collected:
         assert sorted(decoded.faults) == [row for row, index in enumerate(batch) if index is None]
         for row, index in enumerate(batch):
             assert torch.equal(decoded.pixels[0][row], alone[index] if index is not None else torch.zeros(224, 224, 3))

@@ -1,6 +1,6 @@
-"""Which of DALI's errors are an image's, and which end the run: the texts of DALI 2.4, raised by real pipelines.
+"""Errors of DALI that make an image bad, and errors that end the run: the texts of DALI 2.4, raised by real pipelines.
 
-A GPU's errors are put into the outputs of a pipeline on the CPU, or onto descriptor 2, where nvImageCodec writes them.
+Errors of a GPU are raised from the outputs of a CPU pipeline, or written to descriptor 2, as nvImageCodec does.
 """
 
 import gc
@@ -41,7 +41,7 @@ NVJPEG_BROKEN = (
 
 
 def framed(reason):
-    """A reason as DALI raises it."""
+    """Return a reason in the form in which DALI raises it."""
     return (
         "Critical error in pipeline:\nCritical error in pipeline:\nError in Mixed operator"
         " `nvidia.dali.fn.decoders.image`,\nwhich was used in the pipeline definition with the following traceback:\n\n"
@@ -111,7 +111,7 @@ def test_every_error_is_one_line_without_addresses_and_says_how_to_go_on():
 
 
 class Failing:
-    """A real pipeline whose outputs fail: `reason(images)` of the batch whose turn it is, or None where it succeeds."""
+    """A real pipeline whose outputs fail with `reason(images)` of the batch, and succeed if that is None."""
 
     def __init__(self, pipeline, reason):
         self._real = pipeline._pipe
@@ -132,7 +132,7 @@ class Failing:
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Make a decoder whose pipelines fail as `reason(number of the pipeline, images)` says."""
+    """Make a decoder whose pipelines fail with `reason(number of the pipeline, images)`."""
     from vitscore.decode import dali_pipeline as dali_graph
     from vitscore.decode.dali import DaliDecoder
 
@@ -214,12 +214,12 @@ def test_a_real_image_that_asks_for_absurd_memory_fails_alone():
     from vitscore.decode.threads import Threads
 
     good = pictures.ordinary()["bmp rgba"]
-    absurd = good[:21] + b"\xbe" + good[22:]  # a width of three thousand million
+    absurd = good[:21] + b"\xbe" + good[22:]  # a width of three billion
     threads = Threads(1)
     options = {"geometries": (), "batch_size": 2, "num_threads": 1, "device_id": None, "hw_decoder_load": 0.65}
-    found = Singles(options, threads).decode([pictures.as_array(each) for each in (good, absurd)], [(200, 250)] * 2)
+    groups = Singles(options, threads).decode([pictures.as_array(image) for image in (good, absurd)], [(200, 250)] * 2)
     threads.close()
-    assert [each.positions for each in found] == [[0]]
+    assert [group.positions for group in groups] == [[0]]
 
 
 OUT_OF_MEMORY = """
@@ -270,13 +270,15 @@ def test_a_pipeline_that_stays_invalid_is_replaced_and_only_one_batch_is_decoded
 
     first = 1  # the clean decoder's was pipeline 0
     made = failing(reason, halves=halves)
-    found = []
+    collected = []
     for number, batch in enumerate(batches):
         submit(made, batch)
         if number >= 2:
-            found.append(made.collect())
-    found += [made.collect(), made.collect()]
-    assert all(not each.faults and torch.equal(each.pixels[0], own) for each, own in zip(found, expected, strict=True))
+            collected.append(made.collect())
+    collected += [made.collect(), made.collect()]
+    assert all(
+        not batch.faults and torch.equal(batch.pixels[0], own) for batch, own in zip(collected, expected, strict=True)
+    )
     assert made.again == DecodedAgain(batches=1, images=4, undecodable=0, rebuilds=1)
 
 
@@ -310,7 +312,7 @@ def test_a_decoder_that_fails_on_every_image_is_at_fault_and_says_what_nvimageco
 
 
 def test_memory_that_nvjpeg_lacked_is_not_lost_though_the_batch_was_decoded(failing):
-    """nvImageCodec then decodes on the CPU: the pixels are there, and every batch takes several times as long."""
+    """nvImageCodec then decodes on the CPU: the pixels are correct, but every batch takes several times as long."""
     from vitscore.decode.native_stderr import NativeStderr
 
     made = failing(lambda number, images: None)
@@ -335,14 +337,14 @@ def test_what_another_decoder_has_heard_before_is_not_heard_again(failing):
 def test_bad_images_are_counted_however_they_are_found(failing):
     bad = pictures.hidden_bad()["jpeg without its tables"]
     good = jpegs(7)
-    found = []
+    collected = []
     for halves in (True, False):
         made = failing(lambda number, images: None, halves=halves)
         for batch in (good, [*good[:2], bad, *good[2:5], bad], [bad], good):
             submit(made, batch)
-            found.append(made.collect())
+            collected.append(made.collect())
         assert made.again == DecodedAgain(batches=2, images=8, undecodable=3, rebuilds=0)
-    by_halves, one_by_one = found[:4], found[4:]
+    by_halves, one_by_one = collected[:4], collected[4:]
     for ours, theirs in zip(by_halves, one_by_one, strict=True):
         assert ours.faults == theirs.faults and torch.equal(ours.pixels[0], theirs.pixels[0])
 

@@ -1,4 +1,4 @@
-"""What a run says of batches that were decoded again, and of a decoder that fails in the middle of it."""
+"""Messages of a run about batches that were decoded again, and about a decoder that fails in the middle of a run."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ SENTENCE = "2 batches were decoded again because of 3 images that DALI could not
 
 
 def with_bad(samples: list[Any], *rows: int) -> list[Any]:
-    """The samples, some of which have an image that only decoding shows to be bad."""
+    """Return the samples, with some images whose damage shows only in decoding."""
     bad = pictures.hidden_bad()["png whose stream is noise"]
     return [(key, {**members, "png": bad} if row in rows else members) for row, (key, members) in enumerate(samples)]
 
@@ -57,7 +57,7 @@ def test_the_counts_of_all_ranks_are_added(make_shards: Call, digits: Any, tmp_p
     done = subprocess.run(map(str, (*launcher, *command)), capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     session = last_session(tmp_path / "out")
-    # Every shard is a batch or lies in two; each bad image fails once, whichever rank has it.
+    # Every shard is one batch or in two batches; each bad image fails once, on any rank.
     counts = session["decoded_again"]
     assert session["ranks"] == 2 and counts["undecodable"] == 12 and 6 <= counts["batches"] <= 12
 
@@ -73,10 +73,10 @@ def test_a_cuda_error_in_the_middle_of_a_run_is_one_line_and_the_parts_stay(
     real, num_asked = DaliPipeline.outputs, [0]
 
     def outputs(pipeline: DaliPipeline, serial: int) -> Any:
-        found = real(pipeline, serial)
+        outputs = real(pipeline, serial)
         num_asked[0] += serial > 0
         if num_asked[0] < 8:
-            return found
+            return outputs
         raise failure_of(RuntimeError("CUDA runtime API error cudaErrorLaunchFailure (719)"), device=None)
 
     monkeypatch.setattr(DaliPipeline, "outputs", outputs)

@@ -1,7 +1,7 @@
-"""The embedded demo: its shards hold what they should, and its checkpoints are good by transformers' own pipelines.
+"""The embedded demo: its shards are correct, and its checkpoints are accurate in transformers' pipelines.
 
-Nothing is trained here. The shards are read with the standard library's tarfile, so that vitscore's reader is not its
-own witness.
+Nothing is trained here. The shards are read with the standard library's tarfile, to be independent of vitscore's
+reader.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Sample = tuple[str, Image.Image, int]
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """For models this small a second thread costs more than it does, many times over where cores are shared."""
+    """Use one thread: for models this small a second thread costs more than it gains, especially on shared cores."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -41,14 +41,14 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    found: list[Sample] = []
+    samples: list[Sample] = []
     for path in sorted((FOLDER / "shards").glob("*.tar")):
         with tarfile.open(path) as tar:
             files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
         for name in sorted(name for name in files if name.endswith(".png")):
             key = name.removesuffix(".png")
-            found.append((key, Image.open(io.BytesIO(files[name])), int(files[f"{key}.cls"])))
-    return found
+            samples.append((key, Image.open(io.BytesIO(files[name])), int(files[f"{key}.cls"])))
+    return samples
 
 
 def test_shards_hold_500_distinct_samples(samples: list[Sample]) -> None:

@@ -1,4 +1,4 @@
-"""`vitscore doctor`: this machine is examined for real; other machines are told to the checks."""
+"""`vitscore doctor` on this machine, and its checks with the facts of other machines."""
 
 import json
 import subprocess
@@ -29,8 +29,8 @@ def test_this_machine_is_ready_and_the_report_says_so(vitscore: Call) -> None:
 def test_what_doctor_says_of_the_gpu_is_what_torch_sees() -> None:
     import torch
 
-    (found,) = [finding for finding in doctor.examine() if finding.name == "gpu"]
-    assert (found.state == doctor.OK) == torch.cuda.is_available()
+    (gpu,) = [finding for finding in doctor.examine() if finding.name == "gpu"]
+    assert (gpu.state == doctor.OK) == torch.cuda.is_available()
 
 
 @pytest.mark.parametrize(
@@ -41,14 +41,14 @@ def test_what_doctor_says_of_the_gpu_is_what_torch_sees() -> None:
         ([], {"has_hardware": False, "driver": None}, "optional", "no NVIDIA GPU", ""),
         ([], {"driver": None}, "problem", "its driver is not loaded", "nvidia-driver"),
         ([], {"torch_cuda": None}, "problem", "torch is a build for CPUs", "pip install --force-reinstall torch"),
-        ([], {"driver_cuda": (12, 4)}, "problem", "speaks CUDA 12.4, torch was built for 13.0", "nvidia-driver"),
+        ([], {"driver_cuda": (12, 4)}, "problem", "supports CUDA 12.4, but torch was built for 13.0", "nvidia-driver"),
         ([], {}, "problem", "torch finds no device", "nvidia-smi"),
     ],
 )
 def test_a_gpu_that_is_there_must_be_usable(gpus: list[str], changed: dict, state: str, said: str, fix: str) -> None:
-    found = doctor.check_gpu(gpus, **{**GPU, **changed})
-    assert found.state == state and said in found.found and fix in found.fix
-    assert bool(found.fix) == (state == "problem")
+    finding = doctor.check_gpu(gpus, **{**GPU, **changed})
+    assert finding.state == state and said in finding.found and fix in finding.fix
+    assert bool(finding.fix) == (state == "problem")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_what_is_missing_is_exit_4_and_the_report_is_still_there(
 
 
 @pytest.mark.parametrize(
-    "found, state, said",
+    "finding, state, said",
     [
         (doctor.check_dali(is_there=False, load=lambda: None), "optional", "pip install nvidia-dali-cuda130"),
         (doctor.check_dali(is_there=True, load=lambda: 1 / 0), "problem", "--force-reinstall"),
@@ -92,8 +92,10 @@ def test_what_is_missing_is_exit_4_and_the_report_is_still_there(
         (doctor.check_store("s3", is_there=False), "optional", 'pip install "vitscore[s3]"'),
     ],
 )
-def test_what_is_missing_comes_with_the_command_that_installs_it(found: doctor.Finding, state: str, said: str) -> None:
-    assert found.state == state and said in found.fix
+def test_what_is_missing_comes_with_the_command_that_installs_it(
+    finding: doctor.Finding, state: str, said: str
+) -> None:
+    assert finding.state == state and said in finding.fix
 
 
 ALL: dict[str, str | None] = dict.fromkeys(BACKENDS)
@@ -120,8 +122,8 @@ ON_THE_CPU = {**NO_HARDWARE, "HYBRID_CPU_GPU": "it does not decode JPEGs here"}
 def test_which_backends_decode_a_jpeg_is_said(
     backends: dict[str, str | None], has_gpu: bool, state: str, said: str, fix: str
 ) -> None:
-    found = doctor.check_jpeg(backends, has_gpu=has_gpu)
-    assert found.state == state and said in found.found and fix in found.fix and bool(found.fix) == bool(fix)
+    finding = doctor.check_jpeg(backends, has_gpu=has_gpu)
+    assert finding.state == state and said in finding.found and fix in finding.fix and bool(finding.fix) == bool(fix)
 
 
 @pytest.mark.parametrize(
@@ -135,23 +137,23 @@ def test_which_backends_decode_a_jpeg_is_said(
 def test_the_hardware_decoders_library_is_looked_for(
     has_gpu: bool, failure: str | None, state: str, said: str, fix: str
 ) -> None:
-    found = doctor.check_nvcuvid(has_gpu=has_gpu, failure=failure)
-    assert found.state == state and said in found.found and fix in found.fix and bool(found.fix) == bool(fix)
+    finding = doctor.check_nvcuvid(has_gpu=has_gpu, failure=failure)
+    assert finding.state == state and said in finding.found and fix in finding.fix and bool(finding.fix) == bool(fix)
 
 
 def test_every_backend_is_given_a_jpeg_on_this_machine(capfd: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    found = jpeg_backends()
-    assert tuple(found) == BACKENDS and found["CPU_ONLY"] is None
-    for failure in filter(None, found.values()):
+    failures = jpeg_backends()
+    assert tuple(failures) == BACKENDS and failures["CPU_ONLY"] is None
+    for failure in filter(None, failures.values()):
         assert "\n" not in failure and "\x1b" not in failure and len(failure) < 400
     if not torch.cuda.is_available():
-        assert all(found[name] and "libcuda" in found[name] for name in BACKENDS if name != "CPU_ONLY")
+        assert all(failures[name] and "libcuda" in failures[name] for name in BACKENDS if name != "CPU_ONLY")
         assert failure_to_load(NVCUVID)
     assert failure_to_load("libc.so.6") is None
     captured = capfd.readouterr()
-    assert captured.out == captured.err == ""  # what the libraries print is not for the terminal
+    assert captured.out == captured.err == ""  # messages of the libraries do not reach the terminal
 
 
 def test_without_nvimagecodec_every_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

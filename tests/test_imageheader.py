@@ -1,4 +1,4 @@
-"""What an encoded image says of itself, against Pillow."""
+"""Headers of encoded images, compared with Pillow's reading."""
 
 import io
 
@@ -26,7 +26,7 @@ def test_size_and_orientation_are_pillows(kind):
         return
     with Image.open(io.BytesIO(EVERYTHING[kind])) as opened:
         assert header.upright_size == ImageOps.exif_transpose(opened).size[::-1]
-        if header.format != "tiff":  # Pillow opens those already turned
+        if header.format != "tiff":  # Pillow turns these when it opens them
             assert header.orientation == opened.getexif().get(0x0112, 1)
 
 
@@ -42,7 +42,7 @@ def test_a_cut_image_shows(kind, missing):
     content = pictures.ordinary()[kind]
     header = header_of(content[: -int(missing if missing > 1 else len(content) * missing)])
     if (missing < 0.5 and kind == "tiff pages") or (missing == 3 and "tiff" in kind):
-        return  # the last bytes belong to another page, or are tags
+        return  # the last bytes are of another page, or tags
     assert not header.is_whole
 
 

@@ -1,4 +1,4 @@
-"""The CUDA twins of the kernels: under numba's simulator everywhere, and on a GPU if there is one."""
+"""The CUDA kernels: under numba's simulator on every machine, and on a GPU if there is one."""
 
 import os
 import subprocess
@@ -69,7 +69,7 @@ def test_the_twins_agree_on_the_device() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_torch_tensors_are_counted_on_their_own_streams() -> None:
-    """Nothing is waited for but by `compute`; every stream is busy for a tenth of a second before it counts."""
+    """Only `compute` waits; every stream is busy for a tenth of a second before it counts."""
     from vitscore.kernels import DeviceConfusionCounts
 
     counts, expected = DeviceConfusionCounts(10), torch.zeros((10, 10), dtype=torch.int64)
@@ -81,7 +81,7 @@ def test_torch_tensors_are_counted_on_their_own_streams() -> None:
             preds = torch.randint(0, 10, (100_000,), device="cuda", dtype=torch.int32)
             counts.update(preds, labels, stream=stream.cuda_stream)
             made.append((labels, preds))
-    found = torch.as_tensor(counts.compute())
+    confusion = torch.as_tensor(counts.compute())
     for labels, preds in made:
         expected += torch.bincount(labels.cpu() * 10 + preds.cpu(), minlength=100).reshape(10, 10)
-    assert (found == expected).all()
+    assert (confusion == expected).all()

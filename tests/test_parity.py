@@ -1,4 +1,4 @@
-"""The same predictions as transformers' own pipelines, on the same checkpoint and the same images."""
+"""Predictions equal those of transformers' pipelines on the same checkpoint and the same images."""
 
 import io
 from collections.abc import Callable
@@ -19,12 +19,12 @@ MARGIN = 1e-3
 
 
 def upright(content: bytes) -> Image.Image:
-    """As transformers' load_image opens it."""
+    """Open an image as transformers' `load_image` does."""
     return ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
 
 
 def pipeline_probabilities(model: str, images: list[Image.Image], classes: list[str], template: str) -> np.ndarray:
-    """(B, K) of transformers' image-classification or zero-shot-image-classification pipeline."""
+    """Return (B, K) probabilities of transformers' image-classification or zero-shot-image-classification pipeline."""
     from transformers import pipeline
 
     checkpoint = find(model)
@@ -34,8 +34,8 @@ def pipeline_probabilities(model: str, images: list[Image.Image], classes: list[
     else:
         classify = pipeline("zero-shot-image-classification", model=str(checkpoint.path), device="cpu")
         answers = [classify(image, candidate_labels=classes, hypothesis_template=template) for image in images]
-    by_name = [{answer["label"]: answer["score"] for answer in found} for found in answers]
-    return np.array([[found[name] for name in classes] for found in by_name])
+    by_name = [{answer["label"]: answer["score"] for answer in scores} for scores in answers]
+    return np.array([[scores[name] for name in classes] for scores in by_name])
 
 
 def stored_probabilities(rows: Any, name: str) -> np.ndarray:
@@ -46,7 +46,7 @@ def stored_probabilities(rows: Any, name: str) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Any:
-    """Tiny models: more threads would only wait for each other."""
+    """Use one thread: the models are so small that more threads only wait."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -73,8 +73,8 @@ def test_lossless_images_get_the_pipelines_probabilities(decoder: str, tmp_path:
     for name in run.models:
         every = 1 if name == "demo-vit" else 5  # the zero-shot pipeline runs its text tower for every image
         expected = pipeline_probabilities(name, images[::every], run.classes, "a photo of the number {}.")
-        found = stored_probabilities(rows, name)[::every]
-        assert np.abs(found - expected).max() < 1e-3
+        stored = stored_probabilities(rows, name)[::every]
+        assert np.abs(stored - expected).max() < 1e-3
         logits = np.sort(np.array(rows[f"{name}.logits"].to_pylist())[::every])
         is_clear = logits[:, -1] - logits[:, -2] > MARGIN
         assert is_clear.mean() > 0.99
@@ -90,15 +90,15 @@ def test_every_format_gets_the_pipelines_prediction(make_shards: Callable[..., P
     images = [upright(content) for content in contents.values()]
     for name in run.models:
         expected = pipeline_probabilities(name, images, run.classes, "This is a photo of {}.")
-        found = stored_probabilities(rows, name)
-        gap = np.abs(found - expected).max(1)
+        stored = stored_probabilities(rows, name)
+        gap = np.abs(stored - expected).max(1)
         assert dict(zip(contents, gap.round(3).tolist(), strict=True)) == pytest.approx(
             dict.fromkeys(contents, 0), abs=0.02
         )
 
 
 def write_cifar_10(folder: Path, num_images: int = 60) -> np.ndarray:
-    """CIFAR-10's official binary form: a byte of label, then red, green and blue planes of 32 x 32; returns labels."""
+    """Read CIFAR-10's binary format (a label byte, then red, green and blue planes of 32 x 32); return the labels."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     names = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -128,7 +128,7 @@ def test_cifar_10_in_its_binary_form_becomes_a_scored_run(tmp_path: Path, vitsco
 
 
 def test_a_tampered_python_batch_of_cifar_is_refused(tmp_path: Path, vitscore: Callable[..., Any]) -> None:
-    """It is a pickle: opened, it could run anything; so only one whose checksum is the published one is opened."""
+    """The file is a pickle, which can run any code, so it is opened only if it has the published checksum."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     harm = tmp_path / "harm"

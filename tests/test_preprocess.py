@@ -1,4 +1,4 @@
-"""Specs against the processors they come from."""
+"""Specs, compared with the processors that they are made from."""
 
 import numpy as np
 import pytest
@@ -156,18 +156,18 @@ def test_an_inexpressible_processor_runs_as_it_is():
 
 
 def test_a_processor_that_keeps_sizes_makes_no_batch():
-    with pytest.raises(Inexpressible, match="no batch"):
+    with pytest.raises(Inexpressible, match="cannot be batched"):
         processor_geometry(ViTImageProcessor(do_resize=False))
 
 
 def as_release_5_17(backend, image, do_convert_rgb=None, **options):
-    """Transformers 5.17 converts the mode alone, which RGB has already."""
+    """transformers 5.17 only converts the mode, which is RGB already."""
     image.info.pop("transparency", None)
     return process_image(backend, image, do_convert_rgb=do_convert_rgb, **options)
 
 
 def as_release_5_23(backend, image, do_convert_rgb=None, **options):
-    """Transformers 5.23 puts what is transparent on white."""
+    """transformers 5.23 puts transparent images on white."""
     if do_convert_rgb and (key := image.info.pop("transparency", None)):
         pixels = np.array(image)
         image = Image.fromarray(np.where((pixels == np.array(key)).all(2, keepdims=True), np.uint8(255), pixels))
@@ -185,7 +185,7 @@ def test_the_processor_that_is_there_says_whether_a_colour_key_becomes_white(rel
 
 
 def test_a_processor_that_resizes_by_bicubic_for_lanczos_is_followed(monkeypatch):
-    """As transformers' do with a torchvision that has no lanczos for tensors; those on Pillow have it always."""
+    """Processors behave so with a torchvision that has no lanczos for tensors; those on Pillow always have lanczos."""
 
     def bicubic(backend, image, size, resample=None, **options):
         return resize(backend, image, size, 3 if resample == 1 else resample, **options)

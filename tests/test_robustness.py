@@ -1,4 +1,4 @@
-"""The grid: its cells are ordinary runs' predictions, its figures what NumPy makes of them, its folder any run's."""
+"""The grid: its cells equal runs with --augment, its figures equal NumPy's, and its folder is that of a run."""
 
 import io
 import itertools
@@ -19,7 +19,7 @@ from statsmodels.stats.multitest import multipletests
 
 from vitscore.augment.operators import OPERATORS
 from vitscore.errors import UsageError
-from vitscore.robustness.grid import Apart, GridCounts, Spread, make_cells, make_document, rate_interval
+from vitscore.robustness.grid import ErrorDifference, GridCounts, Spread, make_cells, make_document, rate_interval
 from vitscore.robustness.html import render
 from vitscore.robustness.words import table
 
@@ -39,7 +39,7 @@ def preds(folder: Path, *columns: str) -> list[tuple[Any, ...]]:
 
 @pytest.fixture(scope="module")
 def grid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some cells of the demo's first 120 digits, scored once for all tests."""
+    """A run of some cells on the demo's first 120 digits, shared by all tests."""
     from vitscore.cli.main import main
 
     folder = tmp_path_factory.mktemp("grid") / "run"
@@ -74,9 +74,9 @@ def test_the_figures_are_numpys(grid_run: Path) -> None:
         assert figures["clean"]["accuracy"] == pytest.approx(clean)
         for cell in SOME_CELLS:
             name, level = cell.split(":")
-            found = figures["operators"][name]["severities"][level]
-            assert found["accuracy"] == pytest.approx(1 - wrong[model, cell].mean())
-            assert found["accuracy_ci"][0] <= found["accuracy"] <= found["accuracy_ci"][1]
+            in_cell = figures["operators"][name]["severities"][level]
+            assert in_cell["accuracy"] == pytest.approx(1 - wrong[model, cell].mean())
+            assert in_cell["accuracy_ci"][0] <= in_cell["accuracy"] <= in_cell["accuracy_ci"][1]
         error = np.mean([wrong[model, cell].mean() for cell in SOME_CELLS])
         assert figures["mean_corruption_error"] == pytest.approx(error)
         assert figures["accuracy_lost"] == pytest.approx(clean - (1 - error))
@@ -111,9 +111,9 @@ def test_the_interval_of_an_error_rate_holds_the_truth_where_cells_share_their_i
 
 
 def test_without_a_difference_on_any_image_none_is_claimed() -> None:
-    apart = Apart()
-    apart.update(np.array([1, 0, 2]), np.array([1, 0, 2]))
-    figures = apart.figures(5)
+    difference = ErrorDifference()
+    difference.update(np.array([1, 0, 2]), np.array([1, 0, 2]))
+    figures = difference.figures(5)
     assert figures["error_difference"] == 0 and figures["sign_p"] == 1
     low, high = figures["error_difference_ci"]
     assert low < 0 < high
@@ -213,7 +213,7 @@ def test_tiny_and_broken_images_survive_every_operator(
         assert rows["broken"][column] is None
         assert all(row[column] is not None for key, row in rows.items() if key != "broken")
     document = json.loads((shards / decoder / "robustness.json").read_bytes())
-    assert document["samples"] == 7  # the broken one counts as wrong in every cell, the one without a label nowhere
+    assert document["samples"] == 7  # the broken image is wrong in every cell; the image without a label is not counted
     page = (shards / decoder / "robustness.html").read_text()
     assert page.count("data:image/png") == 71
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)

@@ -1,13 +1,13 @@
-"""How a checkpoint wants its images: its processor, turned into a small spec.
+"""Preprocessing of a checkpoint's images: its processor, converted to a small spec.
 
-Between checkpoints and decoding: a `Spec` holds the geometry (resize, crop), which the decoders carry out on bytes, and
-the arithmetic (scale, mean, std), which is the model's first step on the device. Two models with one geometry share
-their pixels. The sizes and offsets follow transformers' processors to the pixel: their long side is cut off, not
-rounded, and so is their crop's offset. Where releases of transformers differ (transparency, lanczos), the processor
-itself is run on a trial image.
+Between checkpoints and decoding: a `Spec` holds the geometry (resize, crop), which the decoders apply to bytes, and the
+arithmetic (scale, mean, std), which is the model's first step on the device. Models with the same geometry share their
+pixels. Sizes and offsets match transformers' processors to the pixel: the long side and the offset of the crop are
+truncated, not rounded. If releases of transformers differ (transparency, lanczos), the processor is run on a trial
+image.
 
-A processor that the spec can't express raises `Inexpressible`, and `processor_geometry` runs the processor itself.
-Nothing here decodes or resizes.
+For a processor that no spec can express, `spec_from_processor` raises `Inexpressible`, and `processor_geometry` wraps
+the processor to be run as it is. This module neither decodes nor resizes images.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, Literal
 Resize = Literal["none", "exact", "shortest_edge"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
-# Pillow's numbers for its filters, which the processors' configurations use; box and hamming have no twin in DALI.
+# Pillow's numbers for its filters, as the processors' configurations use them; DALI has neither box nor hamming.
 _FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
-# The steps of a processor that must be transformers' own for the spec to speak for it.
+# The methods of a processor that must be transformers' own for a spec to describe it.
 _STEPS = (
     "preprocess",
     "_preprocess_image_like_inputs",
@@ -36,8 +36,8 @@ _STEPS = (
     "rescale_and_normalize",
     "_fuse_mean_std_and_rescale_factor",
 )
-# Processors of transformers that replace some of those steps and still follow them for plain images: these two only add
-# segmentation maps, and the next two choose the size of the resize by a rule of their own (`_resize_of`).
+# Processors of transformers that replace some of those methods and can still be described: the first two only add
+# segmentation maps, and the other two have a different rule for the size of the resize (`_resize_of`).
 _SAME_FOR_IMAGES = ("BeitImageProcessor", "MobileNetV2ImageProcessor")
 _OWN_SIZE = ("ConvNextImageProcessor", "LevitImageProcessor")
 
@@ -45,20 +45,20 @@ _TRIAL_COLOUR = (90, 120, 150)
 
 
 class Inexpressible(Exception):
-    """The processor does something that a `Spec` has no words for; the message says what."""
+    """A `Spec` cannot express the processor; the message names the obstacle."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a decoded RGB image becomes (height, width) bytes.
+    """The resize and crop that turn a decoded RGB image into (height, width) pixels.
 
     Args:
-        resize: "none", "exact" (to `size`, whatever the aspect) or "shortest_edge" (to `size[0]`, keeping the aspect).
+        resize: "none", "exact" (to `size`, ignoring the aspect ratio) or "shortest_edge" (to `size[0]`, keeping it).
         size: (height, width) of the resize; (edge, edge) for "shortest_edge"; (0, 0) for "none".
         interpolation: the filter of the resize, antialiased.
-        crop: (height, width) of the central crop, zeros where it is larger than the image; None for no crop.
-        whitens: whether an image's one transparent colour (GIF, PNG with a colour key) becomes white, as in some
-            processors that convert to RGB, or is shown, as in the others.
+        crop: (height, width) of the central crop, padded with zeros if it exceeds the image; None for no crop.
+        whitens: whether an image's transparent colour (GIF, PNG with a colour key) becomes white, as in some processors
+            that convert to RGB, or keeps its colour, as in the others.
     """
 
     resize: Resize
@@ -77,13 +77,13 @@ class Geometry:
 
     @property
     def can_pad(self) -> bool:
-        """Whether some image can be smaller than the crop once it is resized."""
+        """Whether an image can be smaller than the crop after the resize."""
         return self.crop is not None and (
             self.resize == "none" or self.crop[0] > self.size[0] or self.crop[1] > self.size[1]
         )
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size an image has after the resize."""
+        """Return the (height, width) of an image after the resize."""
         if self.resize == "none":
             return height, width
         if self.resize == "exact":
@@ -94,7 +94,7 @@ class Geometry:
         return edge, int(edge * width / height)
 
     def crop_offset(self, height: int, width: int) -> tuple[int, int]:
-        """Where the crop begins in a resized image; negative where zeros come first."""
+        """Return the (top, left) corner of the crop in a resized image; negative if the crop begins with padding."""
         if self.crop is None:
             return 0, 0
         return _offset(height, self.crop[0]), _offset(width, self.crop[1])
@@ -106,7 +106,7 @@ def _offset(side: int, crop: int) -> int:
 
 @dataclass(frozen=True)
 class Spec:
-    """Everything a model asks of its pixels: `(bytes * scale - mean) / std` on the geometry's bytes."""
+    """The preprocessing of a model: its geometry, then `(bytes * scale - mean) / std`."""
 
     geometry: Geometry
     scale: float
@@ -116,7 +116,7 @@ class Spec:
 
 @dataclass(frozen=True, eq=False)
 class ProcessorGeometry:
-    """A processor to be run as it is: its float32 `pixel_values` of (3, height, width) are final."""
+    """A processor that is run as it is; its float32 `pixel_values` (3, height, width) are the model's input."""
 
     processor: Any
     height: int
@@ -126,13 +126,13 @@ class ProcessorGeometry:
 
 
 def spec_from_processor(processor: Any) -> Spec:
-    """Turn a checkpoint's processor into a spec.
+    """Convert a checkpoint's processor to a spec.
 
     Args:
-        processor: what `AutoImageProcessor` or `AutoProcessor` gives.
+        processor: the result of `AutoImageProcessor` or `AutoProcessor`.
 
     Raises:
-        Inexpressible: the processor does more, or other things, than resize, crop, rescale and normalise.
+        Inexpressible: the processor has other steps than resize, crop, rescale and normalise.
     """
     processor = getattr(processor, "image_processor", processor)
     backend = _backend_of(processor)
@@ -140,7 +140,7 @@ def spec_from_processor(processor: Any) -> Spec:
         raise Inexpressible("it pads its images")
     geometry = _geometry_of(processor)
     if geometry.can_pad and backend == "PilBackend":
-        raise Inexpressible("its crop is larger than its image, which Pillow-backed processors centre in another way")
+        raise Inexpressible("its crop is larger than its image, which Pillow-backed processors centre differently")
     scale = float(processor.rescale_factor) if processor.do_rescale else 1.0
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
     channels = _per_channel(mean), _per_channel(std)
@@ -148,24 +148,24 @@ def spec_from_processor(processor: Any) -> Spec:
 
 
 def processor_geometry(processor: Any) -> ProcessorGeometry:
-    """Wrap a processor that no spec can express; trial images tell the size it gives and whether it whitens.
+    """Wrap a processor that no spec can express; its output size and `whitens` are measured on trial images.
 
     Raises:
-        Inexpressible: the sizes differ from image to image, so that no batch can be made of them.
+        Inexpressible: the sizes differ from image to image, so the images cannot be batched.
     """
     processor = getattr(processor, "image_processor", processor)
     sizes = {tuple(run_processor(processor, _trial_image(*size)).shape) for size in ((96, 64), (40, 120))}
     shape = sizes.pop()
     if sizes or len(shape) != 3 or shape[0] != 3:
-        raise Inexpressible("its images have different sizes or are not three channels, so that they make no batch")
+        raise Inexpressible("its images differ in size or do not have three channels, so they cannot be batched")
     return ProcessorGeometry(processor=processor, height=shape[1], width=shape[2], whitens=_whitens(processor))
 
 
 def interpolation_of(processor: Any) -> Interpolation:
-    """The filter that a processor's configuration names.
+    """Return the filter that a processor's configuration names.
 
     Raises:
-        Inexpressible: neither decoder has it.
+        Inexpressible: the decoders do not have this filter.
     """
     processor = getattr(processor, "image_processor", processor)
     resample = processor.resample if processor.resample is not None else 2
@@ -179,7 +179,7 @@ def interpolation_of(processor: Any) -> Interpolation:
 
 
 def run_processor(processor: Any, image: Any, **options: Any) -> Any:
-    """The processor's own pixel values, a float32 tensor (3, H, W), for one RGB image (a Pillow image)."""
+    """Run a processor on one RGB Pillow image and return its pixel values, float32 (3, H, W)."""
     pixel_values = processor(images=image, return_tensors="pt", **options)["pixel_values"]
     return pixel_values[0].float()
 
@@ -191,9 +191,10 @@ def _trial_image(width: int, height: int) -> Any:
 
 
 def _as_carried_out(processor: Any, geometry: Geometry) -> Geometry:
-    """A geometry with what the configuration leaves to transformers: a transparent colour, and lanczos.
+    """Complete a geometry with what depends on the release of transformers: transparency, and lanczos.
 
-    Before torchvision 0.27, which brings lanczos for tensors, processors that resize tensors take bicubic for it.
+    torchvision resizes tensors with lanczos since 0.27; before that, processors that resize tensors replace it by
+    bicubic.
     """
     if geometry.interpolation == "lanczos" and geometry.resize != "none" and not _has_lanczos(processor, geometry):
         geometry = replace(geometry, interpolation="bicubic")
@@ -201,14 +202,17 @@ def _as_carried_out(processor: Any, geometry: Geometry) -> Geometry:
 
 
 def _whitens(processor: Any) -> bool:
-    """Whether a processor makes a colour key white: transformers 5.23's do where they convert to RGB, 5.17's do not."""
+    """Return whether a processor makes a transparent colour white.
+
+    The processors of transformers 5.23 do so if they convert to RGB; those of 5.17 do not.
+    """
     plain, keyed = _trial_image(96, 64), _trial_image(96, 64)
     keyed.info["transparency"] = _TRIAL_COLOUR
     return not run_processor(processor, plain).equal(run_processor(processor, keyed))
 
 
 def _has_lanczos(processor: Any, geometry: Geometry) -> bool:
-    """Whether a processor's lanczos differs from its bicubic."""
+    """Return whether a processor's lanczos differs from its bicubic."""
     height, width = geometry.size
     image = _trial_image(2 * width, 2 * height)
     image.paste((190, 60, 120), (width, 0, 2 * width, 2 * height))
@@ -241,12 +245,12 @@ def _geometry_of(processor: Any) -> Geometry:
             raise Inexpressible("it crops twice")
         crop = (int(processor.crop_size.height), int(processor.crop_size.width))
     if crop is None and resize != "exact":
-        raise Inexpressible("its images keep different sizes, so that they make no batch")
+        raise Inexpressible("its images keep different sizes, so they cannot be batched")
     return Geometry(resize=resize, size=size, interpolation=interpolation_of(processor), crop=crop)
 
 
 def _resize_of(processor: Any) -> tuple[Resize, tuple[int, int], tuple[int, int] | None]:
-    """The resize, and the crop that belongs to it (ConvNeXt's)."""
+    """Return the kind and the size of the resize, and the crop that belongs to it (ConvNeXt only)."""
     if not processor.do_resize:
         return "none", (0, 0), None
     size, kind = processor.size, type(processor).__name__

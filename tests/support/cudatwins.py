@@ -1,6 +1,6 @@
-"""Compare the CUDA kernels with their NumPy twins, on a GPU or numba's simulator; run by test_kernels_cuda.py.
+"""Compare the CUDA kernels with their NumPy references, on numba's device or simulator; run by test_kernels_cuda.py.
 
-A separate program, since numba decides at import whether the device is simulated.
+This is a separate program because numba decides at import whether the device is simulated.
 """
 
 import sys
@@ -29,7 +29,7 @@ def check_counts(num_classes: int, num_rows: int, dtype: type) -> None:
     for is_other in (False, False, True):
         labels = rng.integers(-1, num_classes, num_rows).astype(dtype)
         preds = rng.integers(0, num_classes, num_rows).astype(dtype)
-        preds[labels == -1] = -7  # ignored
+        preds[labels == -1] = -7  # ignored, since these rows have no label
         (merged if is_other else counts).update(to_device(preds), to_device(labels))
         if num_classes <= 4096:
             expected += count_reference(labels, preds, num_classes)
@@ -66,7 +66,7 @@ def check_bad_ids() -> None:
                 counts.reset()
             assert counts.compute().sum() == 0
         else:
-            raise AssertionError("a bad id was accepted")
+            raise AssertionError("a bad id raised no error")
 
 
 def check_full_table() -> None:
@@ -78,7 +78,7 @@ def check_full_table() -> None:
     except UsageError as error:
         assert "too many pairs" in str(error)
     else:
-        raise AssertionError("a full table was not reported")
+        raise AssertionError("a full table raised no error")
 
 
 def check_rows(logits: np.ndarray, labels: np.ndarray, k: int) -> None:
@@ -94,23 +94,23 @@ def check_rows(logits: np.ndarray, labels: np.ndarray, k: int) -> None:
         scores = rows.score(to_device(logits), to_device(labels))
         check_scores([array.copy_to_host() for array in scores], logits, labels, k)
     assert (given.ids_BT.copy_to_host() == rows.scores.ids_BT.copy_to_host()).all()
-    assert not given.ids_BT.copy_to_host()[num_rows:].any()  # rows beyond the batch are unchanged
+    assert not given.ids_BT.copy_to_host()[num_rows:].any()  # rows beyond the batch do not change
 
 
-def check_scores(scores: list[np.ndarray], logits: np.ndarray, labels: np.ndarray, k: int) -> None:
+def check_scores(arrays: list[np.ndarray], logits: np.ndarray, labels: np.ndarray, k: int) -> None:
     num_rows = len(logits)
     wanted = score_rows_reference(logits, labels, k)
-    ids, probs, figures, is_finite = scores
+    ids, probs, figures, is_finite = arrays
     assert (ids[:num_rows] == wanted.topk).all()
     names = ("label_logprob", "sum_sq_prob", "log_sum_exp", "margin", "entropy")
     np.testing.assert_allclose(probs[:num_rows], wanted.topk_prob, rtol=3e-6, atol=3e-6)
-    for name, figure in zip(names, figures[:, :num_rows], strict=True):
-        np.testing.assert_allclose(figure, getattr(wanted, name), rtol=3e-6, atol=3e-6, err_msg=name)
+    for name, values in zip(names, figures[:, :num_rows], strict=True):
+        np.testing.assert_allclose(values, getattr(wanted, name), rtol=3e-6, atol=3e-6, err_msg=name)
     assert (is_finite[:num_rows].astype(bool) == wanted.is_finite).all()
 
 
 def check_one_piece() -> None:
-    """Check the kernel on views of one buffer, and reading the scores from it; simulated, on the host."""
+    """The kernel writes to views of one buffer, and the scores are read from it; simulated on the host."""
     import torch
 
     from vitscore.engine.score_buffer import ScoreBuffer
@@ -136,7 +136,7 @@ def check_one_piece() -> None:
 
 
 def check_compiled() -> None:
-    """Check that every kernel compiles to assembly of a Hopper GPU; needs no GPU."""
+    """Every kernel compiles to assembly for a Hopper GPU, without a GPU in this machine."""
     from types import SimpleNamespace
 
     from numba import types
@@ -144,7 +144,7 @@ def check_compiled() -> None:
 
     from vitscore.kernels import cuda as rows
 
-    # Functions called by kernels are compiled for the current device, not for the kernel's target.
+    # Functions that kernels call are always compiled for the current device, not for the kernel's target.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(9, 0))
 
     def array(item: object, num_axes: int = 1) -> object:
@@ -169,10 +169,10 @@ def check_compiled() -> None:
 
 
 class Streams:
-    """Work on streams, done as late as CUDA allows: only when the host waits for it, or for what waits for it.
+    """Streams that run their work as late as CUDA allows: when the host waits for it or for work that depends on it.
 
-    It takes the place of numba's streams, events, launches and copies, which its simulator does at once. As with
-    streams that do not block, the default stream (0) waits for no other, and a copy on it makes the host wait for it.
+    They replace numba's streams, events, launches and copies, which the simulator runs immediately. As with
+    non-blocking streams, the default stream (0) does not wait for others, and a copy on it makes the host wait for it.
     """
 
     def __init__(self) -> None:
@@ -202,7 +202,7 @@ class Streams:
 
 
 class LateKernel:
-    """A kernel whose launches wait on their stream."""
+    """A kernel whose launches are queued on their stream."""
 
     def __init__(self, streams: Streams, kernel: object) -> None:
         self._streams = streams
@@ -215,7 +215,7 @@ class LateKernel:
 
 
 class LateEvent:
-    """A place on a stream, kept by the list that it puts there."""
+    """An event: a position on a stream, reached when the list that is queued there is no longer empty."""
 
     def __init__(self, streams: Streams) -> None:
         self._queues = streams.queues
@@ -238,7 +238,7 @@ class LateEvent:
 
 
 def check_streams() -> None:
-    """Work on counts from several streams is done in the order in which it was asked for, however late they are."""
+    """Operations on counts from several streams run in the order of the calls, even if the streams are late."""
     Streams()
     rng = np.random.default_rng(1)
     for num_classes in (7, 5000):
@@ -246,15 +246,15 @@ def check_streams() -> None:
         def batch(classes: int = num_classes) -> tuple[np.ndarray, np.ndarray]:
             return rng.integers(0, classes, 9), rng.integers(0, classes, 9)
 
-        def assert_counted(found: object, wanted: list[tuple[np.ndarray, np.ndarray]], classes: int) -> None:
+        def assert_counted(confusion: object, wanted: list[tuple[np.ndarray, np.ndarray]], classes: int) -> None:
             dense = np.zeros((classes, classes), np.int64)
             for preds, labels in wanted:
                 np.add.at(dense, (labels, preds), 1)
             if classes > 4096:
                 expected = np.argwhere(dense)
-                assert np.array_equal(np.stack([found.rows, found.cols], 1), expected)
-                found, dense = found.counts, dense[tuple(expected.T)]
-            assert np.array_equal(found, dense)
+                assert np.array_equal(np.stack([confusion.rows, confusion.cols], 1), expected)
+                confusion, dense = confusion.counts, dense[tuple(expected.T)]
+            assert np.array_equal(confusion, dense)
 
         for on in ({}, {"stream": 5}):
             first, other = DeviceConfusionCounts(num_classes), DeviceConfusionCounts(num_classes, **on)
@@ -286,7 +286,7 @@ def main(is_thorough: bool) -> None:
         for k in (1, 3, 30):
             logits = (rng.normal(size=(3, num_classes)) * 5).astype(np.float32)
             check_rows(logits, rng.integers(-1, num_classes, 3).astype(np.int32), min(k, num_classes))
-    # Ties go to the lowest id, signed zeros are equal, rows that are not finite have no prediction.
+    # Ties go to the lowest id, signed zeros are equal, and rows that are not finite have no prediction.
     odd = np.array(
         [[1, 1, 1, 1], [0, -0.0, 0, -1], [np.nan, 1, 2, 3], [1, np.inf, 2, 3], [-1e38, 1e38, 0, 0]], np.float32
     )

@@ -1,4 +1,4 @@
-"""A studio on a DALI pipeline: pixels go in as they lie, on the CPU or on the GPU, and come out through DLPack."""
+"""A `Studio` on a DALI pipeline: takes pixels in place, on CPU or GPU, and returns them through DLPack."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vitscore.augment.conditions import Recipe
 from vitscore.augment.graph import graph
 
 MOST_THREADS = 8
-"""A grid has a dozen pipelines, of which one is at work at a time."""
+"""A grid has a dozen pipelines, of which only one works at a time."""
 AT_ONCE = 224 * 224
-"""Pixels that go through a pipeline at once, for each thread: DALI keeps a hundred intermediate pictures of each."""
+"""Pixels per thread that go through a pipeline at once: DALI keeps a hundred intermediate copies of each picture."""
 AT_ONCE_ON_GPU = 64 * AT_ONCE
 
 
 class DaliStudio:
-    """Carries out recipes on batches of 1 to `batch_size` pictures of one size, as a `Studio`."""
+    """A `Studio` that applies recipes to batches of 1 to `batch_size` pictures of one size."""
 
     def __init__(
         self,
@@ -42,21 +42,21 @@ class DaliStudio:
             num_threads=threads,
             device_id=device_id,
             prefetch_queue_depth=1,
-            # The dynamic executor hands its outputs over: they stay valid as long as torch holds them.
+            # The dynamic executor gives up its outputs: they stay valid as long as torch holds them.
             exec_dynamic=True,
         )
-        # DALI drops an input that nothing reads.
-        self._is_random = any(each.operator.is_random for recipe in recipes for each in recipe)
+        # DALI removes inputs that no operator reads.
+        self._is_random = any(step.operator.is_random for recipe in recipes for step in recipe)
         self._pipe = make(recipes, height=size[0], width=size[1], is_gpu=device_id is not None)
         self._pipe.build()
 
     def apply(self, pixels_BHWC: torch.Tensor, words: NDArray[np.uint32]) -> Sequence[torch.Tensor]:
         starts = range(0, len(pixels_BHWC), self._rows)
         pieces = [self._run(pixels_BHWC[at : at + self._rows], words[at : at + self._rows]) for at in starts]
-        return pieces[0] if len(pieces) == 1 else [torch.cat(each) for each in zip(*pieces, strict=True)]
+        return pieces[0] if len(pieces) == 1 else [torch.cat(parts) for parts in zip(*pieces, strict=True)]
 
     def _run(self, pixels_BHWC: torch.Tensor, words: NDArray[np.uint32]) -> Sequence[torch.Tensor]:
-        # On a GPU inputs are taken and outputs bound on torch's stream: the host waits for neither.
+        # On a GPU, inputs and outputs are ordered on torch's stream, and the host waits for neither.
         stream = None if self._device is None else torch.cuda.current_stream(self._device)
         if self._is_random:
             self._pipe.feed_input("words", words)

@@ -1,9 +1,9 @@
 """The operators as a DALI graph: a batch of resized images in, one batch out for each recipe, on CPU or GPU.
 
-A recipe is a chain of operators with their values. Recipes that share their operator share its work: the noise of a
-sample is drawn once for all severities. The random numbers are computed in the graph, by integer arithmetic that is
-NumPy's bit for bit (`seeds`); DALI's own generators count samples by their place in the batch, which no score may
-depend on. Everything else is the arithmetic of `plain`, which the tests hold this graph against.
+A recipe is a chain of operators with their values. Recipes with the same operator share its work: the noise of a sample
+is drawn once for all severities. The graph computes its random numbers with the same integer arithmetic as NumPy, bit
+for bit (`seeds`), because DALI's generators depend on a sample's place in the batch, and scores must not. The other
+arithmetic is that of `plain`, against which the tests compare this graph.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vitscore.augment.plain import TWO_PI
 
 
 def graph(recipes: Sequence[Recipe], *, height: int, width: int, is_gpu: bool) -> tuple[Any, ...]:
-    """One output for each recipe; inputs `pixels` (uint8 HWC) and `words` (uint32 (2,), on the host)."""
+    """Define one output for each recipe, and inputs `pixels` (uint8 HWC) and `words` (uint32 (2,), on the host)."""
     device = "gpu" if is_gpu else "cpu"
     pixels = fn.external_source(name="pixels", dtype=types.UINT8, ndim=3, layout="HWC", device=device)
     words = fn.external_source(name="words", dtype=types.UINT32, ndim=1)
@@ -31,7 +31,7 @@ def graph(recipes: Sequence[Recipe], *, height: int, width: int, is_gpu: bool) -
 
 
 class _Studio:
-    """The operators for pictures of one size; remembers what recipes share."""
+    """Builds the operators for pictures of one size, and keeps the random numbers that recipes share."""
 
     def __init__(self, height: int, width: int, words: Any, *, is_gpu: bool) -> None:
         self.size = height, width
@@ -40,22 +40,22 @@ class _Studio:
         self._noise: dict[tuple[str, int], Any] = {}
 
     def follow(self, pixels: Any, recipe: Recipe) -> Any:
-        for position, each in enumerate(recipe):
-            if each.name in _RANDOM:
-                pixels = _RANDOM[each.name](self, pixels, seeds.salt(each.name, position), *each.values)
+        for position, step in enumerate(recipe):
+            if step.name in _RANDOM:
+                pixels = _RANDOM[step.name](self, pixels, seeds.salt(step.name, position), *step.values)
             else:
-                pixels = _FIXED[each.name](self, pixels, *each.values)
+                pixels = _FIXED[step.name](self, pixels, *step.values)
         return pixels
 
     def constant(self, values: Any) -> Any:
         return types.Constant(np.asarray(values), device="gpu" if self._is_gpu else "cpu")
 
     def uniform(self, salt: int) -> Any:
-        """A number in (0, 1) for every value of the picture; like all noise, drawn once for all recipes."""
+        """Return a number in (0, 1) for every value of the picture; like all noise, drawn once for all recipes."""
         return self._once("uniform", salt, lambda: _uniform(self.bits(salt)))
 
     def normal(self, salt: int) -> Any:
-        """A normal number for every value, by Box and Muller."""
+        """Return a normal number for every value, by the Box-Muller transform."""
 
         def draw() -> Any:
             angle = _uniform(_mixed(self.bits(salt) ^ _word(seeds.SECOND))) * TWO_PI
@@ -64,12 +64,12 @@ class _Studio:
         return self._once("normal", salt, draw)
 
     def place(self, axis: int, salt: int) -> Any:
-        """One number in (0, 1) for the sample, on the host."""
+        """Return one number in (0, 1) for the sample, on the host."""
         index = types.Constant(axis, dtype=types.UINT32)
         return _uniform(_mixed(_mixed(index ^ self._words[0]) ^ self._words[1] ^ _word(salt)))
 
     def bits(self, salt: int) -> Any:
-        """A uint32 for every value: `seeds.random_words`."""
+        """Return a uint32 for every value, as `seeds.random_words` does."""
 
         def draw() -> Any:
             places = self.constant(np.arange(3 * self.size[0] * self.size[1], dtype=np.uint32).reshape(*self.size, 3))
@@ -89,7 +89,7 @@ def _word(value: int) -> Any:
 
 
 def _mixed(words: Any) -> Any:
-    """`seeds.mix`; DALI has no shifts, and divides instead."""
+    """`seeds.mix` in DALI, which has no shifts and divides instead."""
     for multiplier, shift in zip(seeds.MULTIPLIERS, seeds.SHIFTS, strict=False):
         words = (words ^ (words // _word(1 << shift))) * _word(multiplier)
     return words ^ (words // _word(1 << seeds.SHIFTS[2]))
@@ -104,12 +104,12 @@ def _float(values: Any) -> Any:
 
 
 def _bytes(values: Any) -> Any:
-    """Rounded, and cut at 0 and 255."""
+    """Round, and clip to 0..255."""
     return fn.cast(values, dtype=types.UINT8)
 
 
 def _extreme(reduce: Any, pixels: Any) -> Any:
-    """The largest or least of a pixel's three values."""
+    """Return the largest or smallest of a pixel's three values."""
     return reduce(pixels, axes=(2,), keep_dims=True)
 
 
@@ -162,7 +162,7 @@ def _pixelate(studio: _Studio, images: Any, scale: float) -> Any:
         side = studio.size[axis]
         pixels, total = _float(images), None
         for offset, weights in tables.block_weights(side, scale).items():
-            # Moved by slicing; what comes in from outside has no weight.
+            # A slice moves the picture; values from outside it have weight 0.
             moved = fn.slice(
                 pixels, start=(offset,), shape=(side,), axes=(axis,), out_of_bounds_policy="pad", fill_values=0
             )
@@ -210,7 +210,7 @@ def _impulse_noise(studio: _Studio, images: Any, salt: int, share: float) -> Any
 
 def _shot_noise(studio: _Studio, images: Any, salt: int, photons: float) -> Any:
     words = studio.bits(salt)
-    # A table's keys have sixteen bits: the value's eight, and eight random ones.
+    # A table's keys have sixteen bits: eight of the value and eight random ones.
     slices = fn.cast(words // _word(1 << 24), dtype=types.INT32)
     places = fn.cast(fn.cast(images, dtype=types.INT32) * tables.STRATA + slices, dtype=types.UINT16)
     lower, chance = (

@@ -1,8 +1,8 @@
-"""The closed list of operators: their arguments with units and ranges, their severities, and how they are written.
+"""The list of operators: their arguments with units and ranges, their severities, and their notation.
 
 `OP:ARG=V,...` becomes an `Augmentation`. Severities 1 to 5 are those of the Common Corruptions benchmark (ImageNet-C;
-Hendrycks and Dietterich, ICLR 2019; github.com/hendrycks/robustness, `corruptions.py`) where it has the operator; the
-four that it lacks (hue, rotate, zoom, occlusion) say so. Nothing here touches an image.
+Hendrycks and Dietterich, ICLR 2019; github.com/hendrycks/robustness, `corruptions.py`). The four operators that the
+benchmark lacks (hue, rotate, zoom, occlusion) have the source `OWN`. Nothing here changes an image.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ OWN = "vitscore"
 
 @dataclass(frozen=True)
 class Argument:
-    """One number that an operator takes."""
+    """A numeric argument of an operator."""
 
     unit: str
     low: float
     high: float
     default: float | None = None
-    """None: it must be given, or follows from `severity`."""
+    """None if the argument must be given, directly or through `severity`."""
 
     @property
     def range(self) -> str:
@@ -34,7 +34,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator."""
+    """An operator, its arguments and its severities."""
 
     name: str
     does: str
@@ -50,7 +50,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """An operator with its values, in the order of its arguments."""
+    """An operator with the values of its arguments, in their order."""
 
     name: str
     values: tuple[float, ...]
@@ -60,7 +60,7 @@ class Augmentation:
         return OPERATORS[self.name]
 
     def __str__(self) -> str:
-        """As `--augment` takes it, every argument written out."""
+        """Return the notation of `--augment`, with every argument."""
         pairs = zip(self.operator.arguments, self.values, strict=True)
         return f"{self.name}:" + ",".join(f"{argument}={value:g}" for argument, value in pairs)
 
@@ -165,14 +165,15 @@ _LISTED = (
 )
 OPERATORS: Mapping[str, Operator] = {operator.name: operator for operator in _LISTED}
 WHOLE = ("jpeg_compression",)
-"""Operators whose arguments are whole numbers."""
+"""Operators whose arguments must be whole numbers."""
 
 
 def parse(text: str, *, option: str = "--augment") -> Augmentation:
-    """Read `OP:ARG=V,...` or `OP:severity=N`.
+    """Parse `OP:ARG=V,...` or `OP:severity=N`.
 
     Raises:
-        UsageError: unknown operator or argument, a value that is missing or out of range; the list or range is shown.
+        UsageError: an operator or argument is unknown, or a value is missing or out of range; the message shows the
+            list or the range.
     """
     name, _, rest = text.partition(":")
     operator = find(name.strip(), option=option)
@@ -185,7 +186,7 @@ def parse(text: str, *, option: str = "--augment") -> Augmentation:
             expected = "severity=1 to severity=5, and no other argument"
             raise UsageError("wrong value", where=f"{option} {name}", expected=expected, got=rest)
         return operator.at(int(severity))
-    defaults = {argument: each.default for argument, each in operator.arguments.items()}
+    defaults = {name: argument.default for name, argument in operator.arguments.items()}
     values = {**defaults, **given}
     missing = [argument for argument, value in values.items() if value is None]
     if missing:
@@ -195,10 +196,10 @@ def parse(text: str, *, option: str = "--augment") -> Augmentation:
 
 
 def find(name: str, *, option: str) -> Operator:
-    """The operator of this name.
+    """Return the operator of this name.
 
     Raises:
-        UsageError: there is none; all are listed.
+        UsageError: there is none; the message lists all operators.
     """
     if name not in OPERATORS:
         raise UsageError(
@@ -208,8 +209,8 @@ def find(name: str, *, option: str) -> Operator:
 
 
 def usage(operator: Operator) -> str:
-    """`sigma 0..1 share of full scale, or severity=1..5`."""
-    arguments = (f"{name} {each.range} {each.unit}" for name, each in operator.arguments.items())
+    """Return the arguments in one line: `sigma 0..1 share of full scale, or severity=1..5`."""
+    arguments = (f"{name} {argument.range} {argument.unit}" for name, argument in operator.arguments.items())
     return ", ".join(arguments) + ", or severity=1..5"
 
 
@@ -226,7 +227,7 @@ def _pair(item: str, operator: Operator, option: str) -> tuple[str, float]:
         ) from None
     if name != "severity":
         argument = operator.arguments[name]
-        if not argument.low <= value <= argument.high:  # also where it is not a number
+        if not argument.low <= value <= argument.high:  # refuses NaN, too
             expected = f"{argument.range} {argument.unit}"
             raise UsageError("value out of range", where=f"{where}:{name}", expected=expected, got=text)
         if operator.name in WHOLE and value != int(value):
@@ -235,19 +236,19 @@ def _pair(item: str, operator: Operator, option: str) -> tuple[str, float]:
 
 
 def describe() -> list[str]:
-    """The list, in lines of at most 80 columns: what each operator does, its arguments, its five severities."""
+    """Return the list in lines of at most 80 columns: each operator's effect, its arguments and its five severities."""
     lines = []
     for operator in OPERATORS.values():
         lines.append(f"{operator.name:<18}{operator.does}")
-        for index, (name, each) in enumerate(operator.arguments.items()):
+        for index, (name, argument) in enumerate(operator.arguments.items()):
             levels = " ".join(f"{level[index]:g}" for level in operator.levels)
-            lines.append(f"{'':<18}{name} {each.range} ({each.unit}): {levels}")
+            lines.append(f"{'':<18}{name} {argument.range} ({argument.unit}): {levels}")
     own = ", ".join(operator.name for operator in OPERATORS.values() if operator.source == OWN)
-    return [*lines, "Behind each argument: its values at severity 1 to 5, ImageNet-C's but for", f"{own}."]
+    return [*lines, "After each argument: its values at severity 1 to 5, from ImageNet-C except for", f"{own}."]
 
 
 def select(names: Sequence[str], *, option: str) -> list[Operator]:
-    """Some operators by name, in the list's order; all where none is named.
+    """Return some operators by name, in the list's order, or all operators if no name is given.
 
     Raises:
         UsageError: a name is unknown.

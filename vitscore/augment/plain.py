@@ -1,7 +1,7 @@
-"""The operators on one image, with NumPy, torch and Pillow: what the torchvision decoder uses.
+"""The operators on one image, with NumPy, torch and Pillow; used with the torchvision decoder.
 
-The same arithmetic as the DALI graph, step by step: equal bytes but where a float is rounded the other way (one level,
-in fewer than one value in a thousand, of a rotation or a zoom in three of a hundred).
+The arithmetic is that of the DALI graph, step by step. The bytes are equal, except where a float is rounded the other
+way: by one level, in less than 0.1% of the values, or 3% for a rotation or a zoom.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TWO_PI = 2 * math.pi
 
 
 def augment(image_HWC: Bytes, augmentation: Augmentation, sample: Words, *, position: int = 0) -> Bytes:
-    """One operator on one image.
+    """Apply one operator to one image.
 
     Args:
         image_HWC: uint8 RGB.
@@ -46,7 +46,7 @@ def _brightness(image_HWC: Bytes, delta: float) -> Bytes:
     pixels = image_HWC.astype(np.float32)
     value = pixels.max(axis=2, keepdims=True)
     lighter = np.clip(value + np.float32(255 * delta), 0, 255)
-    # Black has no colour: it becomes grey.
+    # Black has no hue and becomes grey.
     ratio = lighter / np.maximum(value, np.float32(1))
     return as_bytes(pixels * ratio + (value == 0) * lighter)
 
@@ -65,7 +65,7 @@ def _saturation(image_HWC: Bytes, factor: float, offset: float) -> Bytes:
     wanted = np.clip(saturation * np.float32(factor) + np.float32(offset), 0, 1)
     ratio = wanted * value / np.maximum(span, np.float32(1))
     coloured = value - (value - pixels) * ratio
-    # Grey has hue 0: what it gains is red.
+    # Grey has hue 0, so more saturation turns it red.
     red = value * (1 - wanted * np.array([0, 1, 1], np.float32))
     return as_bytes(np.where(span == 0, red, coloured))
 
@@ -90,7 +90,7 @@ def _defocus_blur(image_HWC: Bytes, radius: float, alias: float) -> Bytes:
 
 
 def _filtered(pixels_HWC: Floats, kernel: Floats, border: str) -> Floats:
-    """A correlation with a kernel of odd sides; the border as numpy.pad's edge ("replicate") or reflect."""
+    """Correlate with a kernel of odd sides; the border is numpy.pad's edge ("replicate") or reflect."""
     reach = tuple(side // 2 for side in kernel.shape)
     mode: Any = "edge" if border == "replicate" else "reflect"
     padded = np.pad(pixels_HWC, ((reach[0],) * 2, (reach[1],) * 2, (0, 0)), mode=mode)
@@ -108,7 +108,7 @@ def _jpeg_compression(image_HWC: Bytes, quality: float) -> Bytes:
 
 def _pixelate(image_HWC: Bytes, scale: float) -> Bytes:
     pixels = image_HWC.astype(np.float32)
-    for axis in (1, 0):  # Pillow's order; between the two it rounds
+    for axis in (1, 0):  # Pillow's order; it rounds between the two
         side = pixels.shape[axis]
         total = np.zeros_like(pixels)
         for offset, weights in tables.block_weights(side, scale).items():
@@ -127,7 +127,7 @@ def _zoom(image_HWC: Bytes, factor: float) -> Bytes:
 
 
 def _warped(image_HWC: Bytes, place: Floats, padding: str) -> Bytes:
-    """What the map shows at each place, bilinear."""
+    """Sample the image where the map points for each pixel, bilinearly."""
     height, width = image_HWC.shape[:2]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) + np.float32(0.5)
     seen = [place[axis, 0] * x + place[axis, 1] * y + place[axis, 2] for axis in (0, 1)]
@@ -152,12 +152,12 @@ def _occlusion(image_HWC: Bytes, sample: Words, salt: int, share: float) -> Byte
 
 
 def _uniform(words: Any) -> Any:
-    """float32 in (0, 1) from uint32: the middle of one of 2**23 steps, so that neither end is met."""
+    """Convert uint32 to float32 in (0, 1): the middle of one of 2**23 steps, so that neither 0 nor 1 occurs."""
     return ((words >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
 
 
 def _normal(words: Words) -> Floats:
-    """Box and Muller's; the second number comes from the first."""
+    """Return normal numbers by the Box-Muller transform; the second random number is derived from the first."""
     angle = _uniform(seeds.mix(words ^ np.uint32(seeds.SECOND))) * np.float32(TWO_PI)
     result: Floats = np.sqrt(np.log(_uniform(words)) * np.float32(-2)) * np.cos(angle)
     return result

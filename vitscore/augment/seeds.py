@@ -1,7 +1,7 @@
 """Random bits of a sample, from hash(seed, shard, key): the same on any rank, in any batch, after any restart.
 
-A sample's two 32-bit words come from a hash of its names; a number for each of its values comes from those words, the
-operator, and the value's place in the picture, by an integer mixer that NumPy and DALI compute alike, bit for bit.
+The two 32-bit words of a sample are a hash of its names. The random number for a value of its picture is computed from
+these words, the operator and the value's place, by an integer mixer that gives the same bits in NumPy and in DALI.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Words = NDArray[np.uint32]
 MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
 SHIFTS = (16, 15, 16)
 SECOND = 0x9E3779B9
-"""Turns a value's first random number into its second."""
+"""XORed with the first random number of a value, and mixed, it gives the second."""
 
 
 def sample_words(seed: int, samples: Iterable[tuple[str, str]]) -> Words:
-    """uint32 (B, 2) for samples given as (shard, key); of the shard only its base name counts, so folders may move."""
+    """Return uint32 (B, 2) for samples given as (shard, key); only the shard's base name counts, so shards may move."""
     rows = [_words(seed, shard, key) for shard, key in samples]
     return np.array(rows, np.uint32).reshape(-1, 2)
 
@@ -37,7 +37,7 @@ def _words(seed: int, shard: str, key: str) -> Words:
 
 
 def salt(operator: str, position: int) -> int:
-    """What tells the random numbers of an operator, and of its place in a chain, from another's."""
+    """Return a number that makes the random bits of an operator at a place in a chain independent of all others."""
     return zlib.crc32(f"{operator}/{position}".encode())
 
 
@@ -49,7 +49,7 @@ def mix(words: Any) -> Any:
 
 
 def random_words(sample: Words, count: int, *, salt: int) -> Words:
-    """`count` random uint32 of one sample; `mix(x ^ SECOND)` gives each a second one."""
+    """Return `count` random uint32 of one sample; `mix(x ^ SECOND)` derives a second number from a number x."""
     places = np.arange(count, dtype=np.uint32)
     words: Words = mix(mix(places ^ sample[0]) ^ sample[1] ^ np.uint32(salt))
     return words

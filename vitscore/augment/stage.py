@@ -1,11 +1,11 @@
-"""The stage behind the decoder: one batch of resized pixels in, the same batch under every condition out.
+"""The stage after the decoder: one batch of resized pixels in, the same batch under every condition out.
 
-A condition is a name and a recipe (a chain of operators); the empty recipe is the picture as it is. A run has one
-condition, a robustness grid one for each operator and severity. Recipes that differ in severity alone go through one
-DALI pipeline together. Batches come out one condition at a time, so that the memory held does not grow with the grid.
+A condition is a name and a recipe (a chain of operators); the empty recipe leaves the picture unchanged. A run has one
+condition, a robustness grid one for each operator and severity. Recipes that differ only in severity share a DALI
+pipeline. Batches come out one condition at a time, so the memory in use does not grow with the grid.
 
-DALI decodes and resizes first (on a CPU torchvision resizes), then these pipelines take the pixels, where they are: so
-rows that Pillow had to decode are treated like all others, and one decode serves any number of conditions.
+DALI decodes and resizes first (on a CPU torchvision resizes), then these pipelines take the pixels in place. So rows
+that Pillow decoded are treated like all others, and one decode serves any number of conditions.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ Words = NDArray[np.uint32]
 
 
 class Studio(Protocol):
-    """Carries out recipes that share their operators, on batches of pictures of one size."""
+    """Applies recipes that share their operators to batches of pictures of one size."""
 
     def apply(self, pixels_BHWC: torch.Tensor, words: Words) -> Sequence[torch.Tensor]:
-        """The pictures under each recipe, in the recipes' order."""
+        """Return the pictures under each recipe, in the recipes' order."""
 
     def close(self) -> None:
-        """Stop its threads."""
+        """Stop the threads."""
 
 
 class Stage:
-    """All conditions of a run.
+    """Applies all conditions of a run.
 
     Args:
-        conditions: in the order in which they come out.
+        conditions: the conditions, in the order of the output.
         kind: the decoder's kind: "dali" or "torchvision".
-        geometries: of the decoder; each has its own tensor of pixels.
+        geometries: the geometries of the decoder, with one tensor of pixels each.
         (the others: see `make_decoder`)
     """
 
@@ -67,18 +67,18 @@ class Stage:
         self.is_random = any(condition.is_random for condition in conditions)
 
     def apply(self, decoded: Decoded, words: Words) -> Iterator[tuple[Condition, Decoded]]:
-        """The batch under each condition.
+        """Yield the batch under each condition.
 
         Args:
-            decoded: what the decoder gave.
-            words: uint32 (B, 2), the samples' words (`seeds.sample_words`); zeros where no operator is random.
+            decoded: a batch from the decoder.
+            words: uint32 (B, 2), the samples' words (`seeds.sample_words`); zeros if no operator is random.
         """
-        for _, group in groupby(self.conditions, key=lambda each: [step.name for step in each.recipe]):
+        for _, group in groupby(self.conditions, key=lambda condition: [step.name for step in condition.recipe]):
             conditions = tuple(group)
             if not conditions[0].recipe:
-                yield from ((each, decoded) for each in conditions)
+                yield from ((condition, decoded) for condition in conditions)
                 continue
-            recipes = tuple(each.recipe for each in conditions)
+            recipes = tuple(condition.recipe for condition in conditions)
             held = (decoded,) if self._device_id is not None else ()
             sets = [
                 self._studio(recipes, geometry).apply(pixels, words)
@@ -109,7 +109,7 @@ class Stage:
 
 
 class PlainStudio:
-    """A `Studio` of threads, each with one image at a time."""
+    """A `Studio` on a pool of threads, each with one image at a time."""
 
     def __init__(self, recipes: Sequence[Recipe], *, num_threads: int) -> None:
         self._recipes = recipes
@@ -124,8 +124,8 @@ class PlainStudio:
         def work(row: int) -> None:
             for result, recipe in zip(results, self._recipes, strict=True):
                 image = images[row]
-                for position, each in enumerate(recipe):
-                    image = augment(image, each, words[row], position=position)
+                for position, step in enumerate(recipe):
+                    image = augment(image, step, words[row], position=position)
                 result[row] = image
 
         list(self._pool.map(work, range(len(images))))
@@ -136,13 +136,13 @@ class PlainStudio:
 
 
 def require_bytes(geometries: Mapping[str, AnyGeometry]) -> None:
-    """Raise UsageError where a model's processor gives finished floats, which no operator can take."""
+    """Raise UsageError if a model's processor returns normalised floats, which the operators cannot change."""
     for model, geometry in geometries.items():
         if not isinstance(geometry, Geometry):
             raise UsageError(
                 "images cannot be augmented",
                 where=model,
                 expected="a processor that resizes, crops and normalises",
-                got=f"{type(geometry.processor).__name__}, which is run itself and leaves no bytes",
+                got=f"{type(geometry.processor).__name__}, which returns normalised floats",
                 next_step="Score this model without --augment.",
             )

@@ -1,7 +1,7 @@
 """Kernels, weights and maps of the operators for a picture of one size; NumPy, shared by both implementations.
 
-A number of pixels in an operator's arguments is for a picture whose shorter side has 224; here it becomes one for the
-picture at hand. At 32 x 32 the blurs then come close to those that the benchmark's authors chose for CIFAR-10-C.
+Arguments in pixels are for a picture whose shorter side has 224 pixels; this module scales them to the picture. At
+32 x 32 the blurs are then close to those that the benchmark's authors chose for CIFAR-10-C.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 SIDE = 224
-"""The shorter side that arguments in pixels are for."""
+"""The shorter side that arguments in pixels refer to."""
 GREY = 128
-"""What an occlusion shows."""
+"""The level of an occlusion's rectangle."""
 SAMPLES = 16
-"""The disk's edge is measured at this many points a pixel and axis."""
+"""Sample points per pixel and axis for the disk's edge."""
 STRATA = 256
-"""Slices of equal chance that a Poisson number is drawn from: the first eight random bits choose one."""
+"""Strata of equal probability for drawing a Poisson number: the first eight random bits choose one."""
 
 _RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
 
 
 def pixels_of(value: float, height: int, width: int) -> float:
-    """An argument in pixels of 224, in this picture's."""
+    """Scale an argument in pixels of 224 to this picture."""
     return value * min(height, width) / SIDE
 
 
 def gaussian_kernel(sigma: float, *, truncate: float = 4.0) -> Floats:
-    """(2r + 1,), summing to 1; cut at `truncate` sigmas as scikit-image does."""
+    """Return a Gaussian kernel (2r + 1,) with sum 1, truncated at `truncate` sigmas as scikit-image does."""
     reach = max(1, int(truncate * sigma + 0.5))
     away = np.arange(-reach, reach + 1)
     weights = np.exp(-0.5 * (away / sigma) ** 2) if sigma > 0 else (away == 0).astype(np.float64)
@@ -41,9 +41,9 @@ def gaussian_kernel(sigma: float, *, truncate: float = 4.0) -> Floats:
 
 
 def disk_kernel(radius: float, alias: float) -> Floats:
-    """(N, N), summing to 1: the share of each pixel below a disk, softened by a Gaussian.
+    """Return a kernel (N, N) with sum 1: the share of each pixel that a disk covers, softened by a Gaussian.
 
-    The benchmark takes a pixel whole or not at all; at 32 x 32, where a radius is below a pixel, that would do nothing.
+    The benchmark counts a pixel fully or not at all, which has no effect at 32 x 32, with a radius below one pixel.
     """
     half = math.ceil(radius + 0.5) + 2
     inside = (np.arange(SAMPLES) + 0.5) / SAMPLES - 0.5
@@ -59,10 +59,10 @@ def disk_kernel(radius: float, alias: float) -> Floats:
 
 
 def block_weights(side: int, scale: float) -> dict[int, Floats]:
-    """How `pixelate` averages along an axis: offset to (side,) weights.
+    """Return the weights (side,) by offset with which `pixelate` averages along an axis.
 
     Result x is the sum over offsets of weights[x] * picture[x + offset]. The blocks are those of a resize to
-    int(side * scale) with a box filter, and of the way back.
+    int(side * scale) with a box filter, followed by a resize back to the picture's size.
     """
     num_blocks = max(1, int(side * scale))
     edges = [max(0, int(block * side / num_blocks + 0.5)) for block in range(num_blocks)] + [side]
@@ -77,7 +77,7 @@ def block_weights(side: int, scale: float) -> dict[int, Floats]:
 
 
 def hue_matrix(degrees: float) -> Floats:
-    """(3, 3): turns RGB around the grey axis, in YIQ, as DALI's and many cameras' hue does."""
+    """Return the (3, 3) matrix that rotates RGB around the grey axis in YIQ, as DALI and many cameras do."""
     angle = math.radians(degrees)
     turn = np.array(
         [[1, 0, 0], [0, math.cos(angle), math.sin(angle)], [0, -math.sin(angle), math.cos(angle)]], np.float64
@@ -87,7 +87,7 @@ def hue_matrix(degrees: float) -> Floats:
 
 
 def turn_map(height: int, width: int, *, degrees: float = 0.0, factor: float = 1.0) -> Floats:
-    """(2, 3): from a place in the result (x, y; pixels' centres at halves) to the place in the picture it shows."""
+    """Return the (2, 3) map from a place in the result to its source (x, y; pixel centres are at halves)."""
     angle = math.radians(degrees)
     cosine, sine = math.cos(angle) / factor, math.sin(angle) / factor
     x, y = width / 2, height / 2
@@ -95,17 +95,17 @@ def turn_map(height: int, width: int, *, degrees: float = 0.0, factor: float = 1
 
 
 def occlusion_size(height: int, width: int, share: float) -> tuple[int, int]:
-    """(height, width) of the rectangle that hides this share of the area."""
+    """Return the (height, width) of the rectangle that hides this share of the area."""
     root = math.sqrt(share)
     return round(height * root), round(width * root)
 
 
 def photon_table(photons: float) -> tuple[Floats, Floats]:
-    """For a value x and a slice s of chance, at x * STRATA + s: the lower count, and the chance of one more.
+    """Return, at x * STRATA + s for a value x and a stratum s, the lower count and the probability of one more.
 
-    A Poisson number is its quantile function at a uniform number. Within a slice that function takes one value or two
-    neighbours, so that a coin decides and the number is exact; only in the slices at the very ends does it take more,
-    and there the coin keeps the mean.
+    A Poisson number is its quantile function at a uniform number. Within a stratum that function takes one value or two
+    neighbouring ones, so that one random choice gives the exact distribution. Only in the first and the last strata may
+    it take more values; there the choice preserves the mean.
     """
     most = math.ceil(photons + 12 * math.sqrt(photons)) + 12
     counts = np.arange(most)
@@ -115,7 +115,7 @@ def photon_table(photons: float) -> tuple[Floats, Floats]:
     for value in range(256):
         mean = max(photons * value / 255, 1e-30)
         cumulated = np.cumsum(np.exp(counts * math.log(mean) - mean - log_factorials))
-        # The mean over a slice of the quantile: for each count, how much of the slice lies above its chance.
+        # The mean of the quantile function over a stratum: the sum over counts of the part above their probability.
         above = np.clip((ends[:, None] - cumulated[None, :]) * STRATA, 0, 1)
         expected = above.sum(axis=1)
         lower[value] = np.floor(expected + 1e-9)
@@ -124,6 +124,6 @@ def photon_table(photons: float) -> tuple[Floats, Floats]:
 
 
 def as_bytes(values: Any) -> NDArray[np.uint8]:
-    """Floats to bytes: rounded, halves up as DALI does on a CPU, and cut at 0 and 255."""
+    """Convert floats to bytes: rounded, halves up as DALI does on a CPU, and clipped to 0..255."""
     result: NDArray[np.uint8] = np.clip(np.floor(values + np.float32(0.5)), 0, 255).astype(np.uint8)
     return result

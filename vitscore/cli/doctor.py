@@ -1,8 +1,8 @@
-"""`vitscore doctor`: what this machine can do, what is missing, and the command that installs it.
+"""`vitscore doctor`: report what this machine can do, what is missing, and the command that installs it.
 
-Each check is a finding: `ok`, `optional` (not here, and a run goes without it) or `problem` (a run would fail, or would
-leave a GPU idle that is there). Looks and reports, decides nothing and changes nothing; settings.py makes the choices
-of a run. The checks get the facts as arguments, so that a test can tell them of another machine.
+Each check returns a finding: `ok`, `optional` (missing, but runs work without it) or `problem` (a run would fail, or
+would not use a GPU of this machine). The checks only report; `plan/choices.py` makes the choices of a run. They take
+the facts as arguments, so that tests can describe other machines.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vitscore.system.machine import cpu_name, driver_cuda_version, driver_versio
 OK, OPTIONAL, PROBLEM = "ok", "optional", "problem"
 INSTALL_DRIVER = "sudo apt install nvidia-driver (Debian), sudo ubuntu-drivers install (Ubuntu), then restart"
 INSTALL_COMPILER = "sudo apt install g++"
-# What a run imports; DALI has its own check. Each is imported, since an install may be there and broken.
+# The packages that a run imports, except for DALI, which has its own check. All are imported, to find broken installs.
 PACKAGES = {
     "torch": "torch",
     "torchvision": "torchvision",
@@ -45,17 +45,17 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report."""
+    """A line of the report."""
 
     name: str
     state: str
     found: str
     fix: str = ""
-    """The command that helps, where something is missing."""
+    """The command that installs or repairs it, if something is missing."""
 
 
 def examine() -> list[Finding]:
-    """Everything, on this machine."""
+    """Run all checks on this machine."""
     findings = [check_python(), *check_packages()]
     usable = {finding.name for finding in findings if finding.state == OK}
     gpus = find_gpus() if "torch" in usable else []
@@ -83,13 +83,13 @@ def examine() -> list[Finding]:
 
 
 def document_of(findings: Iterable[Finding]) -> dict[str, Any]:
-    """The report as JSON."""
+    """Return the report as a JSON document."""
     findings = list(findings)
     return {"schema": 1, "ready": not problems(findings), "findings": [asdict(finding) for finding in findings]}
 
 
 def lines_of(findings: Iterable[Finding]) -> list[str]:
-    """The report in words, one line a finding and one for what helps."""
+    """Return the report as text: one line per finding, and one for its fix."""
     marks = {OK: "ok", OPTIONAL: "-", PROBLEM: "!!"}
     lines = []
     for finding in findings:
@@ -110,19 +110,19 @@ def check_python() -> Finding:
 def check_packages(
     version: Callable[[str], str | None] | None = None, load: Callable[[str], Any] = importlib.import_module
 ) -> list[Finding]:
-    """The packages that every run needs: there, new enough, and importable."""
+    """Check that the packages of every run are installed, new enough, and importable."""
     version = version or version_of
     lowest = lowest_versions()
     findings = []
     for name, module in PACKAGES.items():
-        found, wanted = version(name), lowest.get(name, "0")
+        installed, wanted = version(name), lowest.get(name, "0")
         install = f'{sys.executable} -m pip install "{name}>={wanted}"'
-        if found is None:
+        if installed is None:
             findings.append(Finding(name, PROBLEM, "not installed", install))
-        elif numbers(found) < numbers(wanted):
-            findings.append(Finding(name, PROBLEM, f"{found}, older than {wanted}", install))
+        elif numbers(installed) < numbers(wanted):
+            findings.append(Finding(name, PROBLEM, f"{installed}, older than {wanted}", install))
         else:
-            findings.append(_importable(name, module, found, load, fix=f"{install} --force-reinstall"))
+            findings.append(_importable(name, module, installed, load, fix=f"{install} --force-reinstall"))
     return findings
 
 
@@ -135,7 +135,7 @@ def _importable(name: str, module: str, version: str, load: Callable[[str], Any]
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its kind where it has none."""
+    """Return the first line of an error's text, or its type if it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
@@ -153,14 +153,14 @@ def check_gpu(
     driver_cuda: tuple[int, int] | None,
     torch_cuda: tuple[int, int] | None,
 ) -> Finding:
-    """The GPU and its driver; a GPU that is there and cannot be used is a problem.
+    """Check the GPU and its driver; an NVIDIA GPU that cannot be used is a problem.
 
     Args:
-        gpus: names of those that torch can use.
-        has_hardware: whether the machine has an NVIDIA device at all.
-        driver: the driver's version, None where none is loaded.
-        driver_cuda: the newest CUDA that the driver speaks.
-        torch_cuda: the CUDA that torch was built for, None for a CPU build.
+        gpus: the names of the GPUs that torch can use.
+        has_hardware: whether the machine has an NVIDIA device.
+        driver: the version of the loaded driver, None if no driver is loaded.
+        driver_cuda: the newest CUDA version that the driver supports.
+        torch_cuda: the CUDA version that torch was built for, None for a CPU build.
     """
     if gpus:
         counted = f"{len(gpus)} x {gpus[0]}" if len(set(gpus)) == 1 else ", ".join(gpus)
@@ -168,15 +168,15 @@ def check_gpu(
     if not has_hardware:
         return Finding("gpu", OPTIONAL, "no NVIDIA GPU in this machine: runs use the CPU")
     if driver is None:
-        return Finding("gpu", PROBLEM, "an NVIDIA GPU is there, its driver is not loaded", INSTALL_DRIVER)
+        return Finding("gpu", PROBLEM, "this machine has an NVIDIA GPU, but its driver is not loaded", INSTALL_DRIVER)
     if torch_cuda is None:
         fix = f"{sys.executable} -m pip install --force-reinstall torch torchvision"
-        return Finding("gpu", PROBLEM, f"driver {driver} is there, torch is a build for CPUs", fix)
+        return Finding("gpu", PROBLEM, f"driver {driver} is loaded, but torch is a build for CPUs", fix)
     if driver_cuda is not None and driver_cuda[0] < torch_cuda[0]:
-        found = f"driver {driver} speaks CUDA {_dotted(driver_cuda)}, torch was built for {_dotted(torch_cuda)}"
-        return Finding("gpu", PROBLEM, found, INSTALL_DRIVER)
+        text = f"driver {driver} supports CUDA {_dotted(driver_cuda)}, but torch was built for {_dotted(torch_cuda)}"
+        return Finding("gpu", PROBLEM, text, INSTALL_DRIVER)
     hint = "nvidia-smi (and CUDA_VISIBLE_DEVICES, or the container's --gpus all)"
-    return Finding("gpu", PROBLEM, f"driver {driver} is loaded, torch finds no device", hint)
+    return Finding("gpu", PROBLEM, f"driver {driver} is loaded, but torch finds no device", hint)
 
 
 def _dotted(version: tuple[int, int]) -> str:
@@ -184,23 +184,23 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 def check_dali(*, is_there: bool, load: Callable[[], Any]) -> Finding:
-    """DALI decodes; without it torchvision does, on the CPU and slower."""
+    """Check DALI; without it torchvision decodes, on the CPU and slower."""
     install = f"{sys.executable} -m pip install nvidia-dali-cuda130"
     if not is_there:
-        return Finding("dali", OPTIONAL, "not installed: images are decoded by torchvision, slower", install)
+        return Finding("dali", OPTIONAL, "not installed: torchvision decodes images, which is slower", install)
     try:
         load()
     except Exception as error:
         return Finding("dali", PROBLEM, f"it cannot be imported: {first_line(error)}", f"{install} --force-reinstall")
-    return Finding("dali", OK, version_of("nvidia-dali-cuda130") or "there")
+    return Finding("dali", OK, version_of("nvidia-dali-cuda130") or "installed")
 
 
 def check_jpeg(backends: Mapping[str, str | None], *, has_gpu: bool) -> Finding:
-    """Which of nvImageCodec's backends decode a JPEG; on a GPU the hardware and nvJPEG should.
+    """Check which of nvImageCodec's backends decode a JPEG; on a GPU the hardware decoder and nvJPEG should.
 
     Args:
-        backends: by backend None, or why it does not.
-        has_gpu: whether torch can use one.
+        backends: by backend the reason why it does not decode a JPEG, or None if it does.
+        has_gpu: whether torch can use a GPU.
     """
     name = "jpeg decoders"
     works = [backend for backend, failure in backends.items() if failure is None]
@@ -208,22 +208,22 @@ def check_jpeg(backends: Mapping[str, str | None], *, has_gpu: bool) -> Finding:
     for backend, failure in backends.items():
         if failure is not None:
             reasons.setdefault(failure, []).append(backend)
-    found = "; ".join(
+    text = "; ".join(
         [f"{', '.join(works) or 'none'} decode{'s' * (len(works) == 1)} a JPEG"]
         + [f"not {', '.join(failing)}: {reason}" for reason, failing in reasons.items()]
     )
     if CPU not in works:
         fix = f"{sys.executable} -m pip install --force-reinstall nvidia-nvimgcodec-cu13"
-        return Finding(name, OPTIONAL, found, fix)
+        return Finding(name, OPTIONAL, text, fix)
     if not has_gpu or HARDWARE in works:
-        return Finding(name, OK if has_gpu else OPTIONAL, found)
+        return Finding(name, OK if has_gpu else OPTIONAL, text)
     if NVJPEG in works:
-        return Finding(name, OPTIONAL, found, f"a GPU with a JPEG decoder (A100, H100 and later) needs {NVCUVID}")
-    return Finding(name, OPTIONAL, found, f"{sys.executable} -m pip install nvidia-nvjpeg")
+        return Finding(name, OPTIONAL, text, f"a GPU with a JPEG decoder (A100, H100 and later) needs {NVCUVID}")
+    return Finding(name, OPTIONAL, text, f"{sys.executable} -m pip install nvidia-nvjpeg")
 
 
 def check_nvcuvid(*, has_gpu: bool, failure: str | None) -> Finding:
-    """The driver's library without which the hardware JPEG decoder is not used, and nothing says so."""
+    """Check the driver's decoder library; without it the hardware JPEG decoder is silently not used."""
     if not has_gpu:
         return Finding("libnvcuvid", OPTIONAL, "needs a GPU: the hardware JPEG decoder's library")
     if failure is None:
@@ -238,11 +238,11 @@ def check_numba_cuda(*, has_gpu: bool, is_there: bool) -> Finding:
     if not has_gpu:
         return Finding("numba-cuda", OPTIONAL, "not installed; needs a GPU")
     fix = f'{sys.executable} -m pip install "numba-cuda[cu13]"'
-    return Finding("numba-cuda", PROBLEM, "not installed: runs on the GPU rank with it", fix)
+    return Finding("numba-cuda", PROBLEM, "not installed: runs on the GPU need it to rank the logits", fix)
 
 
 def check_compile(*, compiler: str | None, has_gpu: bool, has_triton: bool) -> Finding:
-    """torch.compile needs a C++ compiler on a CPU, and Triton besides on a GPU."""
+    """Check torch.compile, which needs a C++ compiler, and Triton as well on a GPU."""
     if compiler is None:
         return Finding("compile", OPTIONAL, "no C++ compiler: --no-compile only", INSTALL_COMPILER)
     if has_gpu and not has_triton:
@@ -258,9 +258,9 @@ def check_precisions(gpus: list[str], *, has_bf16_cpu: bool) -> Finding:
 
 
 def check_store(store: str, *, is_there: bool) -> Finding:
-    """Shards in object stores; the scheme's package is an extra."""
+    """Check that shards can be read from an object store; the package for its scheme is an extra."""
     if is_there:
-        return Finding(f"{store}://", OK, "shards can be read from there")
+        return Finding(f"{store}://", OK, "shards can be read from this store")
     fix = f'{sys.executable} -m pip install "vitscore[{store}]"'
     return Finding(f"{store}://", OPTIONAL, "its package is not installed", fix)
 
@@ -276,21 +276,20 @@ def version_of(package: str) -> str | None:
 
 
 def lowest_versions() -> Mapping[str, str]:
-    """The lower bound of each dependency, as this package declares them."""
+    """Return the lower bound of each dependency, as this package declares them."""
     try:
         declared = metadata.requires("vitscore") or []
     except metadata.PackageNotFoundError:
         return {}
-    found = (re.match(r"([A-Za-z0-9_.-]+)[^;>]*>=([0-9.]+)", line) for line in declared)
     bounds: dict[str, str] = {}
-    for match in found:
-        if match:
+    for line in declared:
+        if match := re.match(r"([A-Za-z0-9_.-]+)[^;>]*>=([0-9.]+)", line):
             bounds.setdefault(match[1].lower(), match[2])
     return bounds
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: enough to compare it with a bound."""
+    """Return the leading numbers of a version, for comparison with a bound."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in match[0].split(".")) if match else ()
 

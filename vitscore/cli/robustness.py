@@ -1,4 +1,4 @@
-"""`vitscore robustness`: a run over a grid of operators and severities, its table and its page."""
+"""`vitscore robustness`: score a grid of operators and severities; print a table and write a page."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def robustness(
     output: OutputFolder = None,
     operators: Annotated[
         list[str] | None,
-        typer.Option(metavar="OP,...", help="Some of the operators; default: all.", show_default=False),
+        typer.Option(metavar="OP,...", help="The operators to apply; default: all.", show_default=False),
     ] = None,
-    severities: Annotated[str, typer.Option(metavar="N,...", help="Some of the severities.")] = "1,2,3,4,5",
+    severities: Annotated[str, typer.Option(metavar="N,...", help="The severities to apply.")] = "1,2,3,4,5",
     baseline: Annotated[
         str | None, typer.Option(metavar="NAME", help="The model whose errors mCE divides by; default: the first.")
     ] = None,
@@ -81,9 +81,10 @@ def robustness(
     progress: Progress = None,
     debug: Debug = False,
 ) -> None:
-    """How accuracy falls as images get worse: every model, operator and severity in one pass, one decode an image.
+    """Measure how accuracy falls as images get worse: all models, operators and severities in one pass.
 
-    Goes on where an earlier start of the same command ended. The operators and severities are those of ImageNet-C.
+    Every image is decoded once. The same command resumes an interrupted run. The operators and severities are those of
+    ImageNet-C.
     """
     from vitscore.augment.operators import describe
     from vitscore.cli.options import is_given
@@ -108,15 +109,15 @@ def robustness(
 
 
 def as_list(value: Any) -> list[str]:
-    """A list of texts, from what the command line or a config file gives."""
+    """Return a list of texts from a value of the command line or a config file."""
     return [] if value is None else [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
 def parse_severities(value: Any) -> list[int]:
-    """`1,3,5`, or a list of a config file; none means all.
+    """Parse `1,3,5` or a list from a config file; an empty list means all severities.
 
     Raises:
-        UsageError: something is not a whole number.
+        UsageError: a value is not a whole number.
     """
     from vitscore.errors import UsageError
 
@@ -136,7 +137,7 @@ def execute(
     as_json: bool = False,
     progress: bool | None = None,
 ) -> None:
-    """Run the grid and show what came of it."""
+    """Run the grid and show its results."""
     from vitscore.run import run as runs
     from vitscore.system.launcher import is_main_rank
     from vitscore.system.libraries import prepare_arrow
@@ -199,16 +200,16 @@ def show_outcome(outcome: Outcome, *, baseline: str | None, as_json: bool) -> No
 
 
 def show_estimate(plan: Plan, *, as_json: bool) -> None:
-    """`--dry-run`: the cells, and the time they will take, measured on one batch."""
+    """Show the cells and the time they will take, measured on one batch (`--dry-run`)."""
     from vitscore.plan.disk_estimate import estimate_disk, plan_document
     from vitscore.robustness.estimate import estimate, load_alone
     from vitscore.text.console import duration_text, make_console
     from vitscore.text.plan import show_plan
 
     models = load_alone(plan)
-    found = estimate(plan, models)
+    costs = estimate(plan, models)
     if as_json:
-        measured = None if found is None else {**vars(found), "total_s": found.total_s}
+        measured = None if costs is None else {**vars(costs), "total_s": costs.total_s}
         document = {**plan_document(plan), "cells": list(plan.options.cells), "estimate": measured}
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
         return
@@ -219,13 +220,13 @@ def show_estimate(plan: Plan, *, as_json: bool) -> None:
     for name, levels in grid.items():
         typer.echo(f"cells    {name}: {', '.join(levels)}")
     typer.echo(f"cells    {len(plan.options.cells)}, and the unchanged images; {len(plan.models)} model(s)")
-    if found is None:
+    if costs is None:
         typer.echo("time     unknown: no image could be read")
     else:
-        images = "an unknown number of" if found.images is None else f"about {found.images:,}"
-        typer.echo(f"time     {duration_text(found.total_s)} on one rank, for {images} images")
+        images = "an unknown number of" if costs.images is None else f"about {costs.images:,}"
+        typer.echo(f"time     {duration_text(costs.total_s)} on one rank, for {images} images")
         typer.echo(
-            f"         a batch of {found.batch}: decoding {found.decode_s:.2f} s, operators {found.operators_s:.2f} s, "
-            f"forwards {found.conditions} x {found.forward_s:.2f} s"
+            f"         a batch of {costs.batch}: decoding {costs.decode_s:.2f} s, operators {costs.operators_s:.2f} s, "
+            f"forwards {costs.conditions} x {costs.forward_s:.2f} s"
         )
     show_plan(plan, estimate_disk(plan), make_console())

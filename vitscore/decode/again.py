@@ -1,12 +1,12 @@
-"""A failed batch, decoded once more in parts, so that only what cannot be decoded is lost.
+"""Second decoding of a failed batch, in parts, so that only the images that cannot be decoded are lost.
 
-One undecodable image fails all that goes through DALI with it. The others are decoded again through pipelines of the
-same definition, so that their pixels are the same bits as in any other batch. On a CPU those pipelines take one image
-at a time and run side by side, one a thread: each image is decoded once more and never twice (64 photos: 33 ms against
-the batch's 25; 64 small digits: 6 ms against 1). On a GPU a batch of one costs nearly as much as a batch of many, so a
-failed batch is halved there until the bad image stands alone.
+One undecodable image fails the whole batch that goes through DALI with it. The batch is decoded again through pipelines
+of the same definition, so that the good images get the same bits as in any other batch. On a CPU these pipelines take
+one image at a time and run in parallel, one per thread, so that every image is decoded exactly once more (64 photos:
+33 ms against 25 ms for the batch; 64 small digits: 6 ms against 1 ms). On a GPU a batch of one costs nearly as much as
+a batch of many, so a failed batch is halved until the bad image is by itself.
 
-What fails by itself is left to the caller, who asks whether a good image fails too.
+Images that fail by themselves are left to the caller, who then checks whether a good image fails too.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from vitscore.decode.pixels import EncodedImage
 from vitscore.decode.threads import Threads
 
 _BYTES_A_PIXEL = 12
-"""What decoding takes on a GPU: the pixels, the planes that they are made of, and coefficients of two bytes."""
+"""GPU memory that decoding needs per pixel: the pixels, their colour planes, and coefficients of two bytes."""
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """What DALI made of some images of a batch.
+class DecodedGroup:
+    """The pixels of some images of a batch, as DALI decoded them.
 
     Args:
-        positions: of those images.
+        positions: the images' positions in the batch.
         sizes: their upright sizes.
-        tensors: one for each geometry, or without any one for each image.
+        tensors: one per geometry; one per image if the pipeline has no geometries.
     """
 
     positions: Sequence[int]
@@ -43,24 +43,24 @@ class Found:
 
 
 class SecondTry(Protocol):
-    """Decodes a failed batch once more."""
+    """A way to decode a failed batch again."""
 
-    def decode(self, images: Sequence[EncodedImage], sizes: Sizes) -> list[Found]:
-        """Decode what can be decoded; the positions that no part has are of images that failed by themselves.
+    def decode(self, images: Sequence[EncodedImage], sizes: Sizes) -> list[DecodedGroup]:
+        """Decode all images that can be decoded; images that fail by themselves are in none of the groups.
 
         Raises:
-            SetupError: there is no memory, or the device does not work.
+            SetupError: there is not enough memory, or the device does not work.
         """
 
     def failure_with_good_image(self) -> Failed | None:
-        """How a good image fails: then it is the pipeline that does not work. None where it can be decoded."""
+        """Return the error for a known good image, which shows that the pipeline is broken; None if it decodes."""
 
 
-class OneAtATime:
-    """A pipeline that is fed a batch and waited for; made when it is first needed, and anew where it loses its place.
+class SynchronousPipeline:
+    """A pipeline with one batch under way, built on first use and rebuilt if it returns the wrong batch.
 
     Args:
-        options: `DaliPipeline`'s, but for the depth.
+        options: the arguments of `DaliPipeline`, except for the depth.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
@@ -70,15 +70,16 @@ class OneAtATime:
         self._serial = 0
 
     def make(self) -> DaliPipeline:
+        """Return the pipeline, building it if there is none yet."""
         self._pipeline = self._pipeline or DaliPipeline(**self._options)
         return self._pipeline
 
     def decode(self, images: Sequence[EncodedImage], sizes: Sizes) -> tuple[Sizes, list[torch.Tensor]]:
-        """Decode a batch.
+        """Decode a batch and wait for it.
 
         Raises:
-            Failed: an image of it cannot be decoded, or there is no memory for it.
-            SetupError: there is no memory for one image, or the device does not work.
+            Failed: an image of it cannot be decoded, or there is not enough memory for the batch.
+            SetupError: there is not enough memory for a single image, or the device does not work.
         """
         try:
             return self._decode(images, sizes)
@@ -88,6 +89,7 @@ class OneAtATime:
             raise
 
     def failure_with_good_image(self) -> Failed | None:
+        """Return the error for a known good image; None if it can be decoded."""
         try:
             self._decode([GOOD_IMAGE], [GOOD_SIZE])
         except Failed as failure:
@@ -104,24 +106,24 @@ class OneAtATime:
             except Misplaced:
                 del pipeline
                 self._pipeline = None
-        raise Failed("DALI answered with another batch")
+        raise Failed("DALI returned another batch")
 
 
 class Singles:
-    """A `SecondTry` that decodes every image by itself, side by side.
+    """A `SecondTry` that decodes every image by itself, in parallel.
 
     Args:
-        options: `DaliPipeline`'s.
-        threads: one pipeline for each, made when the first batch fails.
+        options: the arguments of `DaliPipeline`.
+        threads: one pipeline per thread, built when the first batch fails.
     """
 
     def __init__(self, options: dict[str, Any], threads: Threads) -> None:
         options = {**options, "batch_size": 1, "num_threads": 1}
         self._threads = threads
-        self._pipelines = [OneAtATime(options) for _ in range(threads.count)]
+        self._pipelines = [SynchronousPipeline(options) for _ in range(threads.count)]
         self._resizes = bool(options["geometries"])
 
-    def decode(self, images: Sequence[EncodedImage], sizes: Sizes) -> list[Found]:
+    def decode(self, images: Sequence[EncodedImage], sizes: Sizes) -> list[DecodedGroup]:
         outputs: dict[int, tuple[Sizes, list[torch.Tensor]]] = {}
 
         def work(worker: int) -> None:
@@ -137,49 +139,52 @@ class Singles:
         tensors = [outputs[position][1] for position in positions]
         upright = [size for position in positions for size in outputs[position][0]]
         if self._resizes and positions:
-            return [Found(positions, upright, [torch.cat(images_1HWC) for images_1HWC in zip(*tensors, strict=True)])]
-        return [Found(positions, upright, [image_HWC for images_HWC in tensors for image_HWC in images_HWC])]
+            pixels = [torch.cat(images_1HWC) for images_1HWC in zip(*tensors, strict=True)]
+        else:
+            pixels = [image_HWC for images_HWC in tensors for image_HWC in images_HWC]
+        return [DecodedGroup(positions, upright, pixels)]
 
     def failure_with_good_image(self) -> Failed | None:
         return self._pipelines[0].failure_with_good_image()
 
 
 class Halves:
-    """A `SecondTry` that halves a failing group until what fails stands alone.
+    """A `SecondTry` that halves a failing group until the bad image is by itself.
 
-    Its pipeline is made at once, for half a batch: in the middle of a run that would take seconds, and memory that
-    nothing reckons with.
+    Its pipeline, for half a batch, is built at the start: building it in the middle of a run would take seconds, and
+    memory that was not reserved.
 
     Args:
-        options: `DaliPipeline`'s.
+        options: the arguments of `DaliPipeline`.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._half = OneAtATime({**options, "batch_size": -(-options["batch_size"] // 2)})
+        self._half = SynchronousPipeline({**options, "batch_size": -(-options["batch_size"] // 2)})
         self._half.make()
 
-    def decode(self, images: Sequence[EncodedImage], sizes: Sizes) -> list[Found]:
+    def decode(self, images: Sequence[EncodedImage], sizes: Sizes) -> list[DecodedGroup]:
         return self._halves_of(images, sizes, range(len(images)))
 
     def failure_with_good_image(self) -> Failed | None:
         return self._half.failure_with_good_image()
 
-    def _halves_of(self, images: Sequence[EncodedImage], sizes: Sizes, positions: range) -> list[Found]:
+    def _halves_of(self, images: Sequence[EncodedImage], sizes: Sizes, positions: range) -> list[DecodedGroup]:
         """Decode a group that has failed, half by half."""
         middle = -(-len(positions) // 2)
-        found: list[Found] = []
+        groups: list[DecodedGroup] = []
         for half in filter(None, (positions[:middle], positions[middle:])):
             try:
-                found.append(Found(half, *self._half.decode([images[at] for at in half], [sizes[at] for at in half])))
+                outputs = self._half.decode([images[at] for at in half], [sizes[at] for at in half])
+                groups.append(DecodedGroup(half, *outputs))
             except Failed:
-                found += self._halves_of(images, sizes, half) if len(half) > 1 else []
-        return found
+                groups += self._halves_of(images, sizes, half) if len(half) > 1 else []
+        return groups
 
 
 def lacks_memory(size: tuple[int, int], *, device: torch.device | None) -> bool:
-    """Whether there is no memory to decode one image of this upright size.
+    """Return whether there is too little memory to decode one image of this upright size.
 
-    Where there is, a decoder that asked for too much was misled by the image's bytes.
+    If there is enough, a decoder that asked for too much was misled by damaged bytes of the image.
     """
     num_pixels = size[0] * size[1]
     if device is not None:

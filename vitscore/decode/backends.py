@@ -1,7 +1,8 @@
-"""Which JPEG decoders work on this machine: each backend of nvImageCodec, with which DALI decodes, is given a JPEG.
+"""Check which JPEG decoders work on this machine by decoding a JPEG with each backend of nvImageCodec, DALI's decoder.
 
-For `doctor` and for the first step of a day on a GPU. An installed package says little: the hardware decoder also needs
-the driver's `libnvcuvid.so.1`, and without it nvJPEG falls back in silence. Imports neither torch nor DALI.
+Used by `vitscore doctor`, the first command on a new GPU machine. That a package is installed proves little: the
+hardware decoder also needs the driver's `libnvcuvid.so.1`, and without it nvJPEG falls back silently. Imports neither
+torch nor DALI.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ from typing import IO, Any
 
 HARDWARE, NVJPEG, CPU = "HW_GPU_ONLY", "HYBRID_CPU_GPU", "CPU_ONLY"
 BACKENDS = (HARDWARE, NVJPEG, "GPU_ONLY", CPU)
-"""In the order in which DALI tries them. With nvImageCodec 0.9 `GPU_ONLY` has decoders of JPEG 2000 and TIFF alone."""
+"""In the order in which DALI tries them. In nvImageCodec 0.9 `GPU_ONLY` decodes only JPEG 2000 and TIFF."""
 NVCUVID = "libnvcuvid.so.1"
-"""The driver's library of its decoders; in a container only where NVIDIA_DRIVER_CAPABILITIES includes `video`."""
+"""The driver's decoder library; a container has it only if NVIDIA_DRIVER_CAPABILITIES includes `video`."""
 
 _COLOR = (200, 30, 60)
 _TOLERANCE = 12
-"""Levels of 255 that a JPEG of one colour may be off."""
+"""Accepted error of a single-colour JPEG, in levels of 255."""
 _LONGEST = 160
 
 
 def jpeg_backends(device_id: int = 0) -> dict[str, str | None]:
-    """For each backend None where it decodes a small JPEG, else why it does not, in one line.
+    """Return for each backend None if it decodes a small JPEG, else the reason why it does not, in one line.
 
     Args:
-        device_id: the GPU that the backends use which need one.
+        device_id: the GPU for the backends that need one.
     """
     return {backend: _failure_of(backend, device_id) for backend in BACKENDS}
 
 
 def failure_to_load(library: str) -> str | None:
-    """None where a shared library can be loaded, else why it cannot, in one line."""
+    """Return None if a shared library can be loaded, else the reason why it cannot, in one line."""
     try:
         ctypes.CDLL(library)
     except OSError as error:
@@ -48,19 +49,19 @@ def failure_to_load(library: str) -> str | None:
 
 
 def _failure_of(backend: str, device_id: int) -> str | None:
-    with tempfile.TemporaryFile() as said, _captured(said):
+    with tempfile.TemporaryFile() as log, _captured(log):
         try:
-            failure = _wrong_with(_decoded(backend, device_id))
+            failure = _pixel_fault(_decoded(backend, device_id))
         except Exception as error:
             failure = _first_line(str(error)) or type(error).__name__
-        said.seek(0)
-        # The library prints the cause and raises no more than a number.
-        causes = re.findall(r"\[(?:ERROR|WARNING)\]\s*(?:\[\w+\]\s*)?(.+)", _plain(said.read()))
+        log.seek(0)
+        # The library prints the cause; its exception carries only a number.
+        causes = re.findall(r"\[(?:ERROR|WARNING)\]\s*(?:\[\w+\]\s*)?(.+)", _plain(log.read()))
     return f"{failure} ({_first_line(causes[0]).partition('. ')[0]})" if failure and causes else failure
 
 
 def _decoded(backend: str, device_id: int) -> Any:
-    """The small JPEG as this backend decodes it, (H, W, 3); None where it cannot."""
+    """Decode a small JPEG with this backend; return (H, W, 3) pixels, or None if it cannot."""
     import numpy as np
     from PIL import Image
 
@@ -74,7 +75,7 @@ def _decoded(backend: str, device_id: int) -> Any:
     return None if image is None else np.asarray(image.cpu())
 
 
-def _wrong_with(pixels: Any) -> str | None:
+def _pixel_fault(pixels: Any) -> str | None:
     if pixels is None:
         return "it does not decode JPEGs here"
     if pixels.shape != (48, 64, 3) or abs(pixels.reshape(-1, 3).mean(0) - _COLOR).max() > _TOLERANCE:
@@ -84,7 +85,7 @@ def _wrong_with(pixels: Any) -> str | None:
 
 @contextlib.contextmanager
 def _captured(file: IO[bytes]) -> Iterator[None]:
-    """Send what C libraries print to a file."""
+    """Redirect the output of C libraries to a file."""
     before = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -103,6 +104,6 @@ def _plain(text: bytes) -> str:
 
 
 def _first_line(text: str) -> str:
-    """The first line, without the place in a source file."""
+    """Return the first line of an error's text, without its source location."""
     line = next(iter(text.strip().splitlines()), "")
     return re.sub(r" at /\S+:\d+|^Internal error - ", "", line)[:_LONGEST].rstrip()

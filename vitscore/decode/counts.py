@@ -1,4 +1,4 @@
-"""How often a decoder had to decode a batch again: counted by the decoder, kept in run.json, said at the end."""
+"""Counts of batches that were decoded again: kept by the decoder, written to run.json, reported at the end of a run."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 @dataclass
 class DecodedAgain:
-    """What was decoded more than once, and why."""
+    """Counts of the work that was done more than once, by cause."""
 
     batches: int = 0
     images: int = 0
-    """Of those batches, given to the decoder once more."""
+    """Images of those batches that were decoded again."""
     undecodable: int = 0
-    """Images of them that the decoder could not decode by themselves either."""
+    """The images among them that the decoder could not decode by themselves either."""
     rebuilds: int = 0
-    """How often the decoder was made anew: no image was at fault, or it lost its place."""
+    """How often the decoder was rebuilt, because no image was at fault or because it returned the wrong batch."""
 
     def sentence(self) -> str:
-        """`3 batches were decoded again because of 5 images that DALI could not decode`; empty where none was."""
+        """`3 batches were decoded again because of 5 images that DALI could not decode`; empty if there were none."""
         parts = []
         if self.batches:
             batches = f"{self.batches:,} batch was" if self.batches == 1 else f"{self.batches:,} batches were"
@@ -33,10 +33,10 @@ class DecodedAgain:
 
 
 def total(counts: Iterable[Mapping[str, Any]]) -> DecodedAgain:
-    """The sum of recorded counts."""
+    """Return the sum of recorded counts."""
     names = list(asdict(DecodedAgain()))
     sums = dict.fromkeys(names, 0)
-    for each in counts:
+    for record in counts:
         for name in names:
-            sums[name] += int(each.get(name, 0))
+            sums[name] += int(record.get(name, 0))
     return DecodedAgain(**sums)

@@ -1,17 +1,19 @@
-"""Decoding with DALI: one pipeline for CPU and GPU, fed with the bytes of samples.
+"""The DALI decoder: one pipeline for CPU and GPU, fed with the encoded bytes of samples.
 
-For each image the header is read on the host; it tells whether DALI decodes the image, or Pillow (`decode_torchvision`,
-on a few threads meanwhile, patched into its row). `depth` batches are under way at a time. On a GPU the resizes are
-part of the pipeline (`dali_graph`). On a CPU the pipeline ends with the decoded images, and torchvision resizes them: a
-fifth of the time that DALI's CPU resize takes, and the very bits of transformers' processors.
+The header of every image is read on the host and decides whether DALI decodes the image or Pillow does (in
+`torchvision`, on a few threads in parallel; its pixels are then written into the image's row). Up to `depth` batches
+are under way. On a GPU the resizes are part of the pipeline (`dali_pipeline`). On a CPU the pipeline ends with the
+decoded images, and torchvision resizes them: this takes a fifth of the time of DALI's CPU resize and gives exactly the
+bits of transformers' processors.
 
-One undecodable image fails all that goes through DALI with it. That is decoded once more, in parts (`decode_again`);
-what fails by itself is left to Pillow. On a CPU the batches that follow go through DALI in pieces, of which a bad image
-fails only its own. Where no image by itself is at fault, the pipeline is: it is replaced.
+One undecodable image fails everything that goes through DALI with it. The failed batch is decoded again in parts
+(`again`), and images that fail by themselves are left to Pillow. On a CPU the next batches go through DALI in pieces,
+so that a bad image fails only its own piece. If every image can be decoded by itself, the pipeline is at fault and is
+replaced.
 
-What DALI decodes is scored. Damage that both its decoder and a look from outside let pass (a few flipped bits in a
-JPEG's coded pixels, which libjpeg reports as a warning or not at all) is an image, though a damaged one; whatever shows
-its end missing, by either decoder, is not.
+Every image that DALI decodes is scored. Damage that neither its decoder nor `image_header` notices (a few flipped bits
+in a JPEG's coded pixels, which libjpeg reports as a warning or not at all) gives a damaged image, which is scored. An
+image whose end is missing, according to either decoder, is bad.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 
 import torch
 
-from vitscore.decode.again import Found, Halves, SecondTry, Singles
+from vitscore.decode.again import DecodedGroup, Halves, SecondTry, Singles
 from vitscore.decode.counts import DecodedAgain
 from vitscore.decode.dali_pipeline import DaliPipeline, Misplaced
 from vitscore.decode.failures import DecoderBroken, Failed, complaint_in, decoder_failed, end_of_run, out_of_memory
@@ -45,22 +47,22 @@ from vitscore.decode.routing import Routing
 from vitscore.decode.threads import Threads
 from vitscore.decode.torchvision import blank_pixels
 
-# After a failure on a CPU the next batches go through DALI in pieces, since bad images seldom come alone: a piece is
-# closed once it holds this many images, and this many pixels (16 photographs; small images cost less than the calls).
-# Batches of 128 photographs, 1 in 100 bad, take 1.2 times the CPU time of clean ones, whole batches twice. A batch in
-# pieces takes 4% more than a whole one: 20 clean ones lose what pieces save on a bad one.
+# After a failure on a CPU the next batches go through DALI in pieces, because bad images tend to come in groups. A
+# piece has at least this many images and pixels (16 photographs; small images cost less than the calls).
+# With 1 bad photograph in 100, batches of 128 take 1.2 times the CPU time of clean ones in pieces, and twice that time
+# whole. A batch in pieces takes 4% more time than a whole one, so 20 clean batches cost what pieces save on a bad one.
 _PIECE_IMAGES = 16
 _PIECE_PIXELS = 1 << 21
-_WARY_BATCHES = 20
+_SPLIT_BATCHES = 20
 _MOST_REBUILDS = 3
-"""In a row, with no batch decoded between them: then the run ends."""
+"""The run ends after this many rebuilds in a row, with no batch decoded between them."""
 _BROKEN: list[object] = []
 """Pipelines on a GPU that has failed."""
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """What goes through DALI at once: some of a batch's rows, by their positions in `_Batch.rows`."""
+    """The rows of a batch that go through DALI together, by their positions in `_Batch.rows`."""
 
     serial: int
     positions: range
@@ -68,20 +70,20 @@ class _Piece:
 
 @dataclass(eq=False)
 class _Batch:
-    """One submitted batch: what DALI decodes of it, and what the threads do."""
+    """A submitted batch: the rows that DALI decodes, and those that the threads do."""
 
     images: Sequence[EncodedImage]
     pieces: deque[_Piece] = field(default_factory=deque)
-    """What of it DALI has not answered yet."""
+    """The pieces that DALI has not returned yet."""
     rows: list[int] = field(default_factory=list)
     """The rows that DALI decodes."""
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    """For each of those, the upright (height, width) that its header declares."""
+    """The upright (height, width) of each of those rows, as its header declares it."""
     faults: dict[int, str] = field(default_factory=dict)
     patches: dict[int, tuple[Sequence[int], Future[list[torch.Tensor]]]] = field(default_factory=dict)
-    """Row to the geometries that are rendered outside DALI, and their pixels to come."""
+    """By row: the geometries that are rendered outside DALI, and the future of their pixels."""
     has_failed: bool = False
-    """Whether a piece of it was decoded again."""
+    """Whether a piece of the batch was decoded again."""
 
     def images_of(self, piece: _Piece) -> list[EncodedImage]:
         return [self.images[self.rows[position]] for position in piece.positions]
@@ -92,39 +94,40 @@ class _Batch:
 
 @dataclass(eq=False)
 class _Part:
-    """The pixels of some rows, a tensor for each geometry that DALI serves."""
+    """The pixels of some rows: one tensor per geometry that DALI's rows have."""
 
     rows: list[int]
     pixels: list[torch.Tensor]
 
 
 class _Pieces:
-    """Cuts batches into pieces: one each, or after a failure several.
+    """Divides batches into pieces: one per batch, or several after a failure.
 
     Args:
-        batch_size: the most images of a batch.
-        smallest: the fewest images of a piece.
+        batch_size: the largest number of images in a batch.
+        smallest: the smallest number of images in a piece.
     """
 
     def __init__(self, batch_size: int, *, smallest: int) -> None:
         self._batch_size = batch_size
         self._smallest = smallest
         self._num_made = 0
-        self._num_wary = 0
-        """How many more batches are cut into several."""
+        self._num_to_split = 0
+        """The number of batches that are still to be divided."""
 
     @property
     def most(self) -> int:
-        """Pieces that a batch may have."""
+        """The largest number of pieces in a batch."""
         return -(-self._batch_size // self._smallest)
 
-    def be_wary(self) -> None:
-        self._num_wary = _WARY_BATCHES
+    def split_next_batches(self) -> None:
+        """Divide the next batches into several pieces."""
+        self._num_to_split = _SPLIT_BATCHES
 
     def of(self, sizes: Sequence[tuple[int, int]]) -> Iterator[_Piece]:
-        """The pieces of a batch whose images have these sizes."""
-        smallest = self._smallest if self._num_wary else self._batch_size
-        self._num_wary = max(self._num_wary - 1, 0)
+        """Yield the pieces of a batch whose images have these sizes."""
+        smallest = self._smallest if self._num_to_split else self._batch_size
+        self._num_to_split = max(self._num_to_split - 1, 0)
         start = num_pixels = 0
         for stop, (height, width) in enumerate(sizes, 1):
             num_pixels += height * width
@@ -139,8 +142,8 @@ class DaliDecoder:
     """A `Decoder` on a DALI pipeline.
 
     Args:
-        resize_in_dali: whether the pipeline resizes too; by default on a GPU only.
-        halves: whether a failed batch is halved instead of decoded image by image; by default on a GPU only.
+        resize_in_dali: whether the pipeline also resizes; by default only on a GPU.
+        halves: whether to halve a failed batch instead of decoding it image by image; by default only on a GPU.
         (the others: see `make_decoder`)
     """
 
@@ -185,7 +188,8 @@ class DaliDecoder:
         except BaseException:
             self.close()
             raise
-        self._stderr.complaints(is_settled=True)  # of what the machine lacks; the decoder was made without it
+        # Drop complaints about parts that the machine lacks: the decoder was built without them.
+        self._stderr.complaints(is_settled=True)
 
     def submit(self, images: Sequence[EncodedImage]) -> None:
         if not 0 < len(images) <= self._batch_size:
@@ -204,7 +208,7 @@ class DaliDecoder:
         batch = self._batches[0]
         with self._kept_if_broken():
             parts = self._parts_of(batch) if batch.rows else []
-            self._last_complaint(batch)
+            self._require_memory(batch)
         self._batches.popleft()
         self.again.batches += batch.has_failed
         return self._assemble(batch, parts)
@@ -218,7 +222,7 @@ class DaliDecoder:
         self._stderr.close()
 
     def _route(self, batch: _Batch, row: int, header: ImageHeader) -> None:
-        """Choose who decodes a row, and for which geometries."""
+        """Choose the decoder of a row for every geometry."""
         max_pixels = self._routing.max_pixels
         if header.width * header.height > max_pixels:
             batch.faults[row] = str(too_large(header.width, header.height, max_pixels=max_pixels))
@@ -238,17 +242,17 @@ class DaliDecoder:
             self._pipeline.feed(batch.images_of(piece), batch.sizes_of(piece), serial=piece.serial)
 
     def _parts_of(self, batch: _Batch) -> list[_Part]:
-        """The pixels of DALI's rows; in several parts where the graph resizes and an image failed the batch."""
-        found: list[Found] = []
+        """Return the pixels of DALI's rows, in several parts if the graph resizes and an image failed the batch."""
+        groups: list[DecodedGroup] = []
         while batch.pieces:
-            found += self._found_in(batch)
+            groups += self._decode_next_piece(batch)
         if not self._routing.resizes:
-            found = [_joined(found)]  # so that the threads resize all of it at once
-        return [self._part_of(batch, each) for each in found if each.positions]
+            groups = [_joined(groups)]  # so that the threads resize them together
+        return [self._part_of(batch, group) for group in groups if group.positions]
 
-    def _found_in(self, batch: _Batch) -> list[Found]:
-        """What DALI makes of the batch's next piece; what it makes of parts of it where an image fails it."""
-        failure = Failed("DALI answered with another batch")
+    def _decode_next_piece(self, batch: _Batch) -> list[DecodedGroup]:
+        """Wait for DALI to decode the batch's next piece; if an image fails it, decode it again in parts."""
+        failure = Failed("DALI returned another batch")
         for _ in range(2):
             piece = batch.pieces[0]
             try:
@@ -257,42 +261,42 @@ class DaliDecoder:
                 failure = failed
                 break
             except Misplaced:
-                # An error must not make a later piece answer for an earlier one. DALI 2.4 keeps its place after an
-                # error; should a version not do so, everything under way is decoded anew.
+                # After an error, the outputs must not be taken for those of another piece. DALI 2.4 keeps the order;
+                # if another version does not, everything under way is decoded again.
                 self._rebuild()
             else:
                 self._rebuilds_in_a_row = 0
                 batch.pieces.popleft()
-                return [Found(piece.positions, *outputs)]
-        return self._found_again(batch, batch.pieces.popleft(), failure)
+                return [DecodedGroup(piece.positions, *outputs)]
+        return self._decode_again(batch, batch.pieces.popleft(), failure)
 
-    def _found_again(self, batch: _Batch, piece: _Piece, failure: Failed) -> list[Found]:
-        """What DALI makes of parts of a failed piece; images that fail by themselves are left to Pillow."""
-        self._pieces.be_wary()
+    def _decode_again(self, batch: _Batch, piece: _Piece, failure: Failed) -> list[DecodedGroup]:
+        """Decode a failed piece in parts with DALI; images that fail by themselves are left to Pillow."""
+        self._pieces.split_next_batches()
         batch.has_failed = True
-        self._last_complaint(batch, is_settled=True)
-        found = [
-            Found([piece.positions[at] for at in each.positions], each.sizes, each.tensors)
-            for each in self._second_try.decode(batch.images_of(piece), batch.sizes_of(piece))
+        self._require_memory(batch, is_settled=True)
+        groups = [
+            DecodedGroup([piece.positions[at] for at in group.positions], group.sizes, group.tensors)
+            for group in self._second_try.decode(batch.images_of(piece), batch.sizes_of(piece))
         ]
-        left = set(piece.positions).difference(*(each.positions for each in found))
+        left = set(piece.positions).difference(*(group.positions for group in groups))
         broken = self._second_try.failure_with_good_image() if left else None
-        said = self._last_complaint(batch, is_settled=True)
+        complaint = self._require_memory(batch, is_settled=True)
         if broken is not None:
-            raise end_of_run(Failed(said or str(broken)), batch_size=len(piece.positions), device=self._device)
+            raise end_of_run(Failed(complaint or str(broken)), batch_size=len(piece.positions), device=self._device)
         self.again.images += len(piece.positions)
         self.again.undecodable += len(left)
         for position in sorted(left):
             self._patch(batch, batch.rows[position], range(len(self._routing.geometries)))
         if not left:
-            # No image is at fault. What fails once may fail again with every batch, and each would be decoded twice.
+            # No image is at fault. The same error may occur with every batch, and each would be decoded twice.
             if failure.cause == "memory":
                 raise out_of_memory(str(failure), batch_size=len(piece.positions), device=self._device)
             self._rebuild()
-        return found
+        return groups
 
     def _rebuild(self) -> None:
-        """Replace the pipeline, and give the new one all that the old one has not answered."""
+        """Replace the pipeline, and feed the new one everything that the old one has not returned."""
         if self._rebuilds_in_a_row == _MOST_REBUILDS:
             text = f"{_MOST_REBUILDS} pipelines in a row failed, each with a batch whose images can be decoded"
             raise decoder_failed(text, device=self._device)
@@ -306,22 +310,22 @@ class DaliDecoder:
         for waiting in self._batches:
             self._feed(waiting)
 
-    def _last_complaint(self, batch: _Batch, *, is_settled: bool = False) -> str:
-        """The last line that nvImageCodec has printed of the device since the last call.
+    def _require_memory(self, batch: _Batch, *, is_settled: bool = False) -> str:
+        """Raise SetupError if nvJPEG ran out of memory; DALI then decodes on the CPU or fails without naming the cause.
 
-        Raises:
-            SetupError: it printed that there was no memory; DALI then decodes on the CPU, or fails without saying why.
+        Returns:
+            The last complaint about the device, or "".
         """
-        said = ""
+        complaint = ""
         for line in self._stderr.complaints(is_settled=is_settled):
             if complaint_in(line) == "memory":
                 raise out_of_memory(line, batch_size=len(batch.images), device=self._device)
-            said = line
-        return said
+            complaint = line
+        return complaint
 
     @contextlib.contextmanager
     def _kept_if_broken(self) -> Iterator[None]:
-        """Keep the pipelines for good where their GPU fails: DALI's destructors would end the process at once."""
+        """Keep the pipelines alive if their GPU fails: DALI's destructors would end the process at once."""
         try:
             yield
         except DecoderBroken:
@@ -329,14 +333,14 @@ class DaliDecoder:
                 _BROKEN.append((self.__dict__.get("_pipeline"), self._second_try))
             raise
 
-    def _part_of(self, batch: _Batch, found: Found) -> _Part:
-        for position, size in zip(found.positions, found.sizes, strict=True):
+    def _part_of(self, batch: _Batch, group: DecodedGroup) -> _Part:
+        for position, size in zip(group.positions, group.sizes, strict=True):
             if size != batch.sizes[position]:
-                # The header and DALI read the image differently; its crop was computed for another image.
+                # The header and DALI disagree about the size, so the crop was computed for the wrong size.
                 self._patch(batch, batch.rows[position], range(len(self._routing.geometries)))
-        routing, tensors = self._routing, found.tensors
+        routing, tensors = self._routing, group.tensors
         pixels = tensors if routing.resizes else resize_all(tensors, routing.geometries, self._threads)
-        return _Part([batch.rows[position] for position in found.positions], pixels)
+        return _Part([batch.rows[position] for position in group.positions], pixels)
 
     def _assemble(self, batch: _Batch, parts: list[_Part]) -> Decoded:
         num_rows, geometries = len(batch.images), self._routing.geometries
@@ -361,16 +365,16 @@ class DaliDecoder:
         return Decoded(tuple(pixels), batch.faults, made_from)
 
     def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor where the pixels are; nobody waits for the copy, whose source torch keeps until it is done."""
+        """Copy a tensor to the pixels' device without waiting; torch keeps the source until the copy is done."""
         if self._device is None:
             return tensor
         return tensor.contiguous().pin_memory().to(self._device, non_blocking=True)
 
 
-def _joined(found: Sequence[Found]) -> Found:
-    """Images of several pieces as if of one."""
-    return Found(
-        [position for each in found for position in each.positions],
-        [size for each in found for size in each.sizes],
-        [image_HWC for each in found for image_HWC in each.tensors],
+def _joined(groups: Sequence[DecodedGroup]) -> DecodedGroup:
+    """Join groups of images into one."""
+    return DecodedGroup(
+        [position for group in groups for position in group.positions],
+        [size for group in groups for size in group.sizes],
+        [image_HWC for group in groups for image_HWC in group.tensors],
     )

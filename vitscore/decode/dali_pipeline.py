@@ -1,10 +1,10 @@
-"""The DALI pipeline itself: encoded bytes in, upright RGB images (or resized pixels) out, some batches ahead.
+"""The DALI pipeline: encoded bytes in, upright RGB images or resized pixels out, with several batches under way.
 
-`decode_dali` says which images come in and what becomes of the pixels. Here is the only definition of the graph, for
-CPU and GPU. Where the graph resizes, the host computes for each image what the crop shows and feeds it in beside the
-bytes, so that only that part is resized. A resize is two, first along the rows, then along the columns, each rounded to
-bytes: that is what Pillow and torchvision do, and overshoot clipped in between is what tells them from DALI's single
-resize on images with hard edges (1.5 of 255 levels on black-and-white pictures, bicubic, against 0.06).
+`dali` decides which images come in and what is done with the pixels. This module has the only definition of the graph,
+for CPU and GPU. If the graph resizes, the host computes the region that each image's crop shows and feeds it with the
+bytes, so that only this region is resized. A resize takes two steps, first along the rows, then along the columns, each
+rounded to bytes, as in Pillow and torchvision. They clip overshoot between the steps; DALI's single resize does not,
+and differs from them on images with hard edges (1.5 of 255 levels on black-and-white pictures, bicubic, against 0.06).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.dlpack import from_dlpack
 
-# OpenCV, DALI's last resort for odd images, reads this when it is loaded.
+# OpenCV, DALI's fallback for unusual images, reads this when it is loaded.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 import nvidia.dali.fn as fn
@@ -42,10 +42,10 @@ _FILTERS = {
     "bicubic": types.INTERP_CUBIC,
     "lanczos": types.INTERP_LANCZOS3,
 }
-# How far each filter reaches, in pixels of the larger side's grid.
+# Radius of each filter, in pixels of the larger side's grid.
 _REACH = {"nearest": 1, "bilinear": 1, "bicubic": 2, "lanczos": 3}
-# Beyond an image's edge DALI repeats its last pixel, Pillow and torchvision weigh what there is. With few pixels a side
-# that is much of the picture (bicubic on 3 x 2: 0.7 to 1.0 of 255 levels), so such images are not for DALI's resize.
+# Beyond an image's edge DALI repeats the last pixel, while Pillow and torchvision renormalise the filter's weights. On
+# a few pixels per side this matters (bicubic on 3 x 2: 0.7 to 1.0 of 255 levels), so DALI does not resize those.
 _MIN_SIDE = {"nearest": 1, "bilinear": 1, "bicubic": 16, "lanczos": 32}
 
 
@@ -63,14 +63,14 @@ GOOD_IMAGE = _good_image()
 
 
 class Misplaced(Exception):
-    """DALI answered with another batch."""
+    """DALI returned another batch than the one that was due."""
 
 
 class DaliPipeline:
-    """A pipeline with `depth` batches under way.
+    """A DALI pipeline with up to `depth` batches under way.
 
     Args:
-        geometries: the resizes that the graph does; with none, the decoded images come out as they are.
+        geometries: the resizes that the graph does; without any, it returns the decoded images.
         (the others: see `make_decoder`)
     """
 
@@ -87,20 +87,20 @@ class DaliPipeline:
         self._geometries = geometries
         self._device = None if device_id is None else torch.device("cuda", device_id)
         self._fed: deque[Sequence[EncodedImage]] = deque()
-        """The bytes that DALI reads where they are: kept until their batch is there, or has failed."""
+        """The bytes that DALI reads in place, kept until their batch is returned or has failed."""
         graph = pipeline_def(
             _graph,
             batch_size=batch_size,
             num_threads=num_threads,
             device_id=device_id,
             prefetch_queue_depth=depth,
-            # The dynamic executor hands its outputs over: they stay valid as long as torch holds them.
+            # The dynamic executor gives up its outputs: they stay valid as long as torch holds them.
             exec_dynamic=True,
         )
         self._pipe = graph(geometries, is_gpu=device_id is not None, hw_decoder_load=hw_decoder_load)
         self._pipe.build()
-        # The first `schedule_run` starts `depth` batches at once, and fails where they are not there; later ones start
-        # one. So it is spent on small images, which also lets DALI make its decoders before the first real batch.
+        # The first `schedule_run` starts `depth` batches at once and fails if they were not fed; later calls start one.
+        # It is spent on small images, which also makes DALI create its decoders before the first real batch.
         for _ in range(depth):
             self._feed_inputs([GOOD_IMAGE], [GOOD_SIZE], serial=0)
         self._pipe.schedule_run()
@@ -108,10 +108,10 @@ class DaliPipeline:
             self.outputs(0)
 
     def feed(self, images: Sequence[EncodedImage], sizes: Sizes, *, serial: int) -> None:
-        """Start a batch of images whose upright sizes are known; their bytes must stay as they are until its outputs.
+        """Start a batch of images with these upright sizes; their bytes must not change until its outputs are returned.
 
         Raises:
-            SetupError: there is no memory for it, or the device does not work.
+            SetupError: there is not enough memory, or the device does not work.
         """
         try:
             self._feed_inputs(images, sizes, serial=serial)
@@ -120,19 +120,21 @@ class DaliPipeline:
             raise end_of_run(error, batch_size=len(images), device=self._device) from error
 
     def outputs(self, serial: int) -> tuple[Sizes, list[torch.Tensor]]:
-        """Wait for the oldest batch: upright sizes, and a tensor for each geometry, or without any for each image.
+        """Wait for the oldest batch and return its images' upright sizes and tensors.
+
+        There is one tensor per geometry, or one per image if the pipeline has no geometries.
 
         Raises:
-            Failed: an image of it cannot be decoded, or there is no memory for it.
+            Failed: an image of the batch cannot be decoded, or there is not enough memory for it.
             Misplaced: it is not the batch with this serial.
             SetupError: the device does not work.
         """
-        # On a GPU the outputs are bound to torch's stream: what DALI still has to do for them, that stream waits for
-        # and the host does not (`share_outputs(cuda_stream)`, default executor). `from_dlpack` names torch's current
-        # stream once more to DALI's `__dlpack__`, which would put an event into it were one needed. From then on the
-        # memory is torch's: with this executor `release_outputs` takes nothing back, and a buffer is DALI's again when
-        # the last tensor on it goes. DALI 2.4 then queues it for deletion, and does not document what the queue waits
-        # for; so whoever gives the device work on these tensors holds them until it is done (see `Decoded.held`).
+        # On a GPU the outputs are bound to torch's stream: the stream waits for DALI's remaining work, the host does
+        # not (`share_outputs(cuda_stream)`, default executor). `from_dlpack` passes torch's current stream to DALI's
+        # `__dlpack__` again, which records an event on it if one is needed. From then on torch owns the memory: with
+        # this executor `release_outputs` takes nothing back, and a buffer returns to DALI when its last tensor is gone.
+        # DALI 2.4 then queues it for deletion and does not document what the queue waits for. So the code that starts
+        # device work on these tensors must hold them until that work is done (see `Decoded.held`).
         stream = None if self._device is None else torch.cuda.current_stream(self._device)
         try:
             serials, sizes, *lists = self._pipe.share_outputs(stream)
@@ -140,30 +142,30 @@ class DaliPipeline:
             raise failure_of(error, device=self._device) from error
         finally:
             self._fed.popleft()
-        found = int(serials.at(0))
+        returned = int(serials.at(0))
         shapes = [(height, width) for height, width, _ in np.asarray(sizes.as_tensor()).tolist()]
         if self._geometries:
             tensors = [from_dlpack(batch.as_tensor()) for batch in lists]
         else:
             tensors = self._images_of(lists[0])
         self._pipe.release_outputs()
-        if found != serial:
+        if returned != serial:
             raise Misplaced
         return shapes, tensors
 
     def _images_of(self, decoded: Any) -> list[torch.Tensor]:
-        """A tensor for each decoded image."""
+        """Return a tensor for each decoded image."""
         if self._device is not None:
             return [from_dlpack(image) for image in decoded]
         if decoded.is_dense_tensor():
-            with contextlib.suppress(RuntimeError):  # of one size, but not one after the other in memory
+            with contextlib.suppress(RuntimeError):  # of one size, but not contiguous in memory
                 return list(from_dlpack(decoded.as_tensor()).unbind())
-        # Of a capsule torch asks nothing; an object it asks for its device and stream, which takes five times as long.
+        # Torch takes a capsule as it is; it asks an object for its device and stream, which takes five times as long.
         return [from_dlpack(image.__dlpack__()) for image in decoded]
 
     def _feed_inputs(self, images: Sequence[EncodedImage], sizes: Sizes, *, serial: int) -> None:
         self._fed.append(images)
-        # DALI's own tensors pass as they are; arrays are looked at one by one, which takes twice as long.
+        # DALI takes its own tensors as they are; it inspects arrays one by one, which takes twice as long.
         self._pipe.feed_input("encoded", [TensorCPU(image) for image in images])
         self._pipe.feed_input("serial", np.full(len(images), serial, np.int64))
         for index, geometry in enumerate(self._geometries):
@@ -172,34 +174,34 @@ class DaliPipeline:
 
 
 def is_beyond_dali(geometry: Geometry, size: tuple[int, int]) -> bool:
-    """Whether DALI's resize of an image of this size differs visibly from torchvision's."""
+    """Return whether DALI's resize of an image of this size differs visibly from torchvision's."""
     resized = geometry.resized_size(*size)
     sides = [min(side, new) for side, new in zip(size, resized, strict=True) if side != new]
     return bool(sides) and min(sides) < _MIN_SIDE[geometry.interpolation]
 
 
 def _graph(geometries: Sequence[Geometry], *, is_gpu: bool, hw_decoder_load: float) -> tuple[Any, ...]:
-    # Without a copy: of 256 JPEGs of 110 KB it took two thirds of the time that feeding them takes.
+    # Without a copy: for 256 JPEGs of 110 KB the copy took two thirds of the feeding time.
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
     serial = fn.external_source(name="serial", dtype=types.INT64, ndim=0)
     images = fn.decoders.image(
         encoded,
         device="mixed" if is_gpu else "cpu",
         output_type=types.RGB,
-        # What libjpeg, and so Pillow, does; nvJPEG's default is the plain kind.
+        # As libjpeg does, and so Pillow; nvJPEG's default is plain upsampling.
         jpeg_fancy_upsampling=True,
         hw_decoder_load=hw_decoder_load,
-        # By default DALI ties each of the decoder's threads to a core, the same ones in every rank of a node.
+        # By default DALI pins each of the decoder's threads to a core, and uses the same cores in every rank of a node.
         affine=False,
-        # Sizes to allocate for ahead (`preallocate_width_hint`, `device_memory_padding`) are left to DALI: buffers only
-        # grow, so a run stalls for them in its first batches alone, and a hint too large would be paid for each thread.
+        # Preallocation (`preallocate_width_hint`, `device_memory_padding`) is left to DALI: buffers only grow, so only
+        # the first batches of a run stall for them, and every thread would pay for a hint that is too large.
     )
     pixels = [_resized(images, geometry, index) for index, geometry in enumerate(geometries)]
     return serial, images.shape(device="cpu"), *(pixels or [images])
 
 
 def _resized(images: Any, geometry: Geometry, index: int) -> Any:
-    """One geometry's resize and crop, by the windows that `_windows` computes."""
+    """Add the resize and crop of one geometry, by the windows that `_windows` computes."""
 
     def window(name: str, dtype: Any = types.FLOAT) -> Any:
         return fn.external_source(name=f"{name}{index}", dtype=dtype, ndim=1)
@@ -223,7 +225,10 @@ def _resized(images: Any, geometry: Geometry, index: int) -> Any:
 
 
 def _windows(geometry: Geometry, sizes: Sizes) -> dict[str, NDArray[Any]]:
-    """For each image (a row of (height, width) pairs): what is resized to which size, and where the crop puts it."""
+    """Compute for each image the region to resize, its new size, and the crop's offset.
+
+    The values are arrays with a row of (height, width) per image, named after the inputs of `_resized`.
+    """
     stored = np.array(sizes, np.float64)
     resized = np.array([geometry.resized_size(*size) for size in sizes])
     offset = np.array([geometry.crop_offset(*size) for size in resized.tolist()])
@@ -233,7 +238,7 @@ def _windows(geometry: Geometry, sizes: Sizes) -> dict[str, NDArray[Any]]:
     ratio = stored / resized
     begin = np.maximum(offset, 0) * ratio
     end = (np.maximum(offset, 0) + shown) * ratio
-    # The first step keeps whole rows, as many as the second step's filter reaches.
+    # The first step keeps all rows that the second step's filter needs.
     reach = np.ceil(_REACH[geometry.interpolation] * np.maximum(ratio[:, 0], 1)) + 1
     top = np.maximum(np.floor(begin[:, 0]) - reach, 0)
     low = np.minimum(np.ceil(end[:, 0]) + reach, stored[:, 0])

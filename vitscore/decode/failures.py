@@ -1,17 +1,17 @@
-"""Sort errors of DALI and nvImageCodec by their text: an image is at fault, memory is short, or the device is broken.
+"""Classify errors of DALI and nvImageCodec by their text: a bad image, too little memory, or a broken device.
 
-A bad image is a row with a reason, and the run goes on. Without memory, or on a broken device, every image fails alike,
-so the run ends before all of them are recorded as bad.
+A bad image becomes a row with a reason, and the run goes on. Without memory, or on a broken device, every image fails,
+and the run must end before they are all recorded as bad.
 
 The texts are those of DALI 2.4, nvImageCodec 0.9 and nvJPEG 13.3, compared with the strings in their libraries:
 
 - dali/core/cuda_error.h: `CUDABadAlloc` and `CUDAError`, of the runtime and of the driver.
-- dali/operators/imgcodec/image_decoder.h: "Failed to decode sample #N" for whatever nvImageCodec could not do, a broken
-  device included; dali/operators/imgcodec/util/nvimagecodec_types.h: "nvImageCodec failure: '#N'".
-- nvimgcodec.h: the numbers. On a CPU damaged images gave 2, 3, 4 and 17 (2,400 of them), and `std::bad_alloc` where the
-  decoder believes an absurd size.
-- extensions/nvjpeg/exception.cpp, src/imgproc/exception.h: what nvImageCodec prints, and only prints, when nvJPEG or
-  CUDA fails. It then tries the next decoder, at last one on the CPU.
+- dali/operators/imgcodec/image_decoder.h: "Failed to decode sample #N" for any failure of nvImageCodec, including a
+  broken device; dali/operators/imgcodec/util/nvimagecodec_types.h: "nvImageCodec failure: '#N'".
+- nvimgcodec.h: the numbers. On a CPU 2,400 damaged images gave 2, 3, 4 and 17, and `std::bad_alloc` when the decoder
+  trusts an absurd size.
+- extensions/nvjpeg/exception.cpp, src/imgproc/exception.h: the lines that nvImageCodec prints when nvJPEG or CUDA
+  fails. It raises nothing, but tries the next decoder, and finally one on the CPU.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _MEMORY = re.compile(
     r"Can't allocate \d+ bytes|CUDA allocation failed|std::bad_alloc|Could not allocate virtual address space"
     r"|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY|out of memory|nvImageCodec failure: '#(?:5|15)'"
 )
-# An image's shape alone may bring about these two: a grid that no kernel can be launched with.
+# The shape of an image can cause these: a kernel cannot be launched with the grid that it leads to.
 _BY_SHAPE = re.compile(r"\b(?:cudaErrorInvalidValue|cudaErrorInvalidConfiguration|CUDA_ERROR_INVALID_VALUE)\b")
 _DEVICE = re.compile(
     r"CUDA (?:runtime|driver) API error|CUDA error: |nvImageCodec failure: '#(?:1|6|7|10|11|16|20|21)'"
 )
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _CALL = re.compile(r"( when running \w+).*", re.DOTALL)
-# What surrounds the reason: marks, where it was compiled, hints.
+# The text around the reason: marks, source locations, hints.
 _AROUND = re.compile(
     r"\[ERROR\]|\[/opt/\S+:\d+\]|Critical error in pipeline:|Current pipeline object is no longer valid\.?"
     r"|\bStacktrace \(.*|\bCUDA kernel errors might be .*| at /\S+:\d+",
@@ -51,7 +51,7 @@ _LONGEST = 160
 
 
 class Failed(RuntimeError):
-    """Some image of a batch cannot be decoded, or there is no memory for it; the text is DALI's."""
+    """An image of a batch cannot be decoded, or there is not enough memory for the batch; the text is DALI's."""
 
     def __init__(self, text: str, cause: Cause = "image") -> None:
         super().__init__(text)
@@ -63,7 +63,7 @@ class DecoderBroken(SetupError):
 
 
 def cause_of(text: str) -> Cause:
-    """What an error's text is about: an image, unless it says otherwise."""
+    """Return the cause that an error's text names, by default an image."""
     if _MEMORY.search(text) or _MEMORY_IN_LOG.search(text):
         return "memory"
     if _BY_SHAPE.search(text):
@@ -72,27 +72,27 @@ def cause_of(text: str) -> Cause:
 
 
 def complaint_in(line: str) -> Cause | None:
-    """What a line on stderr is about where nvImageCodec complains of memory or the device; None for other lines."""
+    """Return the cause if a line on stderr is nvImageCodec's complaint about memory or the device, else None."""
     if _MEMORY_IN_LOG.search(line):
         return "memory"
     return "device" if _DEVICE_IN_LOG.search(line) else None
 
 
 def gist(text: str) -> str:
-    """The reason within one of DALI's errors or of nvImageCodec's lines, short and in one line."""
+    """Return the reason within an error of DALI or a line of nvImageCodec, shortened to one line."""
     text = text.rpartition("encountered:\n")[2] or text
     return " ".join(_AROUND.sub(" ", _CALL.sub(r"\1", _COLOUR.sub("", text))).split())[:_LONGEST].rstrip(" :-")
 
 
 def failure_of(error: Exception, *, device: torch.device | None) -> Failed | SetupError:
-    """One of DALI's errors as ours: `Failed` where the batch may be tried in parts, or what ends the run."""
+    """Convert an error of DALI: to `Failed` if the batch may be tried in parts, else to the error that ends the run."""
     text = str(error)
     cause: Cause = "memory" if isinstance(error, MemoryError) else cause_of(text)
     return decoder_failed(text, device=device) if cause == "device" else Failed(text, cause)
 
 
 def end_of_run(error: Exception, *, batch_size: int, device: torch.device | None) -> SetupError:
-    """One of DALI's errors as the error that ends the run, where no image can be at fault."""
+    """Convert an error of DALI to the error that ends the run, when no image can be at fault."""
     failure = failure_of(error, device=device)
     if isinstance(failure, SetupError):
         return failure
@@ -102,7 +102,7 @@ def end_of_run(error: Exception, *, batch_size: int, device: torch.device | None
 
 
 def decoder_failed(text: str, *, device: torch.device | None) -> DecoderBroken:
-    """The error that ends the run where the decoder does not work."""
+    """Return the error for a decoder that does not work, though no image is at fault."""
     look = "Look at the GPU with nvidia-smi; the" if device is not None else "The"
     return DecoderBroken(
         "decoder failed",
@@ -113,7 +113,7 @@ def decoder_failed(text: str, *, device: torch.device | None) -> DecoderBroken:
 
 
 def out_of_memory(text: str, *, batch_size: int, device: torch.device | None) -> SetupError:
-    """The error that ends the run where there is no memory to decode a batch."""
+    """Return the error for too little memory to decode a batch."""
     kind, free = ("GPU memory", "Free the GPU") if device is not None else ("memory", "Free memory")
     return SetupError(
         f"out of {kind}",

@@ -1,11 +1,11 @@
-"""What an encoded image says of itself, read from a few of its bytes.
+"""Read the header of an encoded image: format, size, orientation, kind, and damage that shows without decoding.
 
-Between shards and decoding: the decoders need an image's size before it is decoded, to refuse what is too large, to
-compute where its crop will lie, and to send each image to the decoder that renders it right. The format is taken from
-the first bytes, never from a name. Damage that shows without decoding (no end marker, a checksum that fails, fewer
-bytes than declared) is noticed here, because one bad image in a DALI batch costs the whole batch a second decoding.
+Between shards and decoding: the decoders need the size of an image before they decode it, to refuse images that are too
+large, to compute the position of the crop, and to choose the decoder that renders the image correctly. The format comes
+from the first bytes, never from a name. Damage that shows without decoding (no end marker, a failed checksum, fewer
+bytes than declared) is detected here, because one bad image in a DALI batch makes the whole batch decode twice.
 
-This module does not decode pixels and it refuses nothing: it reports, the decoders decide.
+This module decodes no pixels and refuses no image; the decoders decide.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# What a parser meets in a cut image: a read beyond its end. Other damage is a ValueError.
+# Errors of a parser that reads beyond the end of a cut image. Other damage is a ValueError.
 _BEYOND_END = (error, IndexError)
 _BE16, _BE32, _LE32 = Struct(">H"), Struct(">I"), Struct("<I")
 _PNG_CHUNK, _PNG_SHAPE = Struct(">I4s"), Struct(">4sIIBB")
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
-"""By the type of colour."""
+"""Channels by PNG colour type."""
 _TIFF_TYPES = {1: ("B", 1), 3: ("H", 2), 4: ("I", 4)}
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)\s*([0-9])")
 
@@ -37,12 +37,12 @@ class ImageHeader(NamedTuple):
         width: columns as stored, before the orientation is applied; 0 where unknown.
         height: rows as stored; 0 where unknown.
         orientation: the EXIF orientation, 1 to 8.
-        bits: bits of a sample.
+        bits: bits per channel.
         channels: channels as stored (4 in a JPEG: CMYK).
-        is_plain: an ordinary kind of its format, which decoders are known to render alike.
-        is_whole: no damage shows from outside; False also where the format does not tell.
-        is_cut: its end is missing.
-        has_key: one of its colours is declared transparent.
+        is_plain: whether it is an ordinary image of its format, which the decoders are known to render alike.
+        is_whole: whether it has no damage that shows without decoding; False also if the format cannot show it.
+        is_cut: whether its end is missing.
+        has_key: whether one of its colours is declared transparent.
     """
 
     format: str
@@ -63,7 +63,7 @@ class ImageHeader(NamedTuple):
 
 
 def read_header(image: NDArray[np.uint8]) -> ImageHeader:
-    """Read the header of an encoded image; a damaged one has no size and is not whole, but never raises."""
+    """Read the header of an encoded image; never raises. The header of a damaged image has no size and is not whole."""
     data = image.data
     format, parse = _format_of(bytes(data[:16]))
     if parse is not None:
@@ -105,7 +105,7 @@ def _jpeg(data: memoryview) -> ImageHeader:
             at += 1
         marker = data[at + 1]
         if data[at] != 0xFF or marker == 0xD9:
-            raise ValueError("no marker where one must stand, or the end before the pixels")
+            raise ValueError("a marker is missing, or the image ends before its pixels")
         if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # these have no length
             at += 2
             continue
@@ -118,8 +118,7 @@ def _jpeg(data: memoryview) -> ImageHeader:
                 xmp = _xmp_orientation(body) or xmp
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             bits, height, width, channels = unpack_from(">BHHB", data, at + 4)
-            # Baseline, extended and progressive Huffman; what is lossless, hierarchical or arithmetic goes the slow
-            # way.
+            # Baseline, extended and progressive Huffman are plain; lossless, hierarchical and arithmetic go to Pillow.
             is_plain = marker <= 0xC2 and bits == 8 and channels in (1, 3, 4)
         elif marker == 0xDA:
             break
@@ -131,10 +130,10 @@ def _jpeg(data: memoryview) -> ImageHeader:
 
 
 def _has_end_marker(data: memoryview, pixels_at: int) -> bool:
-    """Whether FF D9 stands in or after the coded pixels, at the end or before trailing bytes.
+    """Return whether the end marker FF D9 follows the coded pixels, at the end or before trailing bytes.
 
-    It cannot occur inside them, in a JPEG or a JPEG 2000; what stands before (an EXIF thumbnail, with its own) is not
-    searched.
+    The marker cannot occur inside coded pixels, in a JPEG or a JPEG 2000. The part before them is not searched, since
+    an EXIF thumbnail has its own end marker.
     """
     return bytes(data[-2:]) == b"\xff\xd9" or bytes(data[pixels_at:]).rfind(b"\xff\xd9") >= 0
 
@@ -173,8 +172,8 @@ def _png(data: memoryview) -> ImageHeader:
             is_whole = True
             break
         at = end + 4
-    found = ImageHeader("png", width, height, 1, bits, channels, not is_animated, is_whole, is_cut, has_key)
-    return _turned(found, exif=exif, xmp=xmp)
+    header = ImageHeader("png", width, height, 1, bits, channels, not is_animated, is_whole, is_cut, has_key)
+    return _turned(header, exif=exif, xmp=xmp)
 
 
 def _webp(data: memoryview) -> ImageHeader:
@@ -203,8 +202,8 @@ def _webp(data: memoryview) -> ImageHeader:
         at += 8 + length + (length & 1)
     if not width:
         raise ValueError("no picture chunk")
-    found = ImageHeader("webp", width, height, is_plain=not is_animated, is_whole=is_whole, is_cut=not is_whole)
-    return _turned(found, exif=exif, xmp=xmp)
+    header = ImageHeader("webp", width, height, is_plain=not is_animated, is_whole=is_whole, is_cut=not is_whole)
+    return _turned(header, exif=exif, xmp=xmp)
 
 
 def _bmp(data: memoryview) -> ImageHeader:
@@ -223,9 +222,9 @@ def _tiff(data: memoryview) -> ImageHeader:
     first = {tag: values[0] for tag, values in tags.items() if values}
     strips, counts = tags.get(273, ()), tags.get(279, ())
     channels, bits = first.get(277, 1), tags.get(258, (1,))
-    # Uncompressed 8-bit grey or RGB in strips, one plane, no extra channel. The rest (two colours, palettes, alpha,
-    # CMYK, floats, tiles) is rendered differently from one decoder to the next, and damage in compressed strips is
-    # noticed only by some (DALI's last resort, OpenCV, lets it pass).
+    # Uncompressed 8-bit grey or RGB in strips, one plane, no extra channel. Decoders render the other kinds (two
+    # colours, palettes, alpha, CMYK, floats, tiles) differently, and only some of them notice damage in compressed
+    # strips (OpenCV, DALI's fallback, does not).
     is_plain = (
         set(bits) == {8}
         and (first.get(262), channels) in ((1, 1), (2, 3))
@@ -242,31 +241,38 @@ def _tiff(data: memoryview) -> ImageHeader:
 
 
 def _jpeg2000(data: memoryview) -> ImageHeader:
-    at = bytes(data[:4096]).find(b"\xff\x4f\xff\x51")  # the code stream's start, in a file or alone
+    at = bytes(data[:4096]).find(b"\xff\x4f\xff\x51")  # the start of the code stream, with or without a file around it
     if at < 0:
         raise ValueError("no code stream")
     right, low, left, top = unpack_from(">IIII", data, at + 8)
     (channels,) = _BE16.unpack_from(data, at + 40)
     parts = [tuple(data[at + 42 + 3 * i : at + 45 + 3 * i]) for i in range(channels)]
-    # Subsampled or deep components, two channels, palettes (in a file's `pclr` box) and an origin that is not 0 go the
-    # slow way.
+    # Subsampled or deep components, two channels, palettes (in a file's `pclr` box) and a non-zero origin go to Pillow.
     is_plain = set(parts) == {(7, 1, 1)} and channels in (1, 3, 4) and not (left or top)
     is_plain = is_plain and b"pclr" not in bytes(data[:at])
     is_whole = _has_end_marker(data, at)
     return ImageHeader("jpeg2000", right - left, low - top, 1, 8, channels, is_plain, is_whole, not is_whole)
 
 
-def _turned(found: ImageHeader, *, exif: list[int | None], xmp: int | None) -> ImageHeader:
-    """Add the orientation. Where it is odd, or stands in XMP alone, only Pillow's reading of it counts: not plain."""
+def _turned(header: ImageHeader, *, exif: list[int | None], xmp: int | None) -> ImageHeader:
+    """Add the orientation, or mark the image as not plain if only Pillow's reading of the orientation is certain.
+
+    This is so if the orientation is malformed, given twice, or only in XMP metadata.
+
+    Args:
+        header: the header so far.
+        exif: the orientation of each EXIF block: 0 if it has none, None if it cannot be read reliably.
+        xmp: the orientation in XMP metadata.
+    """
     if not exif or exif == [0]:
-        return found if xmp in (None, 1) else found._replace(is_plain=False)
+        return header if xmp in (None, 1) else header._replace(is_plain=False)
     if len(exif) > 1 or exif[0] is None:
-        return found._replace(is_plain=False)
-    return found._replace(orientation=exif[0])
+        return header._replace(is_plain=False)
+    return header._replace(orientation=exif[0])
 
 
 def _exif_orientation(exif: memoryview) -> int | None:
-    """The orientation in a TIFF-shaped EXIF block: 0 where it has none, None where it cannot be read for sure."""
+    """Return the orientation in an EXIF block: 0 if it has none, None if it cannot be read reliably."""
     try:
         values = _tiff_tags(exif, only=274).get(274)
     except (*_BEYOND_END, ValueError):
@@ -282,7 +288,7 @@ def _xmp_orientation(packet: memoryview) -> int | None:
 
 
 def _tiff_tags(data: memoryview, *, only: int | None = None) -> dict[int, tuple[int, ...]]:
-    """The integer tags (BYTE, SHORT, LONG) of a TIFF's first directory."""
+    """Return the integer tags (BYTE, SHORT, LONG) of a TIFF's first directory."""
     order = "<" if bytes(data[:2]) == b"II" else ">"
     (at,) = unpack_from(order + "I", data, 4)
     (num_tags,) = unpack_from(order + "H", data, at)

@@ -25,15 +25,15 @@ def make_decoder(
 
     Args:
         kind: "dali" or "torchvision".
-        geometries: what each model wants; one tensor of pixels for each, in this order.
-        batch_size: the most images a batch may have.
-        num_threads: threads that decode.
-        device_id: the GPU that pixels are for, or None for the CPU.
-        max_pixels: an image that declares more is refused before it is decoded.
-        hw_decoder_load: the share of JPEGs that a GPU's own decoder takes, where it has one.
+        geometries: the resize and crop of every model; the decoder returns one tensor per geometry, in this order.
+        batch_size: the largest number of images in a batch.
+        num_threads: the number of decoding threads.
+        device_id: the GPU that receives the pixels, or None for the CPU.
+        max_pixels: images that declare more pixels are refused before they are decoded.
+        hw_decoder_load: the share of JPEGs for the GPU's hardware decoder, if it has one.
 
     Raises:
-        SetupError: DALI is asked for and cannot be imported, or cannot use the GPU, or there is no memory for it.
+        SetupError: DALI was requested and cannot be imported, cannot use the GPU, or has too little memory.
     """
     if kind == "torchvision":
         from vitscore.decode.torchvision import TorchvisionDecoder

@@ -1,13 +1,13 @@
-"""Keeps what C libraries print about bad images off the terminal.
+"""Keep messages of C libraries about bad images off the terminal.
 
-DALI's decoders (nvImageCodec, libjpeg, libpng, libtiff, OpenCV), and one of Pillow's, write a line on file descriptor 2
-for each image that they cannot decode, from threads of their own, long before the batch is collected; no setting turns
-the errors off. The ledger names such images, so the lines only tear the progress bar. What nvImageCodec says of memory
-and of the device, and says nowhere else, is kept for the decoder (`complaints`).
+DALI's decoders (nvImageCodec, libjpeg, libpng, libtiff, OpenCV), and one of Pillow's, write a line to file descriptor 2
+for every image that they cannot decode. They do so from their own threads, long before the batch is collected, and no
+setting turns the messages off. The ledger names these images, so the lines only tear the progress bar. Messages of
+nvImageCodec about memory and the device, which it reports nowhere else, are kept for the decoder (`complaints`).
 
-While a `NativeStderr` is open, descriptor 2 is a pipe; a thread drops the known lines and passes all others on to where
-descriptor 2 led before, so that no message of CUDA or of the C library is lost. Python's own `sys.stderr` is taken off
-descriptor 2, if it was on it: progress bars and tracebacks reach the terminal directly, which still looks like one.
+While a `NativeStderr` is open, descriptor 2 is a pipe. A thread drops the known lines and passes all others on to the
+original target of descriptor 2, so that no message of CUDA or the C library is lost. If `sys.stderr` used descriptor 2,
+it is moved to the original target: progress bars and tracebacks reach the terminal directly, and still see a terminal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import ClassVar, TextIO
 
 from vitscore.decode.failures import complaint_in
 
-# nvImageCodec writes a line in several pieces, so that its threads' lines may be mixed: it is known by any piece.
+# nvImageCodec writes a line in several pieces, which its threads may interleave: any piece identifies its lines.
 _NOISE = re.compile(
     rb"""\[(ERROR|WARNING)\] | \[\w+[_-](decoder|parser|ext)\] | Could\ not\ decode\ \w+\ code\ stream
       | ^\s*\[\s*(ERROR|WARN):\d+@[\d.]+\]                    # OpenCV: [ WARN:0@0.069] global grfmt_jpeg2000 ...
@@ -32,7 +32,7 @@ _NOISE = re.compile(
       | ^\s*(Bogus|Corrupt|Invalid|Unsupported|Inconsistent|Unrecognized|Unknown\ Adobe|Obtained\ EXIF)\b  # libjpeg
       | ^\s*(Premature\ end|Empty\ JPEG|Not\ a\ JPEG|Wrong\ JPEG|Sampling\ factors|Maximum\ supported\ image)\b
       | ^\s*(Quantization|Huffman|Arithmetic)\ table\ 0x
-      | ^(\x1b\[[0-9;]*m | [\s:])*$                            # what is left of a line: colours, colons
+      | ^(\x1b\[[0-9;]*m | [\s:])*$                            # remains of a line: colours, colons
     """,
     re.VERBOSE,
 )
@@ -41,7 +41,7 @@ _SETTLED_S = 1.0
 
 
 class NativeStderr:
-    """Descriptor 2, filtered until `close`; several at once share one filter."""
+    """A filter on descriptor 2 that is in place until `close`; instances that are open together share it."""
 
     _lock: ClassVar[threading.Lock] = threading.Lock()
     _num_open: ClassVar[int] = 0
@@ -56,10 +56,10 @@ class NativeStderr:
             self._num_heard = len(NativeStderr._filter.complaints) if NativeStderr._filter else 0
 
     def complaints(self, *, is_settled: bool = False) -> list[str]:
-        """Lines about memory and the device since the last call.
+        """Return the lines about memory and the device that arrived since the last call.
 
         Args:
-            is_settled: also those that were written a moment ago: waits until the filter has seen them.
+            is_settled: wait until the filter has read everything that was written so far.
         """
         running = NativeStderr._filter
         if running is None:
@@ -87,7 +87,7 @@ class _Filter:
         read_end, write_end = os.pipe()
         _flush(sys.stderr)
         self._python_stderr = sys.stderr
-        self._direct = _direct_twin(sys.stderr, self._terminal)
+        self._direct = _stream_on(sys.stderr, self._terminal)
         if self._direct is not None:
             sys.stderr = self._direct
         os.dup2(write_end, 2)
@@ -105,12 +105,12 @@ class _Filter:
         self._thread.join(timeout=2.0)
         if self._direct is not None and sys.stderr is self._direct:
             sys.stderr = self._python_stderr
-        # The descriptor stays open where somebody may still hold the twin: a progress bar, a logging handler.
+        # The descriptor stays open if a progress bar or a logging handler may still hold the stream on it.
         if self._direct is None:
             os.close(self._terminal)
 
     def settle(self) -> None:
-        """Wait until what was written so far has been read: a mark goes the same way, behind it."""
+        """Wait until everything that was written so far has been read: a mark follows it through the pipe."""
         mark, seen = b"vitscore: mark %d" % next(self._numbers), threading.Event()
         self._marks[mark] = seen
         with contextlib.suppress(OSError):
@@ -122,12 +122,12 @@ class _Filter:
         with open(read_end, "rb", buffering=0) as pipe:
             while chunk := pipe.read(65536):
                 *lines, rest = (rest + chunk).split(b"\n")
-                self._pass_on(b"".join(line + b"\n" for line in lines if self._is_for_people(line)))
-            if rest and self._is_for_people(rest):
+                self._pass_on(b"".join(line + b"\n" for line in lines if self._is_passed_on(line)))
+            if rest and self._is_passed_on(rest):
                 self._pass_on(rest)
 
-    def _is_for_people(self, line: bytes) -> bool:
-        """Whether a line is passed on; a mark sets its event, a complaint is kept."""
+    def _is_passed_on(self, line: bytes) -> bool:
+        """Return whether to pass a line on; a mark sets its event, and a complaint is kept."""
         if (seen := self._marks.pop(line, None)) is not None:
             seen.set()
             return False
@@ -149,16 +149,16 @@ class _Filter:
 def _start_filter() -> _Filter | None:
     try:
         return _Filter()
-    except OSError:  # no descriptor 2, or none left: the lines may stay
+    except OSError:  # descriptor 2 is closed, or no descriptor is left: the lines are not filtered
         return None
 
 
-def _direct_twin(stream: TextIO | None, terminal: int) -> TextIO | None:
-    """A stream like `sys.stderr` on another descriptor, or None where `sys.stderr` is not on descriptor 2."""
+def _stream_on(stream: TextIO | None, terminal: int) -> TextIO | None:
+    """Return a stream like `sys.stderr` on another descriptor, or None if `sys.stderr` is not on descriptor 2."""
     try:
         if stream is None or stream.fileno() != 2:
             return None
-    except (OSError, ValueError, AttributeError):  # a notebook's or a test's stand-in
+    except (OSError, ValueError, AttributeError):  # replaced, by a notebook or a test
         return None
     raw = open(terminal, "wb", buffering=0, closefd=False)
     return io.TextIOWrapper(

@@ -1,11 +1,12 @@
-"""Encoded images to pixels: the types that both decoders share.
+"""Types that both decoders share: encoded images, decoded batches, the `Decoder` protocol.
 
-In the flow, bytes of samples come in (`submit`) and batches of pixels go out in the same order (`collect`), one tensor
-for each geometry, all from one decode of each image. Several batches may be under way, so that decoding goes on while a
-model computes. A bad image is a row of zeros and a reason, never an exception. Bytes leave as bytes: models normalise.
+A decoder takes the bytes of samples (`submit`) and returns batches of pixels in the same order (`collect`), with one
+tensor per geometry, all from one decode of each image. Several batches may be under way, so that decoding continues
+while a model computes. A bad image is a row of zeros with a reason, never an exception. Pixels are uint8; the models
+normalise them.
 
-On a CPU an image's pixels depend on that image only, with either decoder: not on its neighbours, its place, the batch
-size or the number of threads. On a GPU its place may decide which of two JPEG decoders takes it.
+On a CPU, with either decoder, the pixels of an image depend on that image only: not on the other images, its place in
+the batch, the batch size or the number of threads. On a GPU its place may decide which of two JPEG decoders takes it.
 """
 
 from __future__ import annotations
@@ -29,28 +30,28 @@ DecoderKind = Literal["dali", "torchvision"]
 
 
 HW_DECODER_LOAD = 0.65
-"""The share of a batch's JPEGs that goes to a GPU's own decoder, where it has one; DALI's default.
+"""The share of a batch's JPEGs for the GPU's hardware decoder, if it has one; DALI's default.
 
-Not an option: that decoder and nvJPEG's kernels may differ by a level of 255, so the share would belong to the run's
-identity. Benches sweep it through `make_decoder`."""
+It is not an option of a run: the hardware decoder and nvJPEG's kernels may differ by one level of 255, so the share
+would be part of the run's identity. Benches vary it through `make_decoder`."""
 
-# 13,000 x 13,000: twice the size from which Pillow warns of a decompression bomb, and where it refuses.
+# 13,000 x 13,000: twice the size at which Pillow warns of a decompression bomb, and the size at which it refuses.
 MAX_PIXELS = 178_956_970
 
 
 class BadImage(Exception):
-    """One image cannot be decoded; its text is the row's reason."""
+    """An image cannot be decoded; the text is the row's reason."""
 
 
 @dataclass
 class Decoded:
-    """One batch of pixels.
+    """A batch of pixels.
 
     Args:
-        pixels: for each geometry uint8 (B, H, W, 3), contiguous; for a `ProcessorGeometry` float32 (B, 3, H, W).
-        faults: row to reason; such a row's pixels are zeros.
-        held: on a GPU what the pixels are made from, which it may still be reading (the encoded images, and pixels that
-            these are copied from): kept as long as the pixels are.
+        pixels: one tensor per geometry: uint8 (B, H, W, 3), contiguous; float32 (B, 3, H, W) for a `ProcessorGeometry`.
+        faults: reasons by row; the pixels of these rows are zeros.
+        held: the sources that a GPU may still be reading (the encoded images, and pixels that were copied), kept as
+            long as the pixels.
     """
 
     pixels: tuple[torch.Tensor, ...]
@@ -59,29 +60,29 @@ class Decoded:
 
 
 class Decoder(Protocol):
-    """Batches in, pixels out, in order; one thread calls it."""
+    """Decodes batches in order; not thread-safe."""
 
     depth: int
-    """How many batches may be submitted and not yet collected."""
+    """The largest number of batches that are submitted and not yet collected."""
     again: DecodedAgain
-    """How often something was decoded more than once, so far."""
+    """Counts of the work that was done more than once, so far."""
 
     def submit(self, images: Sequence[EncodedImage]) -> None:
-        """Begin to decode a batch of 1 to `batch_size` images; their bytes must stay as they are until collected."""
+        """Start decoding a batch of 1 to `batch_size` images; their bytes must not change until it is collected."""
 
     def collect(self) -> Decoded:
-        """Wait for the oldest batch that was submitted.
+        """Wait for the oldest batch that was submitted, and return its pixels.
 
         Raises:
-            SetupError: there is no memory to decode it, or the decoder does not work.
+            SetupError: there is not enough memory to decode it, or the decoder does not work.
         """
 
     def close(self) -> None:
-        """Stop, and drop what was not collected."""
+        """Stop, and drop all batches that were not collected."""
 
 
 def is_dali_available() -> bool:
-    """Whether DALI is installed; nothing is imported."""
+    """Return whether DALI is installed, without importing it."""
     try:
         return importlib.util.find_spec("nvidia.dali") is not None
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""Decoded images of any size to pixels of the models' sizes, on the decoder's threads: what follows DALI on a CPU."""
+"""Resize decoded images to the models' sizes on the decoder's threads: the step after DALI on a CPU."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from vitscore.decode.threads import Threads
 from vitscore.decode.torchvision import blank_pixels, render_alike
 
 _TOGETHER_PIXELS = 64 * 64 * 64
-"""So many are resized in one call: 64 images of 64 x 64; larger ones gain nothing."""
+"""The largest number of pixels to resize in one call: 64 images of 64 x 64; larger images gain nothing."""
 
 _HERE_BYTES = 1 << 20
-"""A batch of less, decoded and resized, is resized at once: 0.3 ms, where two threads that compete with the forward for
-the cores and for the interpreter are waited for longer (16,500 images/s instead of 15,700, demo-vit, 8 x 8)."""
+"""Batches below this size, decoded plus resized, are resized on the calling thread. It takes 0.3 ms; waiting for two
+threads that compete with the forward for cores and interpreter takes longer (demo-vit, 8 x 8: 16,500 images/s instead
+of 15,700)."""
 
 
 def resize_all(
     images_HWC: Sequence[torch.Tensor], geometries: Sequence[AnyGeometry], threads: Threads
 ) -> list[torch.Tensor]:
-    """Resize images for each geometry, on the threads where that pays; torch's kernels run side by side there.
+    """Resize images for each geometry, on the threads if the batch is large enough; torch's kernels run in parallel.
 
-    Small images of one size go together; a row's pixels are the same bits whichever rows it goes with.
+    Small images of one size are resized together; the grouping does not change a bit of any row's pixels.
     """
     pixels = [blank_pixels(geometry, len(images_HWC)) for geometry in geometries]
-    # Rows are copied by numpy: torch would start a team of threads in each of ours for a copy of 150 KB.
+    # NumPy copies the rows: torch would start a team of threads in each of the decoder's threads to copy 150 KB.
     arrays = [batch.numpy() for batch in pixels]
-    groups = list(alike(images_HWC, at_least=threads.count))
+    groups = list(groups_of_one_size(images_HWC, at_least=threads.count))
 
     def work(first: int) -> None:
         for rows in groups[first :: threads.count]:
@@ -36,7 +37,7 @@ def resize_all(
             for array, geometry in zip(arrays, geometries, strict=True):
                 array[rows] = render_alike(images, geometry)
 
-    if sum(each.size for each in arrays) + sum(each.numel() for each in images_HWC) < _HERE_BYTES:
+    if sum(array.size for array in arrays) + sum(image.numel() for image in images_HWC) < _HERE_BYTES:
         for first in range(threads.count):
             work(first)
     else:
@@ -44,8 +45,13 @@ def resize_all(
     return pixels
 
 
-def alike(images_HWC: Sequence[torch.Tensor], *, at_least: int) -> Iterator[list[int]]:
-    """Rows of equal size in groups of few pixels, where there are enough of a size in at least so many groups."""
+def groups_of_one_size(images_HWC: Sequence[torch.Tensor], *, at_least: int) -> Iterator[list[int]]:
+    """Group rows whose images have the same size, with a limited number of pixels per group.
+
+    Args:
+        images_HWC: the images of the rows.
+        at_least: the number of groups to make of the rows of one size, if there are enough of them.
+    """
     by_size: dict[torch.Size, list[int]] = {}
     for row, image_HWC in enumerate(images_HWC):
         by_size.setdefault(image_HWC.shape, []).append(row)

@@ -1,4 +1,4 @@
-"""The decoder's threads."""
+"""The decoder's pool of threads."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Threads:
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
 
     def submit(self, work: Callable[..., Result], *args: Any) -> Future[Result]:
-        """Begin `work(*args)` on one of them."""
+        """Start `work(*args)` on one of the threads."""
         return self._pool.submit(work, *args)
 
     def share(self, work: Callable[[int], None]) -> None:
-        """Call `work(0)` to `work(count - 1)` side by side, and wait for all; raises the first error."""
+        """Call `work(0)` to `work(count - 1)` in parallel and wait for all of them; raises the first error."""
         for done in [self._pool.submit(work, worker) for worker in range(self.count)]:
             done.result()
 

@@ -1,9 +1,8 @@
-"""Decoding with Pillow and torchvision: the decoder of machines without DALI, and DALI's second opinion.
+"""The torchvision decoder: Pillow decodes, torchvision resizes; for machines without DALI, and for images DALI leaves.
 
-Pillow reads the first frame of whatever it knows, turns it upright and makes it RGB, as transformers' `load_image`
-does; torchvision resizes and crops it with the calls that transformers' processors make. So this path is transformers'
-own, image by image, on a pool of threads. `decode_dali` sends it the images that DALI cannot decode, or renders in
-another way.
+Pillow reads the first frame of an image, turns it upright and converts it to RGB, as transformers' `load_image` does.
+torchvision resizes and crops it with the calls that transformers' processors make. This is transformers' own path,
+image by image, on a pool of threads. `dali` sends images here that DALI cannot decode or renders differently.
 """
 
 from __future__ import annotations
@@ -45,19 +44,19 @@ _PILLOW_FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# A resized image that would have more pixels is not made whole: only the part below the crop is (a 10 x 40,000 image
-# would otherwise cost 600 MB on its way to 224 x 224).
+# If a resized image would have more pixels, only the part that the crop shows is computed (a 10 x 40,000 image would
+# otherwise take 600 MB on its way to 224 x 224).
 _MAX_RESIZED_PIXELS = 1 << 24
 
 
-# Pillow warns of images over half its own limit, and of palettes' transparency; the size is judged here, and
-# transformers drops transparency as well. A filter for good, since `catch_warnings` is not safe with threads.
+# Pillow warns of images over half its own limit, and of transparency in palettes. The size is checked here, and
+# transformers drops transparency as well. The filter is permanent because `catch_warnings` is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A decoded image, uint8 (H, W, 3): as it is, and with its one transparent colour made white."""
+    """A decoded image, uint8 (H, W, 3): as stored, and with its transparent colour, if it declares one, made white."""
 
     rgb_HWC: torch.Tensor
     whitened_HWC: torch.Tensor
@@ -67,10 +66,10 @@ class Opened:
 
 
 def open_image(image: EncodedImage, *, max_pixels: int = MAX_PIXELS) -> Opened:
-    """Decode one image with Pillow: first frame, upright, RGB, and whole.
+    """Decode the first frame of an image with Pillow, upright and in RGB.
 
     Raises:
-        BadImage: it is not an image, is damaged or cut, or declares more than `max_pixels`.
+        BadImage: the bytes are not an image, are damaged or cut, or declare more than `max_pixels`.
     """
     if not len(image):
         raise BadImage(EMPTY_IMAGE)
@@ -78,7 +77,7 @@ def open_image(image: EncodedImage, *, max_pixels: int = MAX_PIXELS) -> Opened:
     if header.width * header.height > max_pixels:
         raise too_large(header.width, header.height, max_pixels=max_pixels)
     if header.format == "png" and header.is_cut:
-        raise BadImage(f"{TRUNCATED_IMAGE}: png")  # Pillow lets a PNG pass that lacks only its last chunk
+        raise BadImage(f"{TRUNCATED_IMAGE}: png")  # Pillow accepts a PNG that lacks only its last chunk
     try:
         with Image.open(BytesIO(image.data)) as opened:
             if opened.width * opened.height > max_pixels:
@@ -86,16 +85,16 @@ def open_image(image: EncodedImage, *, max_pixels: int = MAX_PIXELS) -> Opened:
             return _opened(_upright_rgb(opened))
     except BadImage:
         raise
-    except Exception as failure:  # a decoder may raise anything on damaged bytes, and it is always the image's fault
+    except Exception as failure:  # decoders raise errors of any type on damaged bytes
         raise BadImage(_reason(failure, header=header)) from None
 
 
 def render(rgb_HWC: torch.Tensor, geometry: AnyGeometry) -> torch.Tensor:
-    """Resize and crop as transformers' processors do: uint8 (H, W, 3), or a processor's own float32 (3, H, W).
+    """Resize and crop as transformers' processors do; return uint8 (H, W, 3), or a processor's float32 (3, H, W).
 
-    The image goes to torchvision as a channels-last view, for which torch has a kernel of its own: the same bits as for
-    the processors' planes at a fifth of the time (0.47 ms against 2.3 ms for 400 x 500 to 224 x 280, bicubic; DALI: 2.5
-    ms).
+    torchvision gets the image as a channels-last view, for which torch has a dedicated kernel. It gives the same bits
+    as for the planes that the processors use, in a fifth of the time (400 x 500 to 224 x 280, bicubic: 0.47 ms against
+    2.3 ms; DALI: 2.5 ms).
     """
     if not isinstance(geometry, Geometry):
         pixel_values: torch.Tensor = run_processor(geometry.processor, Image.fromarray(rgb_HWC.numpy()))
@@ -107,9 +106,10 @@ def render(rgb_HWC: torch.Tensor, geometry: AnyGeometry) -> torch.Tensor:
 
 
 def render_alike(images_HWC: Sequence[torch.Tensor], geometry: AnyGeometry) -> NDArray[Any]:
-    """Render images of one size together: the bits of `render`, in an array (B, H, W, 3) or a processor's (B, 3, H, W).
+    """Render images of one size together, with the bits of `render`: (B, H, W, 3), or a processor's (B, 3, H, W).
 
-    A call of torchvision's costs more than the work on a small image: 8 x 8 to 32 x 32 takes 24 us alone, 2 us in 64.
+    A call to torchvision takes longer than the work on a small image: 8 x 8 to 32 x 32 takes 24 us by itself, and 2 us
+    as one of 64.
     """
     height, width = images_HWC[0].shape[:2]
     if not isinstance(geometry, Geometry) or math.prod(geometry.resized_size(height, width)) > _MAX_RESIZED_PIXELS:
@@ -120,7 +120,7 @@ def render_alike(images_HWC: Sequence[torch.Tensor], geometry: AnyGeometry) -> N
 
 
 def _resize_and_crop(rgb: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """One image (H, W, 3), or several (B, H, W, 3)."""
+    """Resize and crop one image (H, W, 3), or several (B, H, W, 3)."""
     height, width = geometry.resized_size(rgb.shape[-3], rgb.shape[-2])
     if geometry.resize != "none":
         resize = _resized if _resizes_tensors(geometry.interpolation) else _resized_by_pillow
@@ -147,7 +147,7 @@ def _resized_by_pillow(rgb: torch.Tensor, height: int, width: int, interpolation
 
 @cache
 def _resizes_tensors(interpolation: Interpolation) -> bool:
-    """Whether torchvision resizes tensors by this filter: lanczos came with 0.27."""
+    """Return whether torchvision resizes tensors with this filter: lanczos requires 0.27."""
     try:
         _resized(torch.zeros((8, 8, 3), dtype=torch.uint8), 4, 4, interpolation)
     except NotImplementedError:
@@ -156,7 +156,7 @@ def _resizes_tensors(interpolation: Interpolation) -> bool:
 
 
 def blank_pixels(geometry: AnyGeometry, num_rows: int, *, device: torch.device | None = None) -> torch.Tensor:
-    """Zeros in the shape that a batch of this geometry has."""
+    """Return zeros in the shape of a batch of this geometry."""
     if isinstance(geometry, Geometry):
         return torch.zeros((num_rows, geometry.height, geometry.width, 3), dtype=torch.uint8, device=device)
     return torch.zeros((num_rows, 3, geometry.height, geometry.width), dtype=torch.float32, device=device)
@@ -181,7 +181,7 @@ class TorchvisionDecoder:
         self._max_pixels = max_pixels
         self._device = None if device_id is None else torch.device("cuda", device_id)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
-        self._stderr = NativeStderr()  # the libtiff in Pillow complains there
+        self._stderr = NativeStderr()  # for the messages of Pillow's libtiff
         self._batches: deque[list[Future[list[torch.Tensor]]]] = deque()
         self.again = DecodedAgain()
 
@@ -201,8 +201,8 @@ class TorchvisionDecoder:
             except BadImage as bad:
                 faults[row] = str(bad)
         if self._device is not None:
-            # Pinned memory that is let go is used again only when the copies out of it are done: torch's allocator
-            # keeps an event for each.
+            # Pinned memory may be released here: torch's allocator records an event per copy, and reuses the memory
+            # only when the copies are done.
             pixels = [batch.pin_memory().to(self._device, non_blocking=True) for batch in pixels]
         return Decoded(tuple(pixels), faults)
 
@@ -219,7 +219,7 @@ class TorchvisionDecoder:
 def _upright_rgb(opened: Image.Image) -> Image.Image:
     opened.load()
     if opened.mode.startswith("I;16"):
-        # Pillow's own conversion clips 16 bits at 255; exact scaling maps 65,535 to 255.
+        # Pillow's conversion clips 16-bit values at 255; exact scaling maps 65,535 to 255.
         opened = _with_exif_of(opened, Image.fromarray(np.rint(np.asarray(opened) / 257.0).astype(np.uint8)))
     return ImageOps.exif_transpose(opened).convert("RGB")
 
@@ -240,7 +240,7 @@ def _with_exif_of(opened: Image.Image, scaled: Image.Image) -> Image.Image:
 
 
 def _render_crop(rgb: Image.Image, geometry: Geometry, height: int, width: int) -> torch.Tensor:
-    """The same sampling as resize and crop, computed for the crop alone (within a level of torchvision's)."""
+    """Resize and crop in one step, computing only the pixels of the crop (within one level of torchvision's)."""
     top, left = geometry.crop_offset(height, width)
     shown = min(geometry.height, height), min(geometry.width, width)
     start = max(top, 0), max(left, 0)
@@ -262,6 +262,6 @@ def _reason(failure: Exception, *, header: ImageHeader) -> str:
     if isinstance(failure, UnidentifiedImageError):
         what = "no known image format" if header.format == "other" else f"damaged {header.format}"
         return f"{UNDECODABLE_IMAGE}: {what}"
-    # One line, the same on every run: no addresses, no paths.
+    # The reason must be one line and the same on every run, so addresses and paths are removed.
     text = re.sub(r"<[^>]*>|0x[0-9a-fA-F]+|\S*/\S+", "", text)
     return f"{UNDECODABLE_IMAGE}: {' '.join(text.split())[:80]}"

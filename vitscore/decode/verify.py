@@ -1,7 +1,7 @@
-"""Verify: decode everything in a corpus and report every fault, with no model.
+"""Decode every image of a corpus and report every fault, without a model.
 
-Beside the main flow: shards, samples and the decoder as a run has them, so that what verify passes, a run can score.
-Pixels are thrown away. It prints nothing; faults and progress are calls.
+Verification uses the shard reader, the label rules and the decoder of a run, so a run can score every sample that
+passes. Pixels are dropped. This module prints nothing; it reports faults and progress through callbacks.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from vitscore.shards.remote.cache import Cache, fetch_ahead
 from vitscore.shards.samples import OpenShard, SampleBlock
 from vitscore.shards.shard import Shard
 
-# The smallest of pictures: decoding is what is verified, so the resize should cost nothing.
+# Only decoding is verified, so the resize should be cheap.
 GEOMETRY = Geometry(resize="exact", size=(8, 8), interpolation="bilinear")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong: with a shard where `key` is None, else with a sample."""
+    """A fault of a sample, or of a shard if `key` is None."""
 
     shard: str
     key: str | None
@@ -37,7 +37,7 @@ class Fault:
 
 @dataclass
 class Verified:
-    """What was looked at, and how much of it is bad."""
+    """Counts of the shards and samples that were verified, and of the bad ones."""
 
     num_shards: int = 0
     num_samples: int = 0
@@ -62,22 +62,22 @@ def verify_shards(
     on_fault: Callable[[Fault], None] = lambda fault: None,
     on_shard: Callable[[], None] = lambda: None,
 ) -> Verified:
-    """Open every shard, decode every image, judge every label.
+    """Open every shard, decode every image, and check every label.
 
     Args:
-        shards: what to verify.
-        labels: how labels are judged; a rule without classes takes any.
-        num_threads: threads that decode.
-        image_key: the only extension that is an image.
-        decoder: auto is DALI where it is installed.
-        batch_size: images decoded at once.
-        max_pixels: an image that declares more is a fault.
-        cache: where remote and compressed shards lie while they are read.
+        shards: the shards to verify.
+        labels: the rule that checks labels; without classes it accepts any label.
+        num_threads: the number of decoding threads.
+        image_key: the only extension to treat as an image.
+        decoder: "auto" is DALI if it is installed, else torchvision.
+        batch_size: the number of images per batch.
+        max_pixels: an image that declares more pixels is a fault.
+        cache: holds remote and compressed shards while they are read.
         on_fault: called for each fault, in shard order.
         on_shard: called after each shard.
 
     Raises:
-        SetupError: the decoder is not installed.
+        SetupError: the decoder is not installed or does not work.
     """
     is_dali = decoder == "dali" or (decoder == "auto" and is_dali_available())
     decoding = make_decoder(
@@ -107,7 +107,7 @@ def verify_shards(
 
 
 def _shard_faults(opened: OpenShard, decoding: Decoder, batch_size: int) -> list[Fault]:
-    """The faults of a shard's samples, in shard order."""
+    """Return the faults of a shard's samples, in shard order."""
     reasons: dict[int, str] = {}
     waiting: deque[_Submitted] = deque()
     for start in range(0, opened.num_samples, batch_size):
@@ -126,7 +126,7 @@ def _shard_faults(opened: OpenShard, decoding: Decoder, batch_size: int) -> list
 
 @dataclass
 class _Submitted:
-    """A batch on its way through the decoder: its rows in the shard, and the bytes that must stay until it is back."""
+    """A batch in the decoder: its rows in the shard, and the bytes, which must stay until it is collected."""
 
     rows: list[int]
     images: list[NDArray[np.uint8]]

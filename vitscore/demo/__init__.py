@@ -1,1 +1,1 @@
-"""The demo: held-out handwritten digits as shards, and two tiny checkpoints trained on the rest."""
+"""The demo: held-out handwritten digits as shards, and two tiny checkpoints trained on the other digits."""

@@ -1,9 +1,9 @@
-"""Random warps of small grey images, a batch at a time: what 1,297 digits need to become a training set.
+"""Random warps of small grey images, a batch at a time, which make 1,297 digits enough to train on.
 
-Between the split and the two trainings of `vitscore.demo.make`. Each image gets its own rotation, scale, shear and
-shift, a smooth elastic field on top, and its own contrast; one `grid_sample` does them all. `WarpedDigits` hands the
-result out as a data set for transformers' `Trainer` or a plain loader. It knows no model; the numbers that normalise
-come from the checkpoint's processor.
+Used by both trainings of `vitscore.demo.make`. Each image gets a random rotation, scale, shear and shift, a smooth
+elastic field, and a random contrast; one `grid_sample` applies all the warps. `WarpedDigits` is a data set for
+transformers' `Trainer` or a plain loader. It does not depend on the model; the checkpoint's processor gives the
+constants for normalisation.
 
 Axes: B images, C channels, H and W pixels.
 """
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from vitscore.demo.digits import Digits
 
-# Chosen on a validation part of the training digits; the held-out ones were not looked at.
+# Chosen on a validation part of the training digits, without the held-out digits.
 MAX_ROTATION = 0.25  # radians
 MAX_SCALE = 0.15
 MAX_SHEAR = 0.2
@@ -30,12 +30,12 @@ MIN_CONTRAST = 0.7
 
 
 class WarpedDigits(Dataset[dict[str, Any]]):
-    """Training digits, warped anew each time they are drawn, normalised as `processor` does.
+    """Training digits with a new warp on every access, normalised as by `processor`.
 
     Args:
-        digits: the scans to draw from.
+        digits: the scans.
         processor: a transformers image processor; its rescale factor, mean and standard deviation are used.
-        seed: of the warps; the order of drawing is the loader's.
+        seed: the seed of the warps; the loader decides the order of the digits.
     """
 
     def __init__(self, digits: Digits, processor: Any, *, seed: int) -> None:
@@ -53,7 +53,7 @@ class WarpedDigits(Dataset[dict[str, Any]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """A batch of samples at once: torch's loader prefers this to one call a sample."""
+        """Return a batch of samples; torch's loader prefers this to one call per sample."""
         grey_BHW = warp(self.images_BHW[indices] * self.scale, self.generator)
         pixels_BCHW = (grey_BHW[:, None] - self.mean_C11) / self.std_C11
         return [
@@ -63,7 +63,7 @@ class WarpedDigits(Dataset[dict[str, Any]]):
 
 
 def warp(grey_BHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Move and brighten every image by its own random amounts; what comes in from outside is black."""
+    """Warp every image and scale its contrast by random amounts; pixels from outside the image are black."""
     num_images, height, width = grey_BHW.shape
 
     def uniform(*shape: int, limit: float) -> Tensor:

@@ -1,8 +1,8 @@
-"""The words of `demo-clip`: its training captions, and a tokenizer made from them.
+"""The training captions of `demo-clip`, and a tokenizer made from them.
 
-Feeds `train_clip`. The tokenizer has CLIP's form (lower-cased byte-level BPE with `</w>` at a word's end, all 256
-bytes so that no text is unknown, the two marks last) with merges that make each word of the captions one token. It is
-built in memory by the rule, not downloaded and not fitted to anything but the captions below.
+Used by `train_clip`. The tokenizer has CLIP's format (lower-cased byte-level BPE with `</w>` at the end of a word, all
+256 bytes so that it can encode any text, the two special tokens last), with merges that make every word of the captions
+one token. It is built in memory from the captions below; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ WORDINGS = (
     "an image of the digit {c}.",
     "somebody wrote the number {c} on paper.",
 )
-# A class may be asked for by its word or its figure.
+# Captions name a class by its word or by its digit.
 NAMES = tuple((name, str(label)) for label, name in enumerate(CLASSES))
 
 
 def captions_of(label: int) -> list[str]:
-    """Every caption of one class: each wording with each name."""
+    """Return every caption of a class: every wording with every name."""
     return [wording.format(c=name) for wording in WORDINGS for name in NAMES[label]]
 
 
 def make_tokenizer() -> Any:
-    """A CLIPTokenizer whose vocabulary covers the captions; the same one every time."""
+    """Return a CLIPTokenizer whose vocabulary covers the captions; every call gives the same tokenizer."""
     merges = learn_merges(captions_of(label) for label in range(len(CLASSES)))
     alphabet = sorted(ByteLevel.alphabet())
     tokens = [*alphabet, *(f"{symbol}</w>" for symbol in alphabet), *("".join(pair) for pair in merges)]
@@ -47,7 +47,7 @@ def make_tokenizer() -> Any:
 
 
 def learn_merges(captions_by_class: Iterable[list[str]]) -> list[tuple[str, str]]:
-    """Byte-pair merges until every word is one token: the commonest pair first, of equals the first in the alphabet."""
+    """Return byte-pair merges that make every word one token; the commonest pair first, ties in alphabetical order."""
     counts = Counter(
         word for captions in captions_by_class for caption in captions for word in caption.rstrip(".").lower().split()
     )

@@ -1,14 +1,14 @@
 """The demo's data: scikit-learn's handwritten digits, split once, and the held-out part as WebDataset shards.
 
-First step of `vitscore.demo.make`: 1,797 real scans (8x8 pixels, 17 grey levels) come in; 500 of them, 50 a class, go
-out as four shards with `classes.txt` and `templates.txt` beside them; the other 1,297 are what the demo's models are
-trained on. No model and no torch here.
+First step of `vitscore.demo.make`. Of 1,797 real scans (8x8 pixels, 17 grey levels), 500 scans, 50 per class, become
+four shards with `classes.txt` and `templates.txt` beside them; the demo's models are trained on the other 1,297. This
+module needs no model and no torch.
 
-Images are stored at 32x32, enlarged by Pillow's bicubic filter, as lossless grey PNG. At 8x8 a thumbnail in a report
-shows nothing; at 32x32 a digit looks like a digit, a tar member still takes one or two blocks of 512 bytes, and 32x32
-is what both models take in, so that a run of the demo differs between decoders by nothing but arithmetic.
+Images are stored at 32x32, enlarged with Pillow's bicubic filter, as lossless grey PNG. A thumbnail of 8x8 in a report
+is unreadable; at 32x32 a digit is recognisable, and a tar member still takes only one or two blocks of 512 bytes.
+Both models take images of 32x32, so runs of the demo with different decoders differ only by arithmetic.
 
-A key holds the scan's index in `load_digits()`, so that any row of a run can be traced to its source.
+A key holds the scan's index in `load_digits()`, so any row of a run can be traced to its source.
 
 Axes: B images, H and W pixels, N a scan's 64 levels in a row.
 """
@@ -43,7 +43,7 @@ MAX_LEVEL = 16
 
 @dataclass(frozen=True)
 class Digits:
-    """Scans with their labels; `indices` are places in `load_digits()`, rising."""
+    """Scans with their labels; `indices` are their indices in `load_digits()`, in ascending order."""
 
     images_BHW: npt.NDArray[np.uint8]
     labels_B: npt.NDArray[np.int64]
@@ -60,9 +60,9 @@ class Digits:
 
 
 def load_split(seed: int = SEED) -> tuple[Digits, Digits]:
-    """All scans, enlarged, as (training, held out); the held-out part has the same number of every class.
+    """Return all scans, enlarged, as (training, held out); the held-out part has the same number of each class.
 
-    The draw uses NumPy's legacy generator, whose stream is frozen: another NumPy gives the same split.
+    The split uses NumPy's legacy generator, whose stream is frozen: every NumPy gives the same split.
     """
     levels_BN, labels_B = load_digits(return_X_y=True)
     everything = Digits(
@@ -77,13 +77,13 @@ def load_split(seed: int = SEED) -> tuple[Digits, Digits]:
 
 
 def enlarge(levels_HW: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """A scan of 0..16 levels as an 8-bit image of the stored size."""
+    """Return a scan of levels 0..16 as an 8-bit image of the stored size."""
     grey_HW = np.rint(levels_HW * (255 / MAX_LEVEL)).astype(np.uint8)
     return np.asarray(Image.fromarray(grey_HW).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 
 def write_shards(digits: Digits, folder: Path) -> list[Path]:
-    """Write `demo-000.tar` .. and the side files; the same digits give the same bytes, whoever writes them and when."""
+    """Write `demo-000.tar` and so on, and the side files; the same digits always give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"demo-{number:03d}.tar" for number in range(NUM_SHARDS)]
     for path, rows in zip(paths, np.array_split(np.arange(len(digits)), NUM_SHARDS), strict=True):

@@ -1,11 +1,12 @@
-"""Make everything in this folder again from a seed: `python -m vitscore.demo.make` (`make demo-models`).
+"""Make the demo's shards and checkpoints from a seed: `python -m vitscore.demo.make` (`make demo-models`).
 
-It splits scikit-learn's digits, writes the held-out ones as shards, trains `demo-vit` and `demo-clip` on the others
-(a minute or two each), and scores what it saved with transformers' own pipelines; a model below 97% ends it with
-status 1. Nothing of vitscore but `compute_metrics` takes part, so the figures are an outside word on a run's.
+The program splits scikit-learn's digits, writes the held-out digits as shards, trains `demo-vit` and `demo-clip` on the
+others (a minute or two each), and scores the saved models with transformers' pipelines; it exits with status 1 if a
+model is below 97%. It uses no part of vitscore except `compute_metrics`, so its figures are independent of a run's.
 
-It runs on one thread: sums then have one order, and one machine makes the same bytes every time, however many cores it
-has. Another processor or another torch gives other, equally good weights; the split and the pixels stay.
+It runs on one thread, so that sums have one order and a machine makes the same bytes every time, regardless of its
+number of cores. Another processor or another torch gives other, equally good weights; the split and the pixels do not
+change.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m vitscore.demo.make", description="Make the demo's shards and models."
     )
-    parser.add_argument("--only", action="append", choices=PARTS, help="make this part alone; may be repeated")
+    parser.add_argument("--only", action="append", choices=PARTS, help="make only this part; may be repeated")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder to write to (default: here)")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the trainings; the split is always the same")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of the trainings; the split does not depend on it")
     return parser.parse_args(arguments)
 
 
 def make_model(name: str, training: Digits, held_out: Digits, folder: Path, *, seed: int) -> float:
     """Train one model, save it into `folder`, and return its accuracy on the held-out digits."""
-    # Late, so that making shards alone needs no torch.
+    # Imported late, so that making the shards needs no torch.
     import torch
     from transformers.utils import logging
 
@@ -66,7 +67,7 @@ def make_model(name: str, training: Digits, held_out: Digits, folder: Path, *, s
         say(f"{name}: compute_metrics gives " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
     else:
         train_clip(training, folder, seed=seed)
-    # transformers keeps weights from other users; a package's files are for everyone.
+    # transformers makes weights readable by their owner only; a package's files must be readable by everyone.
     (folder / "model.safetensors").chmod(0o644)
     num_bytes = sum(path.stat().st_size for path in folder.iterdir())
     say(f"{name}: {num_bytes:,} bytes, trained in {time.perf_counter() - start:.0f} s")
@@ -76,7 +77,7 @@ def make_model(name: str, training: Digits, held_out: Digits, folder: Path, *, s
 
 
 def pipeline_accuracy(folder: Path, digits: Digits, *, is_zero_shot: bool) -> float:
-    """The share of digits whose best answer from transformers' pipeline (its default template) is right."""
+    """Return the share of digits that transformers' pipeline, with its default template, classifies correctly."""
     from transformers import pipeline
 
     if is_zero_shot:

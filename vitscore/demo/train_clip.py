@@ -1,9 +1,9 @@
-"""Train `demo-clip`: a small CLIPModel, image and text towers, from nothing on images and captions.
+"""Train `demo-clip`: a small CLIPModel with image and text towers, from scratch on images and captions.
 
-The other training of `vitscore.demo.make`. Each image of a batch is paired with a random caption of its class. With
-ten classes many captions of a batch suit an image, so a target is spread evenly over all of them: with one-hot targets
-the loss would push an image away from captions as right as its own. What is saved is what any CLIP checkpoint has
-(config.json, model.safetensors, preprocessor_config.json, the tokenizer's files), and nothing else.
+One of the two trainings of `vitscore.demo.make`. Each image of a batch is paired with a random caption of its class.
+With ten classes many captions of a batch fit an image, so its target is spread evenly over all of them: with one-hot
+targets the loss would push the image away from captions as correct as its own. The checkpoint has the files of any CLIP
+checkpoint (config.json, model.safetensors, preprocessor_config.json, the tokenizer's files) and no others.
 
 Axes: B images, and as many captions. Rows of logits are images, columns captions.
 """
@@ -29,7 +29,7 @@ NUM_EPOCHS = 70
 BATCH_SIZE = 96
 LEARNING_RATE = 2e-3
 WARMUP = 0.05  # share of the steps
-MAX_LOGIT_SCALE = math.log(30)  # CLIP stops at 100; with ten classes that only makes wrong answers surer
+MAX_LOGIT_SCALE = math.log(30)  # CLIP allows 100; with ten classes that only makes wrong answers more confident
 
 
 def train_clip(training: Digits, folder: Path, *, seed: int) -> None:
@@ -46,7 +46,7 @@ def train_clip(training: Digits, folder: Path, *, seed: int) -> None:
         generator=torch.Generator().manual_seed(seed),
     )
     fit(model, loader, tokenizer, random.Random(seed))
-    # A tokenizer that has padded a batch would save that padding as its default: save one that has not.
+    # A tokenizer that has padded a batch saves that padding as its default, so a new one is saved.
     for part in (model, processor, make_tokenizer()):
         part.save_pretrained(folder)
 
@@ -77,7 +77,7 @@ def clip_config(tokenizer: Any) -> Any:
 
 
 def fit(model: Any, loader: DataLoader[dict[str, Any]], tokenizer: Any, chance: random.Random) -> None:
-    """The training loop: AdamW, a warm-up and a cosine down to nothing."""
+    """Train with AdamW, a warm-up and a cosine schedule down to zero."""
     captions = [captions_of(label) for label in range(len(CLASSES))]
     num_steps = NUM_EPOCHS * len(loader)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
@@ -100,12 +100,12 @@ def fit(model: Any, loader: DataLoader[dict[str, Any]], tokenizer: Any, chance: 
 
 
 def rate_at(progress: float) -> float:
-    """The share of the learning rate at a point of the training, 0 to 1."""
+    """Return the factor of the learning rate, 0 to 1, at a point of the training, 0 to 1."""
     return min(progress / WARMUP, (1 + math.cos(math.pi * progress)) / 2)
 
 
 def contrastive_loss(logits_BB: Tensor, labels_B: Tensor) -> Tensor:
-    """Cross entropy both ways, each target spread over all pairs of the same class."""
+    """Return the cross entropy in both directions, with each target spread over all pairs of the same class."""
     same_BB = (labels_B[:, None] == labels_B[None, :]).float()
     target_BB = same_BB / same_BB.sum(dim=1, keepdim=True)
     by_image = functional.cross_entropy(logits_BB, target_BB)

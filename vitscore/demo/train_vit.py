@@ -1,9 +1,9 @@
-"""Train `demo-vit`: a small ViTForImageClassification, fine-tuned with transformers' Trainer.
+"""Train `demo-vit`: a small ViTForImageClassification, trained with transformers' Trainer.
 
-One of the two trainings of `vitscore.demo.make`. It shows the road a user's own model takes: a `Trainer` whose
-`compute_metrics` is vitscore's, so that the figures seen in training are those of a run. The number of epochs is
-fixed; the held-out digits are evaluated once, at the end, and choose nothing. What is saved is what any transformers
-checkpoint has (config.json, model.safetensors, preprocessor_config.json), and nothing else.
+One of the two trainings of `vitscore.demo.make`. It is an example for users' own models: a `Trainer` with vitscore's
+`compute_metrics` reports the same figures in training as a run does. The number of epochs is fixed; the held-out digits
+are evaluated once, at the end, and select nothing. The checkpoint has the files of any transformers checkpoint
+(config.json, model.safetensors, preprocessor_config.json) and no others.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def training_arguments(scratch: str, *, seed: int) -> Any:
 
 
 def as_scored(digits: Digits, processor: Any) -> list[dict[str, Any]]:
-    """The digits as the saved checkpoint will get them: through its own processor, not warped."""
+    """Return the digits as the saved checkpoint receives them: through its processor, without warps."""
     pictures = [picture.convert("RGB") for picture in digits.pictures()]
     pixels_BCHW: torch.Tensor = processor(pictures, return_tensors="pt")["pixel_values"]
     return [

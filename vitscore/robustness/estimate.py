@@ -1,6 +1,6 @@
-"""One batch of a grid before the run: how long the whole will take, and what the conditions look like.
+"""Estimate the time of a grid from one batch, and render example pictures of its conditions.
 
-Beside the engine, with its stages: decoder, operators and models as a run has them. Nothing is written.
+Uses the decoder, the operators and the models of a run, without its engine. Nothing is written.
 """
 
 from __future__ import annotations
@@ -25,27 +25,24 @@ from vitscore.shards.remote.cache import Cache
 from vitscore.shards.samples import OpenShard
 
 if TYPE_CHECKING:
-    from vitscore.plan.plan import Plan
-
-if TYPE_CHECKING:
     from vitscore.models.image_model import ImageModel
     from vitscore.preprocess import Geometry
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a grid costs."""
+    """The measured time of one batch, and the estimate for all images."""
 
     images: int | None
-    """In all shards; None where no shard tells."""
+    """Images in all shards; None if no shard has a count."""
     batch: int
-    """Images that were measured."""
+    """Images in the measured batch."""
     decode_s: float
-    """For the batch, like the next two."""
+    """Decoding the batch."""
     operators_s: float
-    """All cells of all operators."""
+    """Applying all cells of all operators to the batch."""
     forward_s: float
-    """All models, one condition."""
+    """The forwards of all models for one condition of the batch."""
     conditions: int
 
     @property
@@ -58,16 +55,16 @@ class Estimate:
 
 
 def estimate(plan: Plan, models: Sequence[ImageModel]) -> Estimate | None:
-    """Measure the first batch on the run's device, after a warm-up; None if no image can be decoded."""
+    """Measure the first batch on the run's device, after a warm-up; None if there are no images."""
     with on_device(plan, 0):
         return measure(plan, models)
 
 
 def measure(plan: Plan, models: Sequence[ImageModel]) -> Estimate | None:
-    """Time decoding, operators and forwards of the first batch.
+    """Measure decoding, operators and forwards of the first batch.
 
-    Every operator is carried out at all its severities, the models see the plain images alone: a forward does not
-    depend on what the images show. A run overlaps the three on spare cores; here they are added.
+    Every operator is applied at all severities, but the models only see the unchanged images, because the time of a
+    forward does not depend on the images' content. A run overlaps the three on spare cores; the estimate adds them.
     """
     import torch
 
@@ -143,23 +140,23 @@ def _now(is_cuda: bool) -> float:
 
 
 def first_images(plan: Plan, count: int) -> tuple[list[np.ndarray], list[str], str]:
-    """Encoded images of the first shard that has any, their keys, and the shard's name."""
+    """Return encoded images of the first shard that has any, their keys, and the shard's name."""
     rule = plan.label_rule()
     cache = Cache(plan.options.cache_dir)
     for position, shard in enumerate(plan.shards):
         with OpenShard(shard, image_key=plan.options.image_key, labels=rule, cache=cache) as opened:
             block = opened.read(0, plan.num_rows(position, min(count, opened.num_samples)))
-            found = [(image, key) for image, key in zip(block.images, block.keys, strict=True) if image is not None]
-            if found:
-                return [image for image, _ in found], [key for _, key in found], shard.name
+            samples = [(image, key) for image, key in zip(block.images, block.keys, strict=True) if image is not None]
+            if samples:
+                return [image for image, _ in samples], [key for _, key in samples], shard.name
     return [], [], ""
 
 
 def example_pictures(plan: Plan, geometry: Geometry, *, count: int = 8) -> Iterator[tuple[str, bytes]]:
-    """The first image that can be decoded, under every condition: the condition's name, and a PNG.
+    """Yield the first image that can be decoded under every condition: the condition's name, and a PNG.
 
-    On the CPU, with the run's own decoder and random numbers: the very pixels that the models saw (on a GPU, within a
-    level).
+    The images are made on the CPU with the run's decoder and random numbers, so they have exactly the pixels that the
+    models saw (within one level if the run was on a GPU).
     """
     from PIL import Image
 
@@ -184,7 +181,7 @@ def example_pictures(plan: Plan, geometry: Geometry, *, count: int = 8) -> Itera
 
 
 def load_alone(plan: Plan) -> list[ImageModel]:
-    """The plan's models, in a process that scores nothing."""
+    """Load the plan's models in a process that scores nothing."""
     from vitscore.run.load import load_models
     from vitscore.system.libraries import prepare_math_library
 

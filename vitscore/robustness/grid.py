@@ -1,13 +1,14 @@
-"""How accuracy falls as images get worse: the fold over a grid's parts, its figures, and what they say of the models.
+"""Fold the parts of a robustness grid into figures: accuracy by operator and severity, and comparisons of the models.
 
-`vitscore robustness` is a run whose images are also scored under every cell of a grid (operator x severity). A part
-holds all cells of its shard, as two more columns a model and cell (`NAME@gaussian_noise:3.pred`, `.prob`), and not one
-folder a cell: a shard is then done in every cell or in none, so that resuming, the ledger and the hand-out are those of
-any run, every model and cell is judged on the same images, and what the images are read and decoded for is kept in one
-place. The plain predictions stand in their usual columns, so `metrics`, `compare` and `status` work on the folder.
+`vitscore robustness` is a run that also scores its images under every cell of a grid (operator x severity). A part
+holds all cells of its shard, in two more columns per model and cell (`NAME@gaussian_noise:3.pred`, `.prob`), instead of
+one folder per cell. A shard is then done in every cell or in none, so resuming, the ledger and the distribution of
+shards work as in any run, every model and cell is scored on the same images, and all results of one decode are kept
+together. The predictions on unchanged images are in their usual columns, so `metrics`, `compare` and `status` work on
+the folder.
 
-The figures are counts of right answers in every cell, and for each image how many cells of an operator it is wrong in:
-severities share their images, so intervals and tests count images, never cells. Needs no model and no torch.
+The figures are counts of right answers per cell and, for each image, the number of an operator's cells in which it is
+wrong. Severities share their images, so intervals and tests count images, never cells. Needs no model and no torch.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Array = np.ndarray[Any, Any]
 
 
 def make_cells(names: Sequence[str], severities: Sequence[int]) -> tuple[str, ...]:
-    """The grid as `RunOptions.cells` takes it: severities within operators, in the list's order.
+    """Return the grid in the form of `RunOptions.cells`: severities within operators, in the list's order.
 
     Raises:
         UsageError: an operator is unknown, or a severity is not 1 to 5.
@@ -53,7 +54,7 @@ def make_cells(names: Sequence[str], severities: Sequence[int]) -> tuple[str, ..
 
 @dataclass
 class Spread:
-    """A whole number for each image: how many there are, their sum, and the sum of their squares."""
+    """The count, the sum and the sum of squares of a whole number per image."""
 
     n: int = 0
     total: int = 0
@@ -70,8 +71,8 @@ class Spread:
 
 
 @dataclass
-class Apart:
-    """Two models' wrong cells, image by image: `errors of a - errors of b`."""
+class ErrorDifference:
+    """The difference between two models' numbers of wrong cells, image by image: errors of a minus errors of b."""
 
     spread: Spread = field(default_factory=Spread)
     a_better: int = 0
@@ -83,7 +84,7 @@ class Apart:
         self.b_better += int((wrong_b_B < wrong_a_B).sum())
 
     def figures(self, num_cells: int) -> dict[str, Any]:
-        """The difference of error rates over these cells, its interval, and the exact sign test over images."""
+        """Return the difference of the error rates over these cells, its interval, and the exact sign test."""
         n = self.spread.n
         if not n:
             return {"error_difference": None, "error_difference_ci": None, "sign_p": None}
@@ -98,13 +99,13 @@ class Apart:
 
 
 def rate_interval(spread: Spread, num_cells: int) -> list[float] | None:
-    """Wilson's interval of an error rate over cells that share their images: for as many answers as they are worth."""
+    """Return Wilson's interval of an error rate over cells that share their images, for the effective sample size."""
     if not spread.n:
         return None
     rate = spread.total / spread.n / num_cells
     variance = spread.variance / (num_cells * num_cells)
-    worth = spread.n * rate * (1 - rate) / variance if variance > 0 else spread.n
-    return wilson_of_rate(rate, worth)
+    effective_n = spread.n * rate * (1 - rate) / variance if variance > 0 else spread.n
+    return wilson_of_rate(rate, effective_n)
 
 
 class GridCounts:
@@ -118,21 +119,23 @@ class GridCounts:
         self.clean = dict.fromkeys(models, 0)
         self.right = {(model, cell): 0 for model in models for cell in self.cells}
         self.wrong = {(model, name): Spread() for model in models for name in (*grid, "")}
-        """By operator, and under "" over all of them."""
+        """Wrong cells per image, by operator; "" is for all operators together."""
         self.pairs = {(pair, cell): PairCounts() for pair in itertools.combinations(models, 2) for cell in self.cells}
-        self.apart = {(pair, name): Apart() for pair in itertools.combinations(models, 2) for name in (*grid, "")}
+        self.differences = {
+            (pair, name): ErrorDifference() for pair in itertools.combinations(models, 2) for name in (*grid, "")
+        }
 
     @property
     def cells(self) -> list[str]:
         return [f"{name}:{level}" for name, levels in self.grid.items() for level in levels]
 
     def columns(self) -> list[str]:
-        """What is read of a part."""
+        """Return the columns to read from a part."""
         of_cells = [f"{model}@{cell}.pred" for model in self.models for cell in self.cells]
         return ["label", "status", *(f"{model}.pred" for model in self.models), *of_cells]
 
     def update(self, batch: pa.RecordBatch) -> None:
-        """Count rows of a part."""
+        """Count the rows of a part."""
         labels_B = batch["label"].to_numpy()
         is_ok_B = pc.equal(batch["status"], "ok").to_numpy(zero_copy_only=False)
         counted_B = (labels_B >= 0) & (is_ok_B | self.is_bad_wrong)
@@ -140,8 +143,8 @@ class GridCounts:
         self.samples += len(labels_B)
 
         def preds(column: str) -> Array:
-            found: Array = batch[f"{column}.pred"].fill_null(-1).to_numpy()[counted_B]
-            return found
+            preds_B: Array = batch[f"{column}.pred"].fill_null(-1).to_numpy()[counted_B]
+            return preds_B
 
         sums: dict[tuple[str, str], Array] = {}
         by_cell: dict[tuple[str, str], Array] = {}
@@ -163,12 +166,12 @@ class GridCounts:
             a_B, b_B = (by_cell[model, cell] for model in pair)
             counts.update(labels_B, a_B, b_B)
             counts.count_wrong(labels_B[~answered_B])
-        for (pair, name), apart in self.apart.items():
-            apart.update(sums[pair[0], name], sums[pair[1], name])
+        for (pair, name), difference in self.differences.items():
+            difference.update(sums[pair[0], name], sums[pair[1], name])
 
 
 def count_parts(folder: Path) -> tuple[GridCounts, dict[str, Any]]:
-    """Count the parts of a finished grid; returns the counts and the run's record.
+    """Count the parts of a finished grid; return the counts and the run's record.
 
     Raises:
         UsageError: the folder holds no grid.
@@ -177,7 +180,7 @@ def count_parts(folder: Path) -> tuple[GridCounts, dict[str, Any]]:
     record = require_record(folder)
     cells = record["identity"].get("cells")
     if not cells:
-        raise UsageError("no robustness run here", where=str(folder), next_step="Start one with vitscore robustness.")
+        raise UsageError("no robustness run", where=str(folder), next_step="Start one with vitscore robustness.")
     grid: dict[str, list[int]] = {}
     for text in record["options"]["cells"]:
         name, _, level = text.partition(":severity=")
@@ -196,12 +199,12 @@ def count_parts(folder: Path) -> tuple[GridCounts, dict[str, Any]]:
 
 
 def make_document(counts: GridCounts, *, baseline: str | None, seed: int) -> dict[str, Any]:
-    """robustness.json: a pure function of the parts and of the baseline that was chosen.
+    """Return the content of robustness.json, a pure function of the parts and the chosen baseline.
 
     Args:
-        counts: of all parts.
-        baseline: whose errors the others' are divided by; None takes the first model.
-        seed: of the random operators.
+        counts: the counts of all parts.
+        baseline: the model whose errors mCE divides by; None means the first model.
+        seed: the seed of the random operators.
 
     Raises:
         UsageError: the baseline is not a model of the run.
@@ -233,8 +236,8 @@ def _describe(name: str, levels: Sequence[int]) -> dict[str, Any]:
 def _model_figures(counts: GridCounts, model: str, baseline: str) -> dict[str, Any]:
     n = counts.samples
     num_levels = {name: len(levels) for name, levels in counts.grid.items()}
-    over_all = counts.wrong[model, ""]
-    error = _rate(over_all.total, n * sum(num_levels.values()))
+    overall = counts.wrong[model, ""]
+    error = _rate(overall.total, n * sum(num_levels.values()))
     return {
         "clean": _cell(counts.clean[model], n),
         "operators": {
@@ -246,7 +249,7 @@ def _model_figures(counts: GridCounts, model: str, baseline: str) -> dict[str, A
             for name, levels in counts.grid.items()
         },
         "mean_corruption_error": error,
-        "mean_corruption_error_ci": rate_interval(over_all, sum(num_levels.values())),
+        "mean_corruption_error_ci": rate_interval(overall, sum(num_levels.values())),
         "accuracy_lost": None if error is None else counts.clean[model] / n - (1 - error),
         "to_baseline": {
             "mean_corruption_error": _to_baseline(counts, model, baseline, is_relative=False),
@@ -264,16 +267,19 @@ def _rate(count: int, of: int) -> float | None:
 
 
 def _to_baseline(counts: GridCounts, model: str, baseline: str, *, is_relative: bool) -> float | None:
-    """The benchmark's mCE: errors over the baseline's, operator by operator, then their mean.
+    """Return the benchmark's mCE: the mean over operators of a model's errors divided by the baseline's.
 
-    The relative one counts what is lost against clean images. None where the baseline loses nothing on some operator.
+    The relative mCE counts only the errors beyond those on unchanged images. The result is None if the baseline has no
+    errors to divide by under one of the operators.
     """
+
+    def errors(name: str, operator: str) -> int:
+        clean = len(counts.grid[operator]) * (counts.samples - counts.clean[name]) if is_relative else 0
+        return counts.wrong[name, operator].total - clean
+
     ratios = []
-    for name, levels in counts.grid.items():
-        own, other = (
-            counts.wrong[each, name].total - (len(levels) * (counts.samples - counts.clean[each]) if is_relative else 0)
-            for each in (model, baseline)
-        )
+    for operator in counts.grid:
+        own, other = errors(model, operator), errors(baseline, operator)
         if other <= 0:
             return None
         ratios.append(own / other)
@@ -281,8 +287,8 @@ def _to_baseline(counts: GridCounts, model: str, baseline: str, *, is_relative: 
 
 
 def _comparison(counts: GridCounts, pair: tuple[str, str]) -> dict[str, Any]:
-    """Two models: over all cells, operator by operator (with Holm's correction), and in every cell."""
-    by_operator = {name: counts.apart[pair, name].figures(len(levels)) for name, levels in counts.grid.items()}
+    """Compare two models over all cells, by operator (with Holm's correction), and in every cell."""
+    by_operator = {name: counts.differences[pair, name].figures(len(levels)) for name, levels in counts.grid.items()}
     p_values = [figures["sign_p"] for figures in by_operator.values()]
     if None not in p_values:
         for figures, adjusted in zip(by_operator.values(), holm(p_values), strict=True):
@@ -299,13 +305,13 @@ def _comparison(counts: GridCounts, pair: tuple[str, str]) -> dict[str, Any]:
     return {
         "a": pair[0],
         "b": pair[1],
-        "overall": counts.apart[pair, ""].figures(len(counts.cells)),
+        "overall": counts.differences[pair, ""].figures(len(counts.cells)),
         "operators": by_operator,
     }
 
 
 def refold(folder: Path, *, baseline: str | None = None) -> dict[str, Any]:
-    """Fold the grid's parts and write robustness.json; returns it."""
+    """Fold the grid's parts, write robustness.json, and return its content."""
     counts, record = count_parts(folder)
     document = make_document(counts, baseline=baseline, seed=record["options"]["augment_seed"])
     write_json_durably(folder / "robustness.json", document)

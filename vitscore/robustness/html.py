@@ -1,6 +1,7 @@
-"""robustness.html: curves of accuracy by severity, the figures, and one image under every condition; one file.
+"""Render robustness.html: curves of accuracy by severity, the figures, and one image under every condition.
 
-Takes robustness.json and the pictures; the template lays them out, in light and dark. Opens without a network.
+The input is robustness.json and the pictures; the template lays them out for light and dark mode. The page is one file
+that needs no network.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 250, 170, 34, 22, 8
 
 
 def render(document: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
-    """The whole page.
+    """Return the whole page.
 
     Args:
-        document: robustness.json.
-        pictures: PNGs by condition: "" for the plain image, "@gaussian_noise:3" for a cell; empty where none is shown.
+        document: the content of robustness.json.
+        pictures: PNGs by condition: "" for the unchanged image, "@gaussian_noise:3" for a cell; empty for no pictures.
     """
     operators = document["operators"]
     return fill(
@@ -40,7 +41,7 @@ def render(document: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
 
 
 def key(index: int) -> Element:
-    """A model's kind of line, beside its name."""
+    """Return a sample of a model's line, for the legend."""
     line = Element("line", {"x1": "0", "y1": "5", "x2": "34", "y2": "5", **stroke(index)})
     return Element("svg", {"width": "34", "height": "10"}, (line,))
 
@@ -51,7 +52,7 @@ def stroke(index: int) -> dict[str, str]:
 
 
 def curves(document: Mapping[str, Any], name: str) -> Element:
-    """One operator's curves with their bands."""
+    """Return the curves of all models under one operator, with bands for their intervals."""
     levels = [0, *(int(level) for level in document["operators"][name]["severities"])]
     body = []
     for percent in (0, 25, 50, 75, 100):
@@ -59,7 +60,7 @@ def curves(document: Mapping[str, Any], name: str) -> Element:
         ends = {"x1": f"{LEFT}", "x2": f"{WIDTH - 6}", "y1": f"{y:.1f}", "y2": f"{y:.1f}"}
         body += [Element("line", {"class": "grid", **ends}), label(LEFT - 6, y + 4, percent, "end")]
     body += [label(_x(level), HEIGHT - 6, level, "middle") for level in levels]
-    spoken = []
+    descriptions = []
     for index, (model, figures) in enumerate(document["models"].items()):
         cells = [figures["clean"], *figures["operators"][name]["severities"].values()]
         if cells[0]["accuracy"] is None:
@@ -69,9 +70,9 @@ def curves(document: Mapping[str, Any], name: str) -> Element:
         body.append(Element("polygon", {"points": svg.points([*low, *reversed(high)]), **band}))
         line = svg.points(curve(levels, (cell["accuracy"] for cell in cells)))
         body.append(Element("polyline", {"points": line, "fill": "none", **stroke(index)}))
-        spoken.append(f"{model}: " + ", ".join(points(cell["accuracy"]) for cell in cells))
-    said = f"{name}, accuracy in percent by severity from {levels[0]}; " + "; ".join(spoken)
-    return Element("svg", {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": said}, body)
+        descriptions.append(f"{model}: " + ", ".join(points(cell["accuracy"]) for cell in cells))
+    text = f"{name}, accuracy in percent by severity from {levels[0]}; " + "; ".join(descriptions)
+    return Element("svg", {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": text}, body)
 
 
 def curve(levels: Iterable[int], shares: Iterable[float]) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""Write robustness.html of a finished grid. Reads the shards again for the picture; needs no weights."""
+"""Write robustness.html for a finished grid; reads a shard again for the picture, but loads no weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def write_page(plan: Plan, folder: Path, document: dict[str, Any]) -> None:
-    """Render the document, with one image of the shards under every condition as the first model sees it."""
+    """Render the document with one image of the shards under every condition, as the first model sees it."""
     from vitscore.models.loading import geometry_of
     from vitscore.preprocess import Geometry
     from vitscore.robustness.estimate import example_pictures

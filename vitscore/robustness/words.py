@@ -1,4 +1,4 @@
-"""A grid's results as plain text: sentences for robustness.json, and a table for the terminal."""
+"""The results of a grid as plain text: sentences for robustness.json, and a table for the terminal."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ LEVEL_ROOM, MEAN_ROOM = 5, 6
 
 
 def conclusions(document: Mapping[str, Any]) -> list[str]:
-    """Which model is more robust, by how much, and under which operators; and each model's weakest operator."""
+    """Return sentences about which model is more robust, under which operators, and each model's weakest operator."""
     sentences: list[str] = []
     if not document["samples"]:
-        return ["no sample has a label: nothing can be said of the models' robustness"]
+        return ["no sample has a label, so the models' robustness is unknown"]
     for comparison in document["comparisons"]:
         sentences.append(_overall(document, comparison))
         sentences.append(_by_operator(comparison))
@@ -44,7 +44,7 @@ def _overall(document: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
 
 
 def _by_operator(comparison: Mapping[str, Any]) -> str:
-    """Operators under which the two models differ, after Holm's correction."""
+    """Name the operators under which two models differ, after Holm's correction."""
     ahead: dict[str, list[str]] = {comparison["a"]: [], comparison["b"]: []}
     for name, figures in comparison["operators"].items():
         low, high = figures["error_difference_ci"]
@@ -75,7 +75,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def points(fraction: float | None) -> str:
-    """A fraction as percents or points, to a tenth."""
+    """Format a fraction as percent or percentage points with one digit, "-" for None; never "-0.0"."""
     if fraction is None:
         return "-"
     text = f"{100 * fraction:.1f}"
@@ -83,7 +83,10 @@ def points(fraction: float | None) -> str:
 
 
 def table(document: Mapping[str, Any], *, width: int = 80) -> list[str]:
-    """Accuracy in percent: a line per operator, a column per severity and one for the mean, as many models as fit."""
+    """Return a table of accuracies in percent: a line per operator, for each model a column per severity and the mean.
+
+    Models that do not fit in the width follow in further blocks.
+    """
     models, levels = list(document["models"]), _levels(document)
     room = LEVEL_ROOM * len(levels) + MEAN_ROOM
     per_block = max(1, (width - NAME_ROOM) // room)
@@ -126,5 +129,5 @@ def _block(document: Mapping[str, Any], models: Sequence[str], levels: Sequence[
 
 
 def whole(fraction: float | None) -> str:
-    """A percentage in at most four columns."""
+    """Format a fraction as a percentage in at most four columns."""
     return "-" if fraction is None else f"{100 * fraction:.1f}" if fraction < 1 else "100"
