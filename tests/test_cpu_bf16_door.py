@@ -15,10 +15,13 @@ import torch
 from support import smallmodels as small
 from support.imports import modules, own_imports
 from vitscore import load_run
+from vitscore.bench.harness.checkpoints import make_checkpoint
+from vitscore.bench.stages import forward
 from vitscore.models import cpu_bf16
 from vitscore.models.checkpoint import find
 from vitscore.models.cpu_bf16 import attention
 from vitscore.models.cpu_bf16.trunk import Trunk
+from vitscore.models.heads import ClassifierNet, EncoderClassifierNet
 from vitscore.models.loading import load_weights
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +97,18 @@ def test_the_switch_decides_about_the_encoder_and_the_attention(
         is_on = switch != "0"
         assert isinstance(encoder, Trunk) is (is_on and not is_compiled)
         assert (model.config._attn_implementation == attention.NAME) is (is_on and is_compiled)
+
+
+@needs_bf16
+def test_the_forward_bench_measures_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "is_faster_here", lambda: True)
+    monkeypatch.delenv(cpu_bf16.SWITCH, raising=False)
+    monkeypatch.setattr(forward, "set_threads", lambda *, is_compiled: None)
+    make_checkpoint(tmp_path / "vit", kind="vit-tiny")
+    ways = {case.name: case for case in forward.CPU if (case.precision, case.batch_size) == ("bf16", 16)}
+    for how, net in (("eager", EncoderClassifierNet), ("plain", ClassifierNet)):
+        model, _ = forward.load(tmp_path / "vit", ways[f"vit-tiny bf16 {how} batch 16"], is_compiled=False)
+        assert isinstance(model.net, net)
 
 
 def test_only_the_doors_are_imported_from_outside_and_from_one_place() -> None:

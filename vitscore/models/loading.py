@@ -57,7 +57,7 @@ def load_weights(checkpoint: Checkpoint) -> Any:
             "weights do not fill the model",
             where=checkpoint.source,
             expected=f"every parameter of {type(model).__name__}",
-            got=f"none that fits for {shown}",
+            got=f"missing or of another shape: {shown}",
             next_step="Take a fine-tuned checkpoint: one with a trained head.",
         )
     return model.eval()

@@ -37,6 +37,8 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute attention for a transformers model; pass to torch's all but plain attention in bfloat16 on a CPU.
 
+    The arguments are those with which transformers calls an attention function.
+
     Returns:
         (B, N, H, D), and None for the weights.
     """
