@@ -1,4 +1,4 @@
-"""Our attention in bfloat16 against torch's in fp32, and inside transformers' own models."""
+"""Compare the bfloat16 attention with float64 and with torch's, also inside transformers models."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from support import smallmodels as small
+from vitscore.models.attention import mask_or_none, use_torchs_on
 from vitscore.models.checkpoint import find
 from vitscore.models.cpu_bf16 import attention
 from vitscore.models.loading import load_weights
@@ -19,7 +20,7 @@ MODULE = torch.nn.Identity()
 
 
 def heads(seed: int, *, tokens: int = 37, gain: float = 1.0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """(2 images, 3 heads, tokens, 16), laid out as a model's projection leaves it."""
+    """Return (2 images, 3 heads, tokens, 16) in the memory layout of a model's projection."""
     random = torch.Generator().manual_seed(seed)
     return (gain * torch.randn(2, tokens, 3, 16, generator=random)).to(dtype).transpose(1, 2)
 
@@ -28,8 +29,8 @@ def attend(*inputs: torch.Tensor, **options: object) -> torch.Tensor:
     return attention.attend(MODULE, *inputs, None, **options)[0]
 
 
-def by_the_book(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attention in float64, rounded to bfloat16 where ours is: scores, probabilities, answer."""
+def rounded_float64(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return attention in float64, rounded to bfloat16 at the same steps: scores, probabilities, output."""
     scores = (query.double() @ key.double().transpose(-1, -2)).bfloat16()
     probs = (scores.double() * scale).softmax(-1).bfloat16()
     return (probs.double() @ value.double()).bfloat16()
@@ -38,18 +39,18 @@ def by_the_book(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sca
 @pytest.mark.parametrize("tokens", [1, 5, 50, 197, 600])
 @pytest.mark.parametrize("gain", [1.0, 4.0])
 @pytest.mark.parametrize("scale", [None, 1.5])
-def test_matches_float64_rounded_at_the_same_places(tokens: int, gain: float, scale: float | None) -> None:
+def test_matches_float64_rounded_at_the_same_steps(tokens: int, gain: float, scale: float | None) -> None:
     query, key, value = heads(0, tokens=tokens, gain=gain), heads(1, tokens=tokens, gain=gain), heads(2, tokens=tokens)
-    expected = by_the_book(query, key, value, scale or 0.25)
-    found = attend(query, key, value, scaling=scale).transpose(1, 2)
-    assert found.dtype == torch.bfloat16
-    # Summed in another order a score may round to its neighbour, one part in 128 away, which few do.
-    error = (found - expected).abs().float()
+    expected = rounded_float64(query, key, value, scale or 0.25)
+    output = attend(query, key, value, scaling=scale).transpose(1, 2)
+    assert output.dtype == torch.bfloat16
+    # A score that is summed in another order may round to the next number, one part in 128 away; few scores do.
+    error = (output - expected).abs().float()
     assert error.mean() < 1e-3
     assert (error > 0.02).float().mean() < 2e-3
 
 
-def test_a_models_logits_are_as_near_to_fp32_as_with_torchs_own(tmp_path: Path) -> None:
+def test_a_models_logits_are_as_near_to_fp32_as_with_torchs_attention(tmp_path: Path) -> None:
     small.save_vit(tmp_path, ("cat", "dog", "cow", "hen"), hidden_size=96, num_attention_heads=3, num_hidden_layers=4)
     checkpoint = find(str(tmp_path))
     pixels = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -63,7 +64,7 @@ def test_a_models_logits_are_as_near_to_fp32_as_with_torchs_own(tmp_path: Path) 
     assert 0 < errors[1] < 1.25 * errors[0]
 
 
-def test_steps_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_steps_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = heads(0), heads(1), heads(2)
     whole = attend(*inputs)
     monkeypatch.setattr(attention, "_MOST_SCORES_BYTES", 2 * 37 * 37 * 4)  # six slices in steps of four and two
@@ -76,18 +77,18 @@ def test_an_image_does_not_depend_on_its_neighbours() -> None:
     assert torch.equal(attend(query, key, value)[1:], alone)
 
 
-def test_a_nan_stays_with_its_image() -> None:
+def test_a_nan_affects_only_its_image() -> None:
     query, key, value = heads(0), heads(1), heads(2)
     clean = attend(query, key, value)
     broken = query.clone()
     broken[0, 1, 3, 2] = torch.nan
-    found = attend(broken, key, value)
-    assert found[0, 3, 1].isnan().all()
-    assert torch.equal(found[1], clean[1])
+    damaged = attend(broken, key, value)
+    assert damaged[0, 3, 1].isnan().all()
+    assert torch.equal(damaged[1], clean[1])
 
 
 @pytest.mark.parametrize("case", ["mask", "causal", "fp32", "fewer queries"])
-def test_all_else_is_left_to_torch(case: str) -> None:
+def test_other_attention_is_passed_to_torch(case: str) -> None:
     query, key, value = heads(0), heads(1), heads(2)
     mask = None
     if case == "mask":
@@ -99,11 +100,11 @@ def test_all_else_is_left_to_torch(case: str) -> None:
         query = query[:, :, :7]
     is_causal = case == "causal"
     expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
-    found, _ = attention.attend(MODULE, query, key, value, mask, is_causal=is_causal)
-    assert torch.equal(found.transpose(1, 2), expected)
+    output, _ = attention.attend(MODULE, query, key, value, mask, is_causal=is_causal)
+    assert torch.equal(output.transpose(1, 2), expected)
 
 
-def test_compiled_it_gives_the_same_within_rounding() -> None:
+def test_compiled_attention_is_equal_within_rounding() -> None:
     inputs = heads(0), heads(1), heads(2)
     compiled = torch.compile(lambda *tensors: attention.attend(MODULE, *tensors, None)[0], backend="aot_eager")
     assert torch.allclose(compiled(*inputs).float(), attend(*inputs).float(), atol=0.03)
@@ -138,29 +139,29 @@ def test_transformers_models_use_it(tmp_path: Path, kind: str, monkeypatch: pyte
     attention.use_on(model)
     ours = answer(model, pixels)
     assert calls
-    errors = [(each - expected).pow(2).mean().sqrt() for each in (theirs, ours)]
+    errors = [(output - expected).pow(2).mean().sqrt() for output in (theirs, ours)]
     assert 0 < errors[1] < 1.25 * errors[0]
 
 
-@pytest.mark.parametrize("use", [attention.use_on, attention.use_torchs_on])
+@pytest.mark.parametrize("use", [attention.use_on, use_torchs_on])
 def test_no_mask_is_made_while_a_graph_is_captured(use: Callable[[Any], None], tmp_path: Path) -> None:
     model = load_weights(find(str(small.save_vit(tmp_path / "vit", ("cat", "dog")))))
     use(model)
-    taken = []
+    masks = []
 
     def backend(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
         nodes = [node for node in graph.graph.nodes if node.target is functional.scaled_dot_product_attention]
-        taken.extend(node.kwargs.get("attn_mask") for node in nodes)
+        masks.extend(node.kwargs.get("attn_mask") for node in nodes)
         return graph
 
     with torch.inference_mode():
         torch.compile(model, backend=backend, fullgraph=True, dynamic=False)(pixel_values=torch.rand(2, 3, 32, 32))
-    assert taken == [None] * model.config.num_hidden_layers
+    assert masks == [None] * model.config.num_hidden_layers
 
 
 def test_a_mask_that_hides_a_token_is_made() -> None:
     seen = torch.tensor([[True, True, False]])
     sizes = {"batch_size": 1, "q_length": 3, "kv_length": 3, "allow_is_bidirectional_skip": True}
-    assert attention.mask_or_none(**sizes) is None
-    mask = attention.mask_or_none(**sizes, attention_mask=seen, mask_function=lambda *places: places[3] >= 0)
+    assert mask_or_none(**sizes) is None
+    mask = mask_or_none(**sizes, attention_mask=seen, mask_function=lambda *places: places[3] >= 0)
     assert mask is not None and mask[0, 0, 0].tolist() == [True, True, False]

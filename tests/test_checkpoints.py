@@ -1,4 +1,4 @@
-"""Checkpoints are found, read and fingerprinted without loading a weight; bad ones are refused in one line."""
+"""Find, read and fingerprint checkpoints without loading weights; refuse bad ones in one line."""
 
 from __future__ import annotations
 
@@ -45,19 +45,20 @@ def test_a_model_without_a_usable_name_is_refused(text: str) -> None:
         checkpoints.parse_model(text)
 
 
-def test_a_clash_of_names_asks_for_a_name() -> None:
+def test_two_models_with_one_name_are_refused() -> None:
     with pytest.raises(UsageError, match=r"-m NAME=two/vit"):
         checkpoints.parse_models(["one/vit", "two/vit"])
     assert list(checkpoints.parse_models(["one/vit", "other=two/vit"])) == ["vit", "other"]
 
 
 def test_a_local_classifier_is_read(tmp_path: Path) -> None:
-    found = checkpoints.find(str(make_checkpoint(tmp_path / "pets")))
-    assert (found.name, found.kind, found.id2label, found.num_labels) == ("pets", "classifier", ("cat", "dog"), 2)
-    assert checkpoints.input_pixels(found) == 32 * 16
+    checkpoint = checkpoints.find(str(make_checkpoint(tmp_path / "pets")))
+    assert (checkpoint.name, checkpoint.kind) == ("pets", "classifier")
+    assert (checkpoint.id2label, checkpoint.num_labels) == (("cat", "dog"), 2)
+    assert checkpoints.input_pixels(checkpoint) == 32 * 16
 
 
-def test_names_follow_the_ids_not_the_file(tmp_path: Path) -> None:
+def test_class_names_are_in_the_order_of_ids(tmp_path: Path) -> None:
     names = {str(index): f"class {index}" for index in (10, 9, 2, 1, 0, 3, 4, 5, 6, 7, 8)}
     path = make_checkpoint(tmp_path / "m", {"architectures": ["ViTForImageClassification"], "id2label": names})
     assert checkpoints.find(str(path)).id2label == tuple(f"class {index}" for index in range(11))
@@ -66,17 +67,17 @@ def test_names_follow_the_ids_not_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "names", [{"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}, {"0": "cat", "1": "dog", "3": "owl"}]
 )
-def test_generic_or_broken_names_are_no_names(tmp_path: Path, names: dict[str, str]) -> None:
+def test_generic_or_incomplete_class_names_are_ignored(tmp_path: Path, names: dict[str, str]) -> None:
     path = make_checkpoint(tmp_path / "m", {"architectures": ["SwinForImageClassification"], "id2label": names})
-    found = checkpoints.find(str(path))
-    assert found.id2label is None
-    assert found.num_labels == 3
+    checkpoint = checkpoints.find(str(path))
+    assert checkpoint.id2label is None
+    assert checkpoint.num_labels == 3
 
 
 def test_clip_is_zero_shot(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "clip", {"architectures": ["CLIPModel"], "model_type": "clip"})
-    found = checkpoints.find(str(path))
-    assert (found.kind, found.id2label, found.num_labels) == ("zero-shot", None, None)
+    checkpoint = checkpoints.find(str(path))
+    assert (checkpoint.kind, checkpoint.id2label, checkpoint.num_labels) == ("zero-shot", None, None)
 
 
 @pytest.mark.parametrize("architecture", ["BertForSequenceClassification", "ViTModel", "CLIPVisionModelWithProjection"])
@@ -93,7 +94,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         checkpoints.find(str(path))
 
 
-def test_names_that_begin_with_demo_are_built_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_begins_with_demo_is_built_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint(tmp_path / "demo-mine")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SetupError, match=r"\./demo-mine"):
@@ -103,9 +104,9 @@ def test_names_that_begin_with_demo_are_built_in(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("name", checkpoints.BUILT_IN)
 def test_the_built_in_checkpoints_are_there(name: str) -> None:
-    found = checkpoints.find(name)
-    assert found.name == name
-    assert found.kind == ("classifier" if name == "demo-vit" else "zero-shot")
+    checkpoint = checkpoints.find(name)
+    assert checkpoint.name == name
+    assert checkpoint.kind == ("classifier" if name == "demo-vit" else "zero-shot")
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "a/b/c"])
@@ -115,9 +116,8 @@ def test_a_missing_folder_is_refused(source: str) -> None:
 
 
 def test_an_unknown_hub_id_is_one_line_offline(tmp_path: Path) -> None:
-    code = (
-        "from vitscore import checkpoints\nfrom vitscore.errors import SetupError\ntry:\n    checkpoints.find('a/b')\n"
-    )
+    code = "from vitscore.models import checkpoint\nfrom vitscore.errors import SetupError\n"
+    code += "try:\n    checkpoint.find('a/b')\n"
     code += "except SetupError as error:\n    print(error)\nimport sys\nassert 'torch' not in sys.modules"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -130,13 +130,13 @@ def test_a_hub_snapshot_in_the_cache_is_used(tmp_path: Path) -> None:
     make_checkpoint(snapshots / "snapshots" / ("c" * 40))
     (snapshots / "refs").mkdir()
     (snapshots / "refs/main").write_text("c" * 40)
-    code = "from vitscore import checkpoints\nfound = checkpoints.find('org/vit')\nprint(found.name, found.revision)"
+    code = "from vitscore.models import checkpoint\nhit = checkpoint.find('org/vit')\nprint(hit.name, hit.revision)"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["vit", "c" * 40]
 
 
-def test_fingerprint_is_content_alone(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_only_on_content(tmp_path: Path) -> None:
     one, two = (checkpoints.find(str(make_checkpoint(tmp_path / name))) for name in ("one", "two"))
     (one.path / "README.md").write_text("changes nothing")
     assert checkpoints.fingerprint(one) == checkpoints.fingerprint(two)

@@ -1,4 +1,4 @@
-"""The last layer for the first token alone: the same answers as all of it gives."""
+"""Check that a last layer computed for the class token gives the same outputs as the whole layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import BeitConfig, BeitForImageClassification, DeiTConfig, Dei
 
 from support import smallmodels as small
 from vitscore.models.checkpoint import find
-from vitscore.models.cpu_bf16.class_token_layer import FirstTokenLayer, shorten
+from vitscore.models.class_token_layer import FirstTokenLayer, shorten
 from vitscore.models.loading import load_weights
 
 
@@ -24,28 +24,28 @@ def vision_model(kind: str, folder: Path) -> Any:
     return DeiTForImageClassification(DeiTConfig(**small.VISION, num_labels=3)).eval()
 
 
-def answers(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+def outputs(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        found = model(pixel_values=pixels)
-    answer: torch.Tensor = found.logits if "logits" in found else found.pooler_output
+        output = model(pixel_values=pixels)
+    answer: torch.Tensor = output.logits if "logits" in output else output.pooler_output
     return answer
 
 
 @pytest.mark.parametrize("num_images", [1, 3, 16, 70])
 @pytest.mark.parametrize("kind", ["vit", "deit", "clip"])
-def test_the_answers_stay_the_same(kind: str, num_images: int, tmp_path: Path) -> None:
+def test_the_outputs_stay_the_same(kind: str, num_images: int, tmp_path: Path) -> None:
     model = vision_model(kind, tmp_path)
     pixels = torch.rand(num_images, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    whole = answers(model, pixels)
+    whole = outputs(model, pixels)
     shorten(model)
     shortened = [module for module in model.modules() if isinstance(module, FirstTokenLayer)]
     assert len(shortened) == 1
-    torch.testing.assert_close(answers(model, pixels), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(outputs(model, pixels), whole, atol=1e-5, rtol=1e-5)
     shortened[0].is_whole = True
-    assert torch.equal(answers(model, pixels), whole)
+    assert torch.equal(outputs(model, pixels), whole)
 
 
-def test_it_spares_what_nobody_reads(tmp_path: Path) -> None:
+def test_most_tokens_are_not_computed(tmp_path: Path) -> None:
     model = vision_model("vit", tmp_path)
     shorten(model)
     (layer,) = (module for module in model.modules() if isinstance(module, FirstTokenLayer))
@@ -58,7 +58,7 @@ def test_other_models_stay_as_they_are() -> None:
     assert not any(isinstance(module, FirstTokenLayer) for module in model.modules())
 
 
-def test_a_layer_laid_out_otherwise_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_layer_of_another_layout_stays_as_it_is(tmp_path: Path) -> None:
     model = vision_model("vit", tmp_path)
     del model.vit.layers[-1].attention.head_dim
     shorten(model)

@@ -25,9 +25,8 @@ from vitscore.engine.forward_cuda import CudaForward
 from vitscore.engine.ranked import Ranked
 from vitscore.errors import SetupError
 from vitscore.models import checkpoint as checkpoints
-from vitscore.models import zeroshot
-from vitscore.models.image_model import ImageModel
-from vitscore.models.load import load_model
+from vitscore.models.image_model import ImageModel, Placement
+from vitscore.models.load import HeadSpec, load_model
 from vitscore.rundir.parts import Predictions
 
 Call = Callable[..., Any]
@@ -44,16 +43,12 @@ def load(folder: Path, *, device: str = "cpu", precision: Any = "fp32", **option
     head = None
     if checkpoint.kind == "classifier":
         head = classes.match_head(checkpoint.id2label, NAMES, label_map=None, num_outputs=len(NAMES), model="m")
-    given = {"compile": False, "batch_size": None, "save_embeddings": True, **options}
     return load_model(
         checkpoint,
         name=folder.name,
-        classes=NAMES,
-        head_map=head,
-        templates=zeroshot.DEFAULT_TEMPLATES,
-        device=device,
-        precision=precision,
-        **given,
+        head=HeadSpec(NAMES, head),
+        placement=Placement(device, precision),
+        **{"save_embeddings": True, **options},
     )
 
 

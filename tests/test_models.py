@@ -1,4 +1,4 @@
-"""Loaded models against transformers' own pipelines; fp32 heads; rows that stand alone."""
+"""Compare loaded models with transformers' pipelines; check fp32 heads and rows that do not depend on each other."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from support import smallmodels as small
 from vitscore.classes import matching as classes
 from vitscore.errors import SetupError
 from vitscore.models import checkpoint as checkpoints
-from vitscore.models import zeroshot
 from vitscore.models.heads import ClassMatching, head_layers, linear_rows
-from vitscore.models.image_model import ImageModel
-from vitscore.models.load import load_model
+from vitscore.models.image_model import ImageModel, Placement
+from vitscore.models.load import HeadSpec, load_model
 from vitscore.preprocess import ProcessorGeometry
 
 NAMES = ("tench, Tinca tinca", "goldfish", "great white", "tiger shark", "hammerhead", "ray", "stingray")
@@ -49,8 +48,8 @@ def load(folder: Path, names: tuple[str, ...] = SHOWN, *, label_map: Any = None,
         head_map = classes.match_head(
             checkpoint.id2label, shown, label_map=label_map, num_outputs=checkpoint.num_labels, model="m"
         )
-    settings = {"precision": "fp32", "compile": False, "batch_size": 16, "templates": zeroshot.DEFAULT_TEMPLATES}
-    return load_model(checkpoint, name="m", classes=shown, head_map=head_map, device="cpu", **{**settings, **options})
+    placement = Placement(precision=options.pop("precision", "fp32"), is_compiled=options.pop("is_compiled", False))
+    return load_model(checkpoint, name="m", head=HeadSpec(shown, head_map), placement=placement, **options)
 
 
 def random_pixels(num_images: int, seed: int = 0) -> torch.Tensor:
@@ -65,12 +64,12 @@ def as_images(pixels: torch.Tensor) -> list[Image.Image]:
 
 
 def by_label(answers: list[list[dict[str, Any]]], names: tuple[str, ...]) -> torch.Tensor:
-    found = [{answer["label"]: answer["score"] for answer in image} for image in answers]
-    return torch.tensor([[scores[name] for name in names] for scores in found])
+    scores_by_label = [{answer["label"]: answer["score"] for answer in image} for image in answers]
+    return torch.tensor([[scores[name] for name in names] for scores in scores_by_label])
 
 
 def same_decisions(logits: torch.Tensor, probabilities: torch.Tensor) -> bool:
-    """Top-1 equal wherever the two best are further apart than 1e-3."""
+    """Return whether top-1 is equal for all rows whose two best probabilities differ by more than 1e-3."""
     best = probabilities.topk(2).values
     clear = best[:, 0] - best[:, 1] > 1e-3
     assert clear.sum() > len(clear) // 2
@@ -81,9 +80,9 @@ def test_a_classifier_gives_the_pipelines_probabilities(vit: Path) -> None:
     pixels = random_pixels(16)
     answers = pipeline("image-classification", model=str(vit), device="cpu")(as_images(pixels), top_k=len(NAMES))
     expected = by_label(answers, NAMES)
-    found = load(vit)(pixels).logits
-    torch.testing.assert_close(found.softmax(1), expected, atol=1e-5, rtol=0)
-    assert same_decisions(found, expected)
+    logits = load(vit)(pixels).logits
+    torch.testing.assert_close(logits.softmax(1), expected, atol=1e-5, rtol=0)
+    assert same_decisions(logits, expected)
 
 
 def test_a_zero_shot_model_gives_the_pipelines_probabilities(clip: Path) -> None:
@@ -91,9 +90,9 @@ def test_a_zero_shot_model_gives_the_pipelines_probabilities(clip: Path) -> None
     names = ("cat", "big dog", "crane", "owl")
     oracle = pipeline("zero-shot-image-classification", model=str(clip), device="cpu")
     expected = by_label(oracle(as_images(pixels), candidate_labels=list(names)), names)
-    found = load(clip, names)(pixels).logits
-    torch.testing.assert_close(found.softmax(1), expected, atol=1e-4, rtol=0)
-    assert same_decisions(found, expected)
+    logits = load(clip, names)(pixels).logits
+    torch.testing.assert_close(logits.softmax(1), expected, atol=1e-4, rtol=0)
+    assert same_decisions(logits, expected)
 
 
 @torch.inference_mode()
@@ -107,9 +106,9 @@ def test_zero_shot_logits_are_scale_times_cosine(clip: Path) -> None:
         0.26862954, 0.26130258, 0.27577711
     )
     expected = model(pixel_values=values, **tokens)
-    found = load(clip, ANIMALS, save_embeddings=True)(pixels)
-    torch.testing.assert_close(found.logits, expected.logits_per_image, atol=1e-4, rtol=0)
-    torch.testing.assert_close(found.embedding, expected.image_embeds, atol=1e-5, rtol=0)
+    output = load(clip, ANIMALS, save_embeddings=True)(pixels)
+    torch.testing.assert_close(output.logits, expected.logits_per_image, atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.embedding, expected.image_embeds, atol=1e-5, rtol=0)
 
 
 def _column(*values: float) -> torch.Tensor:
@@ -127,9 +126,9 @@ def test_the_embedding_is_the_heads_input(vit: Path) -> None:
     model = AutoModelForImageClassification.from_pretrained(vit).eval()
     expected = model.vit(pixel_values=(pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5).last_hidden_state[:, 0]
     loaded = load(vit, save_embeddings=True)
-    found = loaded(pixels).embedding
-    assert found is not None and found.shape == (4, loaded.embedding_dim)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    embedding = loaded(pixels).embedding
+    assert embedding is not None and embedding.shape == (4, loaded.embedding_dim)
+    torch.testing.assert_close(embedding, expected, atol=1e-5, rtol=0)
     assert load(vit)(pixels).embedding is None
 
 
@@ -145,27 +144,26 @@ def test_several_head_classes_are_joined_by_logsumexp(vit: Path) -> None:
     pixels = random_pixels(4)
     whole = load(vit)(pixels).logits.double().numpy()
     label_map = {"great white": "shark", "tiger shark": "shark", "hammerhead": "shark"}
-    found = load(vit, ("goldfish", "shark"), label_map=label_map)(pixels).logits
+    logits = load(vit, ("goldfish", "shark"), label_map=label_map)(pixels).logits
     shark = np.logaddexp.reduce(whole[:, 2:5], axis=1)
-    np.testing.assert_allclose(found.numpy(), np.stack([whole[:, 1], shark], axis=1), atol=1e-5)
+    np.testing.assert_allclose(logits.numpy(), np.stack([whole[:, 1], shark], axis=1), atol=1e-5)
 
 
 def test_joining_survives_infinite_logits() -> None:
     matching = ClassMatching([[0, 1], [2]], 3)
-    found = matching(torch.tensor([[-torch.inf, 1.0, 2.0]]))
-    assert found.tolist() == [[1.0, 2.0]]
+    assert matching(torch.tensor([[-torch.inf, 1.0, 2.0]])).tolist() == [[1.0, 2.0]]
 
 
 @pytest.mark.parametrize("kind", ["vit", "clip"])
-def test_a_half_precision_trunk_keeps_its_head_in_fp32(kind: str, request: pytest.FixtureRequest) -> None:
+def test_a_half_precision_model_keeps_its_head_in_fp32(kind: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(kind)
     names = SHOWN if kind == "vit" else ANIMALS
     pixels = random_pixels(16)
     exact, half = load(folder, names), load(folder, names, precision="bf16")
-    found = half(pixels).logits
-    assert found.dtype == torch.float32
-    assert not torch.equal(found, found.bfloat16().float())  # more digits than bf16 has
-    torch.testing.assert_close(found, exact(pixels).logits, atol=0.5, rtol=0.1)
+    logits = half(pixels).logits
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())  # more digits than bf16 has
+    torch.testing.assert_close(logits, exact(pixels).logits, atol=0.5, rtol=0.1)
     assert torch.equal(half.rerun_fp32(pixels).logits, exact(pixels).logits)
     assert torch.equal(exact.rerun_fp32(pixels).logits, exact(pixels).logits)
 
@@ -203,7 +201,7 @@ def test_a_row_does_not_depend_on_place_neighbours_or_threads(
         torch.set_num_threads(threads)
 
 
-def test_filled_rows_are_not_given_out() -> None:
+def test_padding_rows_are_not_returned() -> None:
     features, weight, bias = torch.randn(5, 8), torch.randn(3, 8), torch.randn(3)
     expected = torch.nn.functional.linear(features, weight, bias)
     torch.testing.assert_close(linear_rows(features, weight, bias), expected, atol=1e-5, rtol=0)
@@ -229,12 +227,12 @@ def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("model.safetensors", "weights"), ("preprocessor_config.json", "image processor")]
+    ("name", "part"), [("model.safetensors", "weights"), ("preprocessor_config.json", "image processor")]
 )
-def test_damaged_files_are_named_in_one_line(tmp_path: Path, name: str, what: str) -> None:
+def test_damaged_files_are_named_in_one_line(tmp_path: Path, name: str, part: str) -> None:
     folder = small.save_vit(tmp_path / "vit", NAMES)
     (folder / name).write_bytes((folder / name).read_bytes()[:50])
-    with pytest.raises(SetupError, match=what) as caught:
+    with pytest.raises(SetupError, match=part) as caught:
         load(folder)
     assert "\n" not in str(caught.value)
 
@@ -257,13 +255,13 @@ def test_loading_prints_nothing(vit: Path, clip: Path, capfd: pytest.CaptureFixt
     assert (captured.out, captured.err) == ("", "")
 
 
-def test_a_trunk_layer_as_wide_as_the_head_is_no_head(tmp_path: Path) -> None:
+def test_an_encoder_layer_as_wide_as_the_head_is_not_a_head(tmp_path: Path) -> None:
     names = tuple(f"class {index}" for index in range(small.VISION["hidden_size"]))
     model = AutoModelForImageClassification.from_pretrained(small.save_vit(tmp_path / "vit", names))
     assert head_layers(model) == ["classifier"]
 
 
-def test_a_model_tells_its_figures(vit: Path, clip: Path) -> None:
+def test_a_model_knows_its_sizes(vit: Path, clip: Path) -> None:
     classifier, zero_shot = load(vit), load(clip, ANIMALS)
     assert classifier.num_params == AutoModelForImageClassification.from_pretrained(vit).num_parameters()
     assert (classifier.num_classes, classifier.embedding_dim, classifier.kind) == (7, 48, "classifier")
@@ -290,15 +288,14 @@ def test_a_model_is_one_graph_for_the_compiler(kind: str, request: pytest.Fixtur
         request.getfixturevalue(kind),
         SHOWN if kind == "vit" else ANIMALS,
         precision="bf16",
-        compile=True,
-        batch_size=None,
+        is_compiled=True,
     )
     pixels = random_pixels(4)
     # The graph is captured but run as it is: generating code for a CPU takes a minute.
     captured = torch.compile(model.net, backend="eager", fullgraph=True, dynamic=False)
     with torch.inference_mode():
-        for found, expected in zip(captured(pixels), model.net(pixels), strict=True):
-            torch.testing.assert_close(found, expected)
+        for output, expected in zip(captured(pixels), model.net(pixels), strict=True):
+            torch.testing.assert_close(output, expected)
 
 
 def test_text_weights_are_kept_between_loads(tmp_path: Path) -> None:
@@ -317,18 +314,18 @@ def test_a_replica_answers_the_same_from_another_thread(kind: str, request: pyte
     batches = [random_pixels(4, seed) for seed in range(20)]
     expected = [model(batch) for batch in batches]
     with ThreadPoolExecutor(2) as pool:
-        whole = [pool.submit(lambda one: [one(batch) for batch in batches], one) for one in (model, replica)]
-    for done in whole:
-        for found, wanted in zip(done.result(), expected, strict=True):
-            assert torch.equal(found.logits, wanted.logits)
-            assert found.embedding is not None and wanted.embedding is not None
-            assert torch.equal(found.embedding, wanted.embedding)
+        runs = [pool.submit(lambda one: [one(batch) for batch in batches], one) for one in (model, replica)]
+    for run in runs:
+        for output, wanted in zip(run.result(), expected, strict=True):
+            assert torch.equal(output.logits, wanted.logits)
+            assert output.embedding is not None and wanted.embedding is not None
+            assert torch.equal(output.embedding, wanted.embedding)
     shared = {parameter.data_ptr() for parameter in model.net.parameters()}
     assert {parameter.data_ptr() for parameter in replica.net.parameters()} == shared
 
 
 def test_gflop_are_those_of_the_layers(vit: Path, clip: Path) -> None:
-    """Matrix products by hand: patches, per layer four projections, two of the MLP and attention itself, head."""
+    """Count matrix products by hand: patches; per layer four projections, two products of the MLP, attention; head."""
 
     def by_hand(config: Any, outputs: int) -> int:
         patches = (config.image_size // config.patch_size) ** 2

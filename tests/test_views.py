@@ -1,4 +1,4 @@
-"""Test-time views: the mean of logits over an image and its mirror image, against transformers."""
+"""Compare the mean of logits over an image and its mirror image with transformers."""
 
 import io
 from collections.abc import Callable
@@ -22,7 +22,7 @@ NAMES = ("cat", "dog", "owl", "crane")
 
 
 def tiles(count: int) -> list[Image.Image]:
-    """Different pieces of a photograph."""
+    """Return different crops of a photograph."""
     whole = Image.fromarray(load_sample_images().images[0])
     return [whole.crop((20 * number, 5 * number, 20 * number + 100, 5 * number + 80)) for number in range(count)]
 
@@ -53,13 +53,13 @@ def test_logits_are_transformers_mean_over_flipped_pixels(make_shards: Call, vit
     with torch.inference_mode():
         expected = (model.eval()(pixels).logits + model(pixels.flip(3)).logits) / 2
     rows, before = load_run(out).predictions(), load_run(plain).predictions()
-    found = np.array(rows["vit.logits"].to_pylist())
-    assert np.abs(found - expected.numpy()).max() < 2e-3
-    assert np.abs(found - np.array(before["vit.logits"].to_pylist())).max() > 0.01
+    logits = np.array(rows["vit.logits"].to_pylist())
+    assert np.abs(logits - expected.numpy()).max() < 2e-3
+    assert np.abs(logits - np.array(before["vit.logits"].to_pylist())).max() > 0.01
     assert rows["vit.embedding"] == before["vit.embedding"]
 
 
-def test_a_processor_that_is_run_itself_takes_views_and_refuses_operators(
+def test_a_processor_without_a_spec_takes_views_and_refuses_operators(
     make_shards: Call, vitscore: Call, tmp_path: Path
 ) -> None:
     size = {"height": small.EDGE, "width": small.EDGE}

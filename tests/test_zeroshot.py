@@ -1,4 +1,4 @@
-"""Text weights are OpenAI's: each caption normalised, averaged over the templates, normalised again."""
+"""Compare text weights with OpenAI's recipe: normalise every caption, average over the templates, normalise again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[CLIPModel, Any]:
 def openai_weights(
     model: CLIPModel, tokenizer: Any, classes: tuple[str, ...], templates: tuple[str, ...]
 ) -> torch.Tensor:
-    """The reference: one class at a time, in the order of OpenAI's zero-shot notebook."""
+    """Return the reference weights, computed class by class in the order of OpenAI's zero-shot notebook."""
     weights = []
     for name in classes:
         texts = [template.replace("{}", name) for template in templates]
@@ -41,9 +41,9 @@ def openai_weights(
     "templates", [zeroshot.DEFAULT_TEMPLATES, ("a photo of a {}.", "a bad photo of the big {}.", "a drawing of {}.")]
 )
 def test_weights_are_those_of_openais_recipe(clip: tuple[CLIPModel, Any], templates: tuple[str, ...]) -> None:
-    found = zeroshot.text_weights(*clip, CLASSES, templates, "cpu")
-    torch.testing.assert_close(found, openai_weights(*clip, CLASSES, templates), atol=1e-6, rtol=0)
-    assert found.dtype == torch.float32
+    weights = zeroshot.text_weights(*clip, CLASSES, templates, "cpu")
+    torch.testing.assert_close(weights, openai_weights(*clip, CLASSES, templates), atol=1e-6, rtol=0)
+    assert weights.dtype == torch.float32
 
 
 def test_the_eighty_templates_of_openai_are_read_and_averaged(clip: tuple[CLIPModel, Any], tmp_path: Path) -> None:
@@ -71,8 +71,8 @@ def test_long_text_is_cut_and_keeps_its_end_token(clip: tuple[CLIPModel, Any]) -
     ids = zeroshot.tokenize(tokenizer, "cat " * 100, length=16)
     assert len(ids) == 16
     assert ids[-1] == tokenizer.eos_token_id
-    found = zeroshot.text_weights(*clip, ("cat " * 100, "dog"), ("{}",), "cpu")
-    assert torch.isfinite(found).all()
+    weights = zeroshot.text_weights(*clip, ("cat " * 100, "dog"), ("{}",), "cpu")
+    assert torch.isfinite(weights).all()
 
 
 def test_a_tokenizer_without_end_token_is_refused(clip: tuple[CLIPModel, Any]) -> None:
@@ -85,41 +85,41 @@ def test_a_tokenizer_without_end_token_is_refused(clip: tuple[CLIPModel, Any]) -
 def test_a_tokenizer_with_another_end_token_is_refused(clip: tuple[CLIPModel, Any]) -> None:
     tokenizer = small.make_tokenizer()
     tokenizer.eos_token = "<s>"
-    with pytest.raises(SetupError, match="do not fit together"):
+    with pytest.raises(SetupError, match="do not match"):
         zeroshot.text_weights(clip[0], tokenizer, CLASSES, ("{}",), "cpu")
 
 
-def test_names_with_braces_are_taken_as_they_are() -> None:
+def test_braces_in_class_names_are_kept() -> None:
     assert zeroshot.caption("a {c} here", "{c} {0}") == "a {c} {0} here"
     assert zeroshot.caption("a {} and {}", "b") == "a b and b"
 
 
 @pytest.mark.parametrize("text", ["a photo\n", "a {}\nno place\n", "", "\n\n"])
-def test_a_template_without_a_place_for_the_class_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_template_without_a_placeholder_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "templates.txt").write_text(text)
     with pytest.raises(UsageError, match="template"):
         zeroshot.read_templates(tmp_path / "templates.txt")
 
 
-def test_stored_weights_come_back_to_the_bit(tmp_path: Path) -> None:
+def test_cached_weights_are_the_same_bits(tmp_path: Path) -> None:
     weights = torch.nn.functional.normalize(torch.randn(4, 24), dim=-1)
     key = zeroshot.cache_key("f", CLASSES, ("{}",), "cpu")
     assert zeroshot.load_cached(tmp_path, key, num_classes=4) is None
     zeroshot.store(tmp_path / "new", key, weights)
-    found = zeroshot.load_cached(tmp_path / "new", key, num_classes=4)
-    assert found is not None and torch.equal(found, weights)
+    cached = zeroshot.load_cached(tmp_path / "new", key, num_classes=4)
+    assert cached is not None and torch.equal(cached, weights)
     assert len(list((tmp_path / "new").iterdir())) == 1
 
 
 @pytest.mark.parametrize("num_bytes", [0, 7, 200])
-def test_a_damaged_cache_is_no_cache(tmp_path: Path, num_bytes: int) -> None:
+def test_a_damaged_cache_file_is_ignored(tmp_path: Path, num_bytes: int) -> None:
     zeroshot.store(tmp_path, "key", torch.ones(4, 24))
     file = next(tmp_path.iterdir())
     file.write_bytes(file.read_bytes()[:num_bytes])
     assert zeroshot.load_cached(tmp_path, "key", num_classes=4) is None
 
 
-def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     zeroshot.store(tmp_path / "file", "key", torch.ones(4, 24))
 

@@ -3,9 +3,10 @@
 Question: images a second from uint8 pixels on the device to ranked predictions, by model, precision, eager or compiled,
           and batch size; how much of the machine's arithmetic that is.
 Expected: on two cores with bf16 instructions ViT-Tiny/16 160 images/s in bf16 at batch 16, a third of that in fp32;
-          smaller and larger batches 10% less; compiled no faster than eager for a compilation of 10 to 40 s. ViT-B/16
-          a tenth of ViT-Tiny/16 (14 times the arithmetic, in larger products), CLIP B/32 a half. On an H100 in fp16,
-          compiled: ViT-B/16 5,000, B/32 15,000, L/14 1,200 images/s, flat from batch 128 on.
+          smaller and larger batches 10% less; plain (without the hand-written encoder) 20 to 30% less; compiled no
+          faster than eager for a compilation of 10 to 40 s. ViT-B/16 a tenth of ViT-Tiny/16 (14 times the arithmetic,
+          in larger products), CLIP B/32 a half. On an H100 in fp16, compiled: ViT-B/16 5,000, B/32 15,000, L/14 1,200
+          images/s, flat from batch 128 on.
 Command:  vitscore bench forward
 Method:   random weights and pixels; through `load_model` and `Forward` as the engine drives them: on a CPU eager
           batches side by side, one a core, with one thread inside torch each; a compiled one alone, on all threads. A
@@ -14,6 +15,7 @@ Method:   random weights and pixels; through `load_model` and `Forward` as the e
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -32,8 +35,8 @@ from vitscore.decode.pixels import Decoded
 from vitscore.engine.forward import make_forward
 from vitscore.engine.ranked import Awaited
 from vitscore.models.checkpoint import find
-from vitscore.models.image_model import ImageModel, Precision
-from vitscore.models.load import load_model
+from vitscore.models.image_model import ImageModel, Placement, Precision
+from vitscore.models.load import HeadSpec, load_model
 from vitscore.plan.choices import has_bf16_instructions
 from vitscore.system.machine import num_usable_cpus
 
@@ -51,10 +54,12 @@ class Case:
     precision: Precision
     batch_size: int
     is_compiled: bool = False
+    is_plain: bool = False
+    """On a CPU, transformers' modules instead of the hand-written encoder (VITSCORE_CPU_BF16=0)."""
 
     @property
     def name(self) -> str:
-        how = "compiled" if self.is_compiled else "eager"
+        how = "compiled" if self.is_compiled else "plain" if self.is_plain else "eager"
         return f"{self.kind} {self.precision} {how} batch {self.batch_size}"
 
 
@@ -64,6 +69,7 @@ CPU = (
     Case("vit-tiny", "bf16", 8),
     Case("vit-tiny", "bf16", 16),
     Case("vit-tiny", "bf16", 32),
+    Case("vit-tiny", "bf16", 16, is_plain=True),
     Case("vit-tiny", "bf16", 16, is_compiled=True),
     Case("clip-base-32", "fp32", 16),
     Case("clip-base-32", "bf16", 16),
@@ -128,21 +134,19 @@ def measure_model(
 def load(folder: Path, case: Case, *, is_compiled: bool) -> tuple[ImageModel, float]:
     """A model as a run loads it, and the seconds that took; what is compiled is compiled with an empty cache."""
     checkpoint = find(str(folder))
-    is_classifier = checkpoint.kind == "classifier"
+    head_map = match_head(CLASSES, CLASSES, label_map=BY_POSITION) if checkpoint.kind == "classifier" else None
     set_threads(is_compiled=is_compiled)
     started = clock()
-    with empty_cache() if is_compiled else nullcontext():
+    switch = {"VITSCORE_CPU_BF16": "0"} if case.is_plain else {}
+    with empty_cache() if is_compiled else nullcontext(), mock.patch.dict(os.environ, switch):
         model = load_model(
             checkpoint,
             name=case.kind,
-            classes=CLASSES,
-            head_map=match_head(CLASSES, CLASSES, label_map=BY_POSITION) if is_classifier else None,
-            templates=["a photo of {c}."],
-            device="cuda" if torch.cuda.is_available() else "cpu",
-            precision=case.precision,
-            compile=is_compiled,
-            batch_size=case.batch_size,
+            head=HeadSpec(CLASSES, head_map, ["a photo of {c}."]),
+            placement=Placement("cuda" if torch.cuda.is_available() else "cpu", case.precision, is_compiled),
         )
+        if is_compiled:
+            model.warm_up(case.batch_size)
     return model, clock() - started
 
 

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,12 +88,17 @@ class PretendCuda:
         from vitscore.models import load as models
 
         places: tuple[tuple[Any, str, dict[str, Any]], ...] = (
-            (models, "load_model", {"device": "cpu"}),
             (intake, "make_decoder", {"device_id": None}),
             (engine, "Stage", {"device_id": None}),
         )
         for module, name, place in places:
             patch.setattr(module, name, placed(getattr(module, name), place))
+        load_model = models.load_model
+
+        def load_on_cpu(*given: Any, placement: models.Placement, **options: Any) -> Any:
+            return load_model(*given, placement=replace(placement, device="cpu"), **options)
+
+        patch.setattr(models, "load_model", load_on_cpu)
 
 
 def placed(real: Callable[..., Any], place: dict[str, Any]) -> Callable[..., Any]:

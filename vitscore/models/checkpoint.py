@@ -1,8 +1,8 @@
-"""Finding a checkpoint and reading what it is, without loading a weight.
+"""Find a checkpoint and read its kind and class names, without loading weights.
 
-First step of a run: `[NAME=]CHECKPOINT` becomes a local folder, its kind (classifier or zero-shot), its class names and
-a fingerprint of its content. No torch here, so that planning stays quick; weights are `models.py`'s. Only safetensors
-count, and code that comes with a checkpoint is never run.
+The first step of a run: `[NAME=]CHECKPOINT` becomes a local folder, a kind (classifier or zero-shot), class names and a
+fingerprint of the content. This module does not import torch, so planning stays quick; `loading.py` loads the weights.
+Weights must be in safetensors files, and code that comes with a checkpoint is never run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Kind = Literal["classifier", "zero-shot"]
 
 BUILT_IN = ("demo-vit", "demo-clip")
 
-# What decides a checkpoint's predictions, and so what is fetched and fingerprinted.
+# The files that decide a checkpoint's predictions: these are fetched and fingerprinted.
 CONTENT_PATTERNS = (
     "config.json",
     "preprocessor_config.json",
@@ -41,7 +41,7 @@ CONTENT_PATTERNS = (
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _GENERIC_NAME = re.compile(r"LABEL_\d+")
 _CHUNK_BYTES = 1 << 22
-_DEFAULT_NUM_LABELS = 2  # transformers leaves a head of two out of config.json
+_DEFAULT_NUM_LABELS = 2  # transformers does not write the labels of a head of two to config.json
 _DEFAULT_EDGE = 224
 
 
@@ -51,13 +51,13 @@ class Checkpoint:
 
     Args:
         name: the checkpoint's last path part.
-        source: what the user wrote.
+        source: the text of the user.
         path: the local folder.
         kind: "classifier" or "zero-shot".
-        architecture: the class that config.json names.
+        architecture: the class named in config.json.
         num_labels: outputs of a classifier's head; None for zero-shot.
-        id2label: the head's class names by output; None where it has none but LABEL_0, LABEL_1 ...
-        revision: the commit, where it came from the Hub.
+        id2label: the head's class names by output; None if it has only LABEL_0, LABEL_1 ...
+        revision: the commit, if it came from the Hub.
     """
 
     name: str
@@ -71,10 +71,10 @@ class Checkpoint:
 
 
 def parse_model(text: str) -> tuple[str, str]:
-    """Split `[NAME=]CHECKPOINT`; the name defaults to the checkpoint's last path part.
+    """Return name and checkpoint of `[NAME=]CHECKPOINT`; the name defaults to the checkpoint's last path part.
 
     Raises:
-        UsageError: there is no checkpoint, or no usable name.
+        UsageError: the checkpoint is missing, or the name is not usable.
     """
     match = re.fullmatch(rf"({_NAME.pattern})=(.*)", text, re.DOTALL)
     name, checkpoint = (match[1], match[2]) if match else ("", text)
@@ -88,27 +88,27 @@ def parse_model(text: str) -> tuple[str, str]:
                 where=f"-m {text}",
                 expected="letters, digits, dots, dashes and underscores",
                 got=repr(name),
-                next_step=f"Give it one: -m NAME={checkpoint}",
+                next_step=f"Name it: -m NAME={checkpoint}",
             )
     return name, checkpoint
 
 
 def parse_models(texts: Sequence[str]) -> dict[str, str]:
-    """Checkpoints by model name, in the order given.
+    """Return checkpoints by model name, in the order given.
 
     Raises:
-        UsageError: two models have one name.
+        UsageError: two models have the same name.
     """
     models: dict[str, str] = {}
     for text in texts:
         name, checkpoint = parse_model(text)
         if name in models:
             raise UsageError(
-                "two models with one name",
+                "two models with the same name",
                 where=f"-m {text}",
                 expected="different names",
                 got=f"{name} twice",
-                next_step=f"Give one a name of its own: -m NAME={checkpoint}",
+                next_step=f"Rename one: -m NAME={checkpoint}",
             )
         models[name] = checkpoint
     return models
@@ -118,7 +118,7 @@ def find(source: str) -> Checkpoint:
     """Resolve a built-in name, a local folder or a Hub id, and read its config.json.
 
     Raises:
-        SetupError: there is no such checkpoint, or it is none that can be scored.
+        SetupError: there is no such checkpoint, or it cannot be scored.
     """
     path, revision = _locate(source)
     config = _read_json(path / "config.json")
@@ -138,12 +138,12 @@ def find(source: str) -> Checkpoint:
 
 
 def require_loadable(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint that lacks a file, or whose weights are cut, before anything depends on it.
+    """Refuse a checkpoint with a missing file or truncated weights, before anything depends on it.
 
-    transformers would fill in for some of them: without its files, CLIP's tokenizer loads with an empty vocabulary.
+    transformers replaces some missing files silently: CLIP's tokenizer then loads with an empty vocabulary.
 
     Raises:
-        SetupError: naming the file.
+        SetupError: a file is missing or truncated; the message names it.
     """
     needed: dict[str, list[tuple[str, ...]]] = {
         "image processor": [("preprocessor_config.json",), ("processor_config.json",)]
@@ -175,7 +175,7 @@ def require_loadable(checkpoint: Checkpoint) -> None:
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """sha256 over names and bytes of every file that decides a prediction; no path and no time."""
+    """Return the sha256 of names and bytes of all files that decide a prediction, without paths and times."""
     total = hashlib.sha256()
     for path in _content_files(checkpoint.path):
         content = hashlib.sha256()
@@ -187,7 +187,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def input_pixels(checkpoint: Checkpoint) -> int:
-    """Height x width of the model's input, as its processor or its config says; a guess only where both are silent."""
+    """Return height x width of the model's input from its processor or its config; a guess if neither has it."""
     processor: Mapping[str, Any] = {}
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (checkpoint.path / name).is_file():
@@ -210,7 +210,7 @@ def _is_path(text: str) -> bool:
 
 
 def _locate(source: str) -> tuple[Path, str | None]:
-    """The local folder, and the commit where the Hub gave it."""
+    """Return the local folder, and the commit if it came from the Hub."""
     if source.startswith("demo"):
         return _built_in(source), None
     path = Path(source).expanduser()
@@ -241,7 +241,7 @@ def _built_in(source: str) -> Path:
 
 
 def _download(source: str) -> Path:
-    """A snapshot of the Hub repository's content files; what is in the cache already is not fetched again."""
+    """Fetch a snapshot of a Hub repository's content files, but for those in the cache, and return its folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -278,18 +278,18 @@ def _require_safetensors(path: Path, source: str) -> None:
         where=source,
         expected="model.safetensors",
         got=f"only {pickled[0]}, a pickle" if pickled else "none",
-        next_step="Where you trust it, load it with transformers and save_pretrained it: that writes safetensors.",
+        next_step="If you trust it, load it with transformers and save it with save_pretrained, as safetensors.",
     )
 
 
 def _content_files(path: Path) -> list[Path]:
-    found = {file for pattern in CONTENT_PATTERNS for file in path.glob(pattern) if file.is_file()}
-    return sorted(found, key=lambda file: file.name)
+    files = {file for pattern in CONTENT_PATTERNS for file in path.glob(pattern) if file.is_file()}
+    return sorted(files, key=lambda file: file.name)
 
 
 def _kind_of(config: Mapping[str, Any], source: str) -> tuple[Kind, str]:
-    """Classifier or zero-shot, by the architecture that config.json names."""
-    architectures: list[str] = [str(item) for item in config.get("architectures") or []]
+    """Return classifier or zero-shot, and the architecture named in config.json that decides it."""
+    architectures = [str(name) for name in config.get("architectures") or []]
     for architecture in architectures:
         if "ForImageClassification" in architecture:
             return "classifier", architecture
@@ -297,12 +297,11 @@ def _kind_of(config: Mapping[str, Any], source: str) -> tuple[Kind, str]:
             return "zero-shot", architecture
     if not architectures and config.get("model_type") == "clip":
         return "zero-shot", "CLIPModel"
-    found = ", ".join(architectures) or f"model_type {config.get('model_type')!r}"
     raise SetupError(
         "not an image classifier",
         where=source,
         expected="...ForImageClassification or CLIPModel",
-        got=found,
+        got=", ".join(architectures) or f"model_type {config.get('model_type')!r}",
         next_step="Fine-tune it with AutoModelForImageClassification, or take another checkpoint.",
     )
 
@@ -315,7 +314,7 @@ def _num_labels(config: Mapping[str, Any]) -> int:
 
 
 def _label_names(config: Mapping[str, Any], num_labels: int) -> tuple[str, ...] | None:
-    """`id2label` in the order of the outputs; None where it is missing, has holes, or holds generic names."""
+    """Return `id2label` in the order of the outputs; None if it is missing, incomplete or generic."""
     by_id = {str(key): str(name) for key, name in (config.get("id2label") or {}).items()}
     names = tuple(by_id.get(str(index), "") for index in range(num_labels))
     if not all(names) or all(_GENERIC_NAME.fullmatch(name) for name in names):

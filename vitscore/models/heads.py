@@ -1,35 +1,38 @@
-"""The arithmetic around a trunk: bytes to normalised pixels before it, an fp32 head and the class matching after it.
+"""torch modules around an encoder: bytes to normalised pixels before it; an fp32 head and class matching after it.
 
-These modules are what `models.py` builds, compiles and runs. They know tensors only: no files, no names, no options.
+`image_model.py` builds, compiles and runs these modules. They know tensors only: no files, no names, no options.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from vitscore.errors import SetupError
-from vitscore.models.cpu_bf16.class_token_layer import shorten
-from vitscore.models.cpu_bf16.trunk import Trunk
+from vitscore.models.class_token_layer import shorten
 from vitscore.preprocess import Spec
 
 # Axes: B images of a batch, C channels, H W pixels, N outputs of a head, K classes, M head classes of one class, D
 # width of an embedding.
 
 # BLAS splits a product of few rows among its threads in ways that change the last bit (measured: up to 11 rows), so
-# such products get rows to spare.
+# these products are padded to a multiple of this many rows.
 _ROWS = 16
 
 
 class PixelNormalizer(nn.Module):
-    """uint8 (B, H, W, C) to normalised (B, C, H, W), in fp32 until the end; pixels that are float already pass.
+    """Normalise uint8 (B, H, W, C) to (B, C, H, W), in fp32 until a last conversion; float pixels are only converted.
 
-    Factor and offset are kept for a whole row of pixels: with three numbers, repeated for each pixel, torch's loop on a
-    CPU is three numbers long, and takes 5% of a ViT-Tiny's forward.
+    Factor and offset are stored for a whole row of pixels. With three numbers, repeated for each pixel, torch's inner
+    loop on a CPU is three numbers long and takes 5% of a ViT-Tiny's forward.
+
+    Args:
+        spec: the preprocessing; None if the processor itself makes the pixels.
+        dtype: of the output.
     """
 
     factor: torch.Tensor
@@ -53,21 +56,21 @@ class PixelNormalizer(nn.Module):
 
 
 class Fp32Linear(nn.Module):
-    """A linear layer that stays in fp32 below a trunk of any precision, and keeps its input."""
+    """A linear layer in fp32 after an encoder of any precision; it keeps its last input."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.linear = linear.float()
-        self.seen: torch.Tensor | None = None
+        self.last_input: torch.Tensor | None = None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         features = features.float()
-        self.seen = features
+        self.last_input = features
         return linear_rows(features, self.linear.weight, self.linear.bias)
 
 
 def linear_rows(features_BD: torch.Tensor, weight_ND: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
-    """A linear layer whose rows come out the same, bit for bit, for any number of threads."""
+    """Apply a linear layer; its rows are the same bits for any number of threads."""
     missing = -len(features_BD) % _ROWS if features_BD.device.type == "cpu" else 0
     if not missing:
         return functional.linear(features_BD, weight_ND, bias_N)
@@ -76,7 +79,7 @@ def linear_rows(features_BD: torch.Tensor, weight_ND: torch.Tensor, bias_N: torc
 
 
 class ClassMatching(nn.Module):
-    """Head outputs to the data set's classes: columns picked, several of them joined by logsumexp."""
+    """Map head outputs to the data set's classes: select columns, join several of one class by logsumexp."""
 
     columns: torch.Tensor
     is_padding: torch.Tensor
@@ -101,24 +104,34 @@ class ClassMatching(nn.Module):
 
 
 class Net(nn.Module):
-    """Pixels in, (logits (B, K), embedding (B, D)) out, both fp32."""
+    """A module from pixels to (logits (B, K), embedding (B, D)), both fp32."""
 
     embedding_dim: int
     gflop_per_image: float | None = None
-    """Two a multiply-add; None where it has to be counted."""
+    """Two operations per multiply-add; None if the work has to be counted by running the module."""
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise NotImplementedError
 
 
+class Encoder(Protocol):
+    """A function from pixels to features (B, D) in fp32."""
+
+    @property
+    def gflop_per_image(self) -> float | None:
+        """As of `Net`."""
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor: ...
+
+
 class ClassifierNet(Net):
-    """Any image classification model of transformers: its trunk in `dtype`, its head in fp32.
+    """Any image classification model of transformers: its encoder in `dtype`, its head in fp32.
 
     Args:
         model: the loaded model, in fp32; it is changed in place.
         normalizer: the first step.
-        dtype: the trunk's.
-        columns: head ids for every class.
+        dtype: of the encoder.
+        columns: head outputs of every class.
     """
 
     def __init__(
@@ -142,41 +155,43 @@ class ClassifierNet(Net):
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits_BN = self.model(pixel_values=self.normalizer(pixels)).logits.float()
-        seen = self._head[0].seen
-        assert seen is not None
-        return self.matching(logits_BN), seen.flatten(1)
+        embedding = self._head[0].last_input
+        assert embedding is not None
+        return self.matching(logits_BN), embedding.flatten(1)
 
 
-class TrunkClassifierNet(Net):
-    """A classifier whose trunk is `trunk.Trunk`, with its head in fp32.
+class EncoderClassifierNet(Net):
+    """An encoder with a classifier's head in fp32.
 
     Args:
-        trunk: pixels to features.
+        encoder: pixels to features.
         head: features to classes.
-        columns: head ids for every class.
+        columns: head outputs of every class.
     """
 
-    def __init__(self, trunk: Trunk, head: nn.Linear, *, columns: Sequence[Sequence[int]]) -> None:
+    def __init__(self, encoder: Encoder, head: nn.Linear, *, columns: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.encoder = encoder
         self.head = head.float()
         self.embedding_dim = head.in_features
         self.matching = ClassMatching(columns, head.out_features)
-        self.gflop_per_image = trunk.gflop_per_image + gflop_of(head.weight)
+        self.gflop_per_image = with_products(encoder.gflop_per_image, head.weight)
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features_BD = self.trunk(pixels)
+        features_BD = self.encoder(pixels)
         return self.matching(linear_rows(features_BD, self.head.weight, self.head.bias)), features_BD
 
 
 class VisionTower(nn.Module):
-    """A vision tower of transformers with the normalisation before it: pixels to features (B, D) in fp32.
+    """A transformers vision tower after the normalisation of its pixels: an `Encoder`.
 
     Args:
         model: the loaded CLIPVisionModel; it is changed in place.
         normalizer: the first step.
-        dtype: the tower's.
+        dtype: of the tower.
     """
+
+    gflop_per_image: float | None = None
 
     def __init__(self, model: Any, normalizer: PixelNormalizer, *, dtype: torch.dtype) -> None:
         super().__init__()
@@ -190,24 +205,23 @@ class VisionTower(nn.Module):
 
 
 class CosineNet(Net):
-    """CLIP's image side: its tower; projection, normalisation and cosine in fp32. No text tower.
+    """CLIP's image side: its tower, then projection, normalisation and cosine in fp32. No text tower.
 
     Args:
         tower: pixels to features.
-        model: the loaded CLIPModel, in fp32, for the rest.
-        text_weights_KD: unit vectors, one a class.
+        model: the loaded CLIPModel, in fp32; its projection and logit scale are used.
+        text_weights_KD: unit vectors, one for each class.
     """
 
     weights_KD: torch.Tensor
 
-    def __init__(self, tower: VisionTower | Trunk, model: Any, *, text_weights_KD: torch.Tensor) -> None:
+    def __init__(self, tower: Encoder, model: Any, *, text_weights_KD: torch.Tensor) -> None:
         super().__init__()
         self.tower = tower
         self.projection = model.visual_projection.float()
         self.register_buffer("weights_KD", text_weights_KD.float() * model.logit_scale.detach().float().exp())
         self.embedding_dim = int(text_weights_KD.shape[1])
-        if isinstance(tower, Trunk):
-            self.gflop_per_image = tower.gflop_per_image + gflop_of(self.projection.weight, self.weights_KD)
+        self.gflop_per_image = with_products(tower.gflop_per_image, self.projection.weight, self.weights_KD)
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         embedding_BD = linear_rows(self.tower(pixels), self.projection.weight)
@@ -215,21 +229,22 @@ class CosineNet(Net):
         return linear_rows(embedding_BD, self.weights_KD).contiguous(), embedding_BD
 
 
-def gflop_of(*weights: torch.Tensor) -> float:
-    """Work of an image's products with these weights, two a multiply-add."""
-    return 2 * sum(each.numel() for each in weights) / 1e9
+def with_products(gflop: float | None, *weights: torch.Tensor) -> float | None:
+    """Add an image's products with these weights to an encoder's GFLOP; None stays None."""
+    return None if gflop is None else gflop + 2 * sum(weight.numel() for weight in weights) / 1e9
 
 
 def head_layers(model: Any) -> list[str]:
-    """Names of the linear layers that give the classes: outside the trunk, else the last of the right width.
+    """Return the names of the linear layers that output the classes.
 
-    A layer of the trunk may be as wide as the head by chance, so the trunk (transformers' `base_model`) is left out.
+    A layer of the encoder may be as wide as the head by chance, so layers outside the encoder (transformers'
+    `base_model`) are preferred; without any, it is the last layer of the head's width.
 
     Raises:
         SetupError: no linear layer has as many outputs as there are labels.
     """
     width = int(model.config.num_labels)
-    trunk = model.base_model
+    encoder = model.base_model
     linear = [
         (name, module)
         for name, module in model.named_modules()
@@ -239,9 +254,9 @@ def head_layers(model: Any) -> list[str]:
         raise SetupError(
             "classifier without a linear head", where=type(model).__name__, expected=f"a layer of {width} outputs"
         )
-    inside = set() if trunk is model else {id(module) for module in trunk.modules()}
+    inside = set() if encoder is model else {id(module) for module in encoder.modules()}
     outside = [name for name, module in linear if id(module) not in inside]
-    return outside if outside and trunk is not model else [linear[-1][0]]
+    return outside if outside and encoder is not model else [linear[-1][0]]
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

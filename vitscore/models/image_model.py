@@ -1,10 +1,10 @@
 """A checkpoint as a function from pixels to logits over the data set's classes.
 
-The stage between decoding and the row kernel: uint8 pixels are normalised on the device, go through the trunk in the
-run's precision and through the head in fp32; a classifier's logits are then matched to the data set's classes, a CLIP's
-are logit scale times cosine to the text weights (`heads.py` has that arithmetic). Batches come in one fixed shape (the
-engine pads them), so compiled models compile once. Ranking and probabilities are the kernels' work; a checkpoint is
-read by `loading.py`.
+The stage between decoding and the row kernel. On the device uint8 pixels are normalised, encoded in the run's precision
+and classified by a head in fp32; a classifier's logits are then matched to the data set's classes, and a CLIP's are
+logit scale times cosine with the text weights (`heads.py` has this arithmetic). All batches have one shape (the engine
+pads them), so compiled models compile once. Ranking and probabilities are the kernels' work; `loading.py` reads the
+checkpoint. On a CPU in bfloat16 `cpu_bf16`, if it is there, may take the model over.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from vitscore.classes.matching import HeadMap
+from vitscore.models.attention import use_torchs_on
 from vitscore.models.checkpoint import Checkpoint, Kind
-from vitscore.models.cpu_bf16 import attention
-from vitscore.models.cpu_bf16.class_token_layer import FirstTokenLayer
-from vitscore.models.cpu_bf16.trunk import Trunk, Unsuitable
+from vitscore.models.class_token_layer import FirstTokenLayer
 from vitscore.models.heads import (
     ClassifierNet,
     CosineNet,
+    Encoder,
+    EncoderClassifierNet,
     Net,
     PixelNormalizer,
-    TrunkClassifierNet,
     VisionTower,
     head_layers,
 )
@@ -38,15 +37,44 @@ from vitscore.preprocess import Geometry, ProcessorGeometry, Spec
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DOOR = "vitscore.models.cpu_bf16"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a model computes."""
+
+    device: str = "cpu"
+    """"cpu", "cuda" or "cuda:N"."""
+    precision: Precision = "fp32"
+    """Of the encoder; heads are in fp32."""
+    is_compiled: bool = False
+    """Compile the model with torch, for batches of one size."""
+
+    @property
+    def is_on_cpu(self) -> bool:
+        return self.device == "cpu"
+
+
+@dataclass(frozen=True)
+class ClassHead:
+    """The part of a model that yields the data set's classes."""
+
+    num_classes: int
+    """K."""
+    columns: Sequence[Sequence[int]] = ()
+    """A classifier's head outputs of every class."""
+    text_weights_KD: torch.Tensor | None = None
+    """A zero-shot model's unit vectors."""
 
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a batch gives.
+    """A model's output for a batch.
 
     Args:
         logits: float32 (B, K), contiguous, in the data set's order.
-        embedding: float32 (B, D): the head's input, or CLIP's unit embedding; None where it was not asked for.
+        embedding: float32 (B, D): the head's input, or CLIP's unit embedding; None unless requested.
     """
 
     logits: torch.Tensor
@@ -54,18 +82,23 @@ class ModelOutput:
 
 
 class ImageModel:
-    """One model of a run, loaded.
+    """A loaded model of a run.
+
+    Args:
+        checkpoint: its files.
+        name: its name in the run.
+        head: how it yields the data set's classes.
+        placement: device, precision and compilation.
+        save_embeddings: return embeddings with the logits.
+        loaded: transformers' model in fp32, on the device; it is changed in place.
 
     Attributes:
         name: its name in the run.
-        kind: "classifier" or "zero-shot".
-        spec: what it asks of its pixels; a ProcessorGeometry where only the processor itself can say that.
-        geometry: the spec's part that the decoders carry out.
+        spec: the preprocessing of its pixels; a ProcessorGeometry if only the processor itself can do it.
+        processor: transformers' image processor.
+        notes: sentences for the user.
         num_params: parameters of the whole checkpoint.
-        num_classes: K.
-        embedding_dim: D.
-        notes: what a user should know, in sentences.
-        net: the torch module behind it, before it is compiled.
+        net: the torch module that computes, before compilation.
     """
 
     def __init__(
@@ -73,35 +106,40 @@ class ImageModel:
         checkpoint: Checkpoint,
         *,
         name: str,
-        classes: Sequence[str],
-        head_map: HeadMap | None,
-        device: str,
-        precision: Precision,
-        compile: bool,
+        head: ClassHead,
+        placement: Placement,
         save_embeddings: bool,
-        text_weights_KD: torch.Tensor | None,
         loaded: Any,
     ) -> None:
         self.name = name
-        self.kind: Kind = checkpoint.kind
-        self.num_classes = len(classes)
         self.num_params = sum(parameter.numel() for parameter in loaded.parameters())
         self.processor = load_processor(checkpoint)
         self.spec, self.notes = spec_of(checkpoint, self.processor)
         self._checkpoint = checkpoint
-        self._head_map = head_map
-        self._device = device
-        self._precision = precision
+        self._head = head
+        self._placement = placement
         self._save_embeddings = save_embeddings
-        self._text_weights_KD = text_weights_KD
         self._fp32: ImageModel | None = None
-        self._is_compiled = compile
-        self.net = self._build(loaded, _DTYPES[precision])
-        self.embedding_dim = self.net.embedding_dim
-        self._forward: Any = _compiled(self.net, device) if compile else self.net
+        self.net = self._build(loaded)
+        self._forward: Any = _compiled(self.net, placement.device) if placement.is_compiled else self.net
+
+    @property
+    def kind(self) -> Kind:
+        return self._checkpoint.kind
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self._head.num_classes
+
+    @property
+    def embedding_dim(self) -> int:
+        """D."""
+        return self.net.embedding_dim
 
     @property
     def geometry(self) -> Geometry | ProcessorGeometry:
+        """The part of the spec that the decoders carry out."""
         return self.spec.geometry if isinstance(self.spec, Spec) else self.spec
 
     def __call__(self, pixels: torch.Tensor) -> ModelOutput:
@@ -111,40 +149,40 @@ class ImageModel:
             pixels: uint8 (B, H, W, 3) of the spec's geometry; float32 (B, 3, H, W) for a ProcessorGeometry.
         """
         with torch.inference_mode():
-            pixels = pixels.to(self._device, non_blocking=True)
+            pixels = pixels.to(self._placement.device, non_blocking=True)
             if self._forward is not self.net and not pixels.is_inference():
-                # The compiler tells tensors made in this mode from others, and would compile again for the other kind.
+                # The compiler distinguishes tensors made in inference mode and would compile again for the others.
                 pixels = pixels.clone()
             logits_BK, embedding_BD = self._forward(pixels)
         return ModelOutput(logits_BK, embedding_BD if self._save_embeddings else None)
 
     @property
     def is_on_cpu(self) -> bool:
-        return self._device == "cpu"
+        return self._placement.is_on_cpu
 
     @property
     def has_own_pixels(self) -> bool:
-        """Whether its images go through its processor itself."""
+        """Whether its processor itself makes its pixels."""
         return isinstance(self.spec, ProcessorGeometry)
 
     def fp32_twin(self) -> ImageModel:
-        """The same model with an fp32 trunk, which is loaded on first use and kept; itself where it has one."""
-        if self._precision == "fp32":
+        """Return the same model with an fp32 encoder, loaded on first use and kept; itself if it is in fp32."""
+        if self._placement.precision == "fp32":
             return self
         if self._fp32 is None:
             twin = copy.copy(self)
-            twin._precision = "fp32"
-            twin.net = self._build(load_weights(self._checkpoint).to(self._device), torch.float32)
+            twin._placement = replace(self._placement, precision="fp32")
+            twin.net = twin._build(load_weights(self._checkpoint).to(self._placement.device))
             twin._forward = twin.net
             self._fp32 = twin
         return self._fp32
 
     def rerun_fp32(self, pixels: torch.Tensor) -> ModelOutput:
-        """The same batch with an fp32 trunk: for rows that overflowed in half precision."""
+        """Classify the batch with an fp32 encoder: for rows that overflowed in half precision."""
         return self.fp32_twin()(pixels)
 
     def replica(self) -> ImageModel:
-        """The same model for another thread: modules of its own, which keep state, and shared weights."""
+        """Return the same model for another thread: separate modules, which keep state, and shared weights."""
         weights = [*self.net.parameters(), *self.net.buffers()]
         other = copy.copy(self)
         other.net = copy.deepcopy(self.net, {id(tensor): tensor for tensor in weights})
@@ -152,10 +190,10 @@ class ImageModel:
         return other
 
     def cost(self) -> dict[str, Any]:
-        """What run.json keeps of a model's size: parameters, GFLOP an image (two a multiply-add), input and filter.
+        """Return the model's size for run.json: parameters, GFLOP per image, input size and resize filter.
 
-        Where a model does not say its GFLOP, torch's own counter finds them in a forward without numbers; null where
-        the model needs numbers to go on.
+        A multiply-add counts as two operations. If the model does not know its GFLOP, torch's counter runs a forward
+        without numbers; null if the model's forward depends on numbers.
         """
         gflop = self.net.gflop_per_image
         if gflop is None:
@@ -182,64 +220,67 @@ class ImageModel:
         return None
 
     def black_images(self, batch_size: int) -> torch.Tensor:
-        """A batch of the shape and type that it takes, on the host."""
+        """Return a batch of the model's input shape and type, on the host."""
         size = (self.geometry.height, self.geometry.width)
         if isinstance(self.spec, Spec):
             return torch.zeros((batch_size, *size, 3), dtype=torch.uint8)
         return torch.zeros((batch_size, 3, *size))
 
     def warm_up(self, batch_size: int) -> None:
-        """One batch of black images: compiles, and lets the libraries choose their kernels."""
+        """Classify a batch of black images, so that torch compiles and the libraries choose their kernels."""
         self(self.black_images(batch_size))
-        if self._device.startswith("cuda"):
+        if self._placement.device.startswith("cuda"):
             torch.cuda.synchronize()
 
-    def _build(self, loaded: Any, dtype: torch.dtype) -> Net:
+    def _build(self, loaded: Any) -> Net:
+        """Make the torch module of a transformers model, which is changed in place."""
+        dtype = _DTYPES[self._placement.precision]
         normalizer = PixelNormalizer(self.spec if isinstance(self.spec, Spec) else None, dtype)
-        trunk = None
-        if dtype is torch.bfloat16 and self.is_on_cpu:
-            trunk = self._trunk(loaded, normalizer)
-            if trunk is None:
-                attention.use_where_faster(loaded)
-        else:
-            attention.use_torchs_on(loaded)
+        vision = loaded if self.kind == "classifier" else loaded.vision_model
+        use_torchs_on(vision)
+        encoder = self._fast_encoder(vision, normalizer)
         net: Net
-        if self.kind == "classifier":
-            assert self._head_map is not None
-            columns = self._head_map.columns
-            if trunk is None:
-                net = ClassifierNet(loaded, normalizer, dtype=dtype, columns=columns)
-            else:
-                net = TrunkClassifierNet(trunk, loaded.get_submodule(head_layers(loaded)[0]), columns=columns)
+        if self.kind == "zero-shot":
+            assert self._head.text_weights_KD is not None
+            tower = encoder or VisionTower(vision, normalizer, dtype=dtype)
+            net = CosineNet(tower, loaded, text_weights_KD=self._head.text_weights_KD)
+        elif encoder is not None:
+            head = loaded.get_submodule(head_layers(loaded)[0])
+            net = EncoderClassifierNet(encoder, head, columns=self._head.columns)
         else:
-            assert self._text_weights_KD is not None
-            tower = trunk or VisionTower(loaded.vision_model, normalizer, dtype=dtype)
-            net = CosineNet(tower, loaded, text_weights_KD=self._text_weights_KD)
-        return net.to(self._device).eval().requires_grad_(False)
+            net = ClassifierNet(loaded, normalizer, dtype=dtype, columns=self._head.columns)
+        return net.to(self._placement.device).eval().requires_grad_(False)
 
-    def _trunk(self, loaded: Any, normalizer: PixelNormalizer) -> Trunk | None:
-        """The model's trunk in fewer steps, where it can be and this CPU gains by it."""
-        if self._is_compiled or not attention.is_faster_here():
+    def _fast_encoder(self, vision: Any, normalizer: PixelNormalizer) -> Encoder | None:
+        """Return the encoder of `cpu_bf16` if it takes the model over; None if not, or if that folder is absent."""
+        if not self.is_on_cpu or self._placement.precision != "bf16":
             return None
-        size = self.geometry.height, self.geometry.width
-        model = loaded if self.kind == "classifier" else loaded.vision_model
         try:
-            return Trunk(model, factor_C=normalizer.factor[:3], offset_C=normalizer.offset[:3], image_size=size)
-        except Unsuitable:
+            from vitscore.models.cpu_bf16 import take_over
+        except ImportError as error:
+            if error.name != _DOOR:
+                raise
             return None
+        return take_over(
+            vision,
+            factor_C=normalizer.factor[:3],
+            offset_C=normalizer.offset[:3],
+            image_size=(self.geometry.height, self.geometry.width),
+            is_compiled=self._placement.is_compiled,
+        )
 
 
 def hollow_twin(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's shape and type without its numbers."""
+    """Return a tensor of the same shape and type without numbers."""
     twin = torch.empty_like(tensor, device="meta")
     return torch.nn.Parameter(twin, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else twin
 
 
 def _compiled(net: Net, device: str) -> Any:
-    """One static shape; on CUDA the kernels are tuned, but without CUDA graphs: these would own the output buffers."""
+    """Compile for one static shape; on CUDA tune the kernels, but without CUDA graphs, which would own the outputs."""
     if not device.startswith("cuda"):
         return torch.compile(net, dynamic=False)
     from torch._inductor import select_algorithm
 
-    select_algorithm.PRINT_AUTOTUNE = False  # tables of candidates, on the terminal
+    select_algorithm.PRINT_AUTOTUNE = False  # would print tables of candidates on the terminal
     return torch.compile(net, dynamic=False, mode="max-autotune-no-cudagraphs")

@@ -3,73 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vitscore.classes.matching import HeadMap, plain_names
 from vitscore.models.checkpoint import Checkpoint
-from vitscore.models.image_model import ImageModel, Precision
+from vitscore.models.image_model import ClassHead, ImageModel, Placement
 from vitscore.models.loading import load_weights
-from vitscore.models.zeroshot import zero_shot_weights
+from vitscore.models.zeroshot import DEFAULT_TEMPLATES, zero_shot_weights
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """The classes that a model has to answer in, and how it gets to them."""
+
+    classes: Sequence[str]
+    """The data set's classes, by display name."""
+    head_map: HeadMap | None = None
+    """A classifier's columns for the classes; None for a zero-shot model."""
+    templates: Sequence[str] = DEFAULT_TEMPLATES
+    """Captions for a zero-shot model."""
 
 
 def load_model(
     checkpoint: Checkpoint,
     *,
     name: str,
-    classes: Sequence[str],
-    head_map: HeadMap | None,
-    templates: Sequence[str],
-    device: str,
-    precision: Precision,
-    compile: bool,
-    batch_size: int | None,
+    head: HeadSpec,
+    placement: Placement,
     save_embeddings: bool = False,
     cache_dir: Path | None = None,
     fingerprint: str | None = None,
 ) -> ImageModel:
-    """Load a checkpoint and make it answer in the data set's classes.
+    """Load a checkpoint as a model that answers in the data set's classes; the caller warms it up.
 
     Args:
-        checkpoint: what `checkpoints.find` found.
+        checkpoint: the result of `checkpoint.find`.
         name: the model's name in the run.
-        classes: the data set's classes, by display name.
-        head_map: a classifier's columns for the classes; None for a zero-shot model.
-        templates: captions for a zero-shot model.
-        device: "cpu", "cuda" or "cuda:N".
-        precision: of the trunk; heads are fp32.
-        compile: compile the model for batches of `batch_size`.
-        batch_size: rows of every batch to come; None where they are not known yet, and the caller warms up.
-        save_embeddings: give embeddings out with the logits.
-        cache_dir: where text weights are kept between runs; None keeps none.
-        fingerprint: the checkpoint's, where it is known already; text weights are kept under it.
+        head: the classes.
+        placement: device, precision and compilation.
+        save_embeddings: return embeddings with the logits.
+        cache_dir: folder of the text weights that are kept between runs; None keeps none.
+        fingerprint: the checkpoint's, if it is known already; text weights are kept under it.
 
     Raises:
         SetupError: the weights do not fill the model, or its files cannot be loaded.
     """
-    loaded = load_weights(checkpoint).to(device)
+    loaded = load_weights(checkpoint).to(placement.device)
     weights_KD = None
     if checkpoint.kind == "zero-shot":
         weights_KD = zero_shot_weights(
             checkpoint,
             loaded,
-            classes=plain_names(classes),
-            templates=templates,
-            device=device,
+            classes=plain_names(head.classes),
+            templates=head.templates,
+            device=placement.device,
             cache_dir=cache_dir,
             fingerprint=fingerprint,
         )
-    model = ImageModel(
+    columns = head.head_map.columns if head.head_map else ()
+    return ImageModel(
         checkpoint,
         name=name,
-        classes=classes,
-        head_map=head_map,
-        device=device,
-        precision=precision,
-        compile=compile,
+        head=ClassHead(len(head.classes), columns, weights_KD),
+        placement=placement,
         save_embeddings=save_embeddings,
-        text_weights_KD=weights_KD,
         loaded=loaded,
     )
-    if compile and batch_size is not None:
-        model.warm_up(batch_size)
-    return model

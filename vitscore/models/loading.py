@@ -1,8 +1,7 @@
-"""A checkpoint's parts as transformers loads them: weights, image processor, tokenizer.
+"""Load weights and image processor of a checkpoint with transformers.
 
-Before `models.py`, which makes a function of them, and before decoding, which needs to know the pixels that a processor
-asks for while the weights are still on their way. What transformers raises becomes one line; what is missing is never
-filled with random numbers.
+`image_model.py` makes a function of them. Decoding reads the processor's geometry from here and may start before the
+weights are loaded. Errors of transformers become one line, and missing weights are never filled with random numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _MAX_KEYS = 5
 
 
 def load_weights(checkpoint: Checkpoint) -> Any:
-    """The transformers model in fp32, every parameter of it from the checkpoint.
+    """Return the transformers model in fp32, with every parameter from the checkpoint.
 
     Raises:
         SetupError: a parameter is missing or has another shape (transformers would fill it with random numbers), or the
@@ -39,7 +38,7 @@ def load_weights(checkpoint: Checkpoint) -> Any:
 
     auto = AutoModelForImageClassification if checkpoint.kind == "classifier" else CLIPModel
     with reading(checkpoint, "weights"):
-        # Attention is sdpa wherever the architecture has it: transformers' own default.
+        # Attention is sdpa if the architecture has it: transformers' default.
         model, info = auto.from_pretrained(
             checkpoint.path,
             dtype=torch.float32,
@@ -58,17 +57,17 @@ def load_weights(checkpoint: Checkpoint) -> Any:
             "weights do not fill the model",
             where=checkpoint.source,
             expected=f"every parameter of {type(model).__name__}",
-            got=f"none that fits for {shown}",
+            got=f"missing or of another shape: {shown}",
             next_step="Take a fine-tuned checkpoint: one with a trained head.",
         )
     return model.eval()
 
 
 def load_processor(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's image processor, as transformers has it.
+    """Return the checkpoint's image processor, as transformers loads it.
 
     Raises:
-        SetupError: there is none.
+        SetupError: there is none, or it cannot be loaded.
     """
     from transformers import AutoImageProcessor
 
@@ -77,10 +76,10 @@ def load_processor(checkpoint: Checkpoint) -> Any:
 
 
 def spec_of(checkpoint: Checkpoint, processor: Any) -> tuple[Spec | ProcessorGeometry, tuple[str, ...]]:
-    """A checkpoint's processor as a spec; as itself, with a note, where a spec cannot say it.
+    """Return a checkpoint's preprocessing as a spec, or if none expresses it the processor's geometry; and notes.
 
     Raises:
-        SetupError: its images make no batch, or it fails on a plain image.
+        SetupError: its images make no batch, or the processor fails on a plain image.
     """
     with reading(checkpoint, "image processor"):
         try:
@@ -101,7 +100,7 @@ def _notes_of(spec: Spec, processor: Any) -> tuple[str, ...]:
 
 
 def geometry_of(checkpoint: Checkpoint) -> Geometry | ProcessorGeometry:
-    """The pixels that a checkpoint's processor asks for; its weights are not read.
+    """Return the geometry of a checkpoint's pixels without reading its weights.
 
     Raises:
         SetupError: it has no processor, or its images make no batch.
@@ -112,7 +111,7 @@ def geometry_of(checkpoint: Checkpoint) -> Geometry | ProcessorGeometry:
 
 @contextlib.contextmanager
 def reading(checkpoint: Checkpoint, what: str) -> Iterator[None]:
-    """Keep transformers quiet while it reads, and turn what it raises into one line."""
+    """Silence transformers while it reads a checkpoint, and turn its errors into one line."""
     from safetensors import SafetensorError
     from transformers.utils import logging
 

@@ -1,7 +1,7 @@
-"""Test-time views: a model sees each image several times, and its logits are averaged.
+"""Test-time augmentation: average a model's logits over several views of an image.
 
-Between pixels and logits, on the model's device; the decoder and the rows know nothing of it. Embeddings are the plain
-view's: an average of two would be neither image's. Each view costs one forward.
+This happens between pixels and logits on the model's device; decoder and rows are not affected. Embeddings are those of
+the plain view, because an average would belong to neither image. Every view costs one forward.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ Flip = Callable[[torch.Tensor], torch.Tensor]
 
 
 def mirrored(pixels: torch.Tensor) -> torch.Tensor:
-    """Left and right changed over; uint8 (B, H, W, 3), or a processor's float (B, 3, H, W)."""
+    """Mirror images left to right: uint8 (B, H, W, 3), or a processor's float (B, 3, H, W)."""
     return torch.flip(pixels, (2,) if pixels.dtype == torch.uint8 else (3,))
 
 
 _VIEWS: dict[str, tuple[Flip, ...]] = {"none": (), "hflip": (mirrored,)}
-"""By the name that `--tta` takes: the views beside the plain one."""
+"""The views in addition to the plain one, by the name that `--tta` takes."""
 
 
 def over_views(
     model: ImageModel | Callable[[torch.Tensor], ModelOutput], pixels: torch.Tensor, tta: str
 ) -> ModelOutput:
-    """What the model gives for the mean over views of its logits, in fp32, and the plain view's embedding."""
+    """Return the mean of the model's logits over the views, in fp32, and the plain view's embedding."""
     plain = model(pixels)
     views = [model(view(pixels)).logits for view in _VIEWS[tta]]
     return replace(plain, logits=sum(views, plain.logits) / (1 + len(views))) if views else plain

@@ -1,9 +1,9 @@
-"""A zero-shot model's head: class names, put into captions, turned into one text weight a class.
+"""The head of a zero-shot model: one text weight for each class, computed from captions.
 
-Between the classes and the model: `--templates` and the class names give the captions, the text tower gives their
-embeddings, and their average is the class's weight, the way OpenAI's zero-shot code does it: normalise each caption's
-embedding, average over the templates, normalise again. In fp32 and cached by content, because a thousand classes times
-eighty templates take longer than many a run. Images are `models.py`'s.
+`--templates` and the class names give the captions, and the text tower gives their embeddings. A class's weight is
+their average, computed as in OpenAI's zero-shot code: normalise every caption's embedding, average over the templates,
+normalise again. Weights are in fp32 and cached by content, because a thousand classes times eighty templates take
+longer than many runs. `image_model.py` has the image side.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _CACHE_VERSION = 1
 
 
 def read_templates(path: str | Path) -> tuple[str, ...]:
-    """Templates from a text file, one a line.
+    """Read templates from a text file, one per line.
 
     Raises:
-        UsageError: the file cannot be read, is empty, or has a line without a place for the class.
+        UsageError: the file cannot be read, is empty, or has a line without a placeholder for the class.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -46,13 +46,13 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
 
 
 def check_templates(templates: Sequence[str], *, where: str) -> tuple[str, ...]:
-    """The same templates, each known to hold `{c}` or `{}`.
+    """Return the templates after checking that all of them have `{c}` or `{}`.
 
     Raises:
-        UsageError: there are none, or one has no place for the class.
+        UsageError: there are none, or one has no placeholder for the class.
     """
     if not templates:
-        raise UsageError("no templates", where=where, expected="one a line, with {} for the class")
+        raise UsageError("no templates", where=where, expected="one per line, with {} for the class")
     for number, template in enumerate(templates, start=1):
         if not any(placeholder in template for placeholder in _PLACEHOLDERS):
             raise UsageError(
@@ -65,7 +65,7 @@ def check_templates(templates: Sequence[str], *, where: str) -> tuple[str, ...]:
 
 
 def caption(template: str, name: str) -> str:
-    """The template with the class's name in it; the name is taken as it is, braces and all."""
+    """Return the template with the class's name in place of its first kind of placeholder; braces in it are kept."""
     placeholder = next(placeholder for placeholder in _PLACEHOLDERS if placeholder in template)
     return template.replace(placeholder, name)
 
@@ -73,36 +73,36 @@ def caption(template: str, name: str) -> str:
 def text_weights(
     model: Any, tokenizer: Any, classes: Sequence[str], templates: Sequence[str], device: str
 ) -> torch.Tensor:
-    """One unit vector a class.
+    """Return a unit vector for each class.
 
     Args:
         model: a CLIP model in fp32, on `device`.
         tokenizer: its tokenizer.
-        classes: class names as a caption should call them.
+        classes: class names as they should appear in captions.
         templates: captions with `{c}` or `{}`.
-        device: where to compute.
+        device: the device that computes.
 
     Returns:
         float32 (K, D), on `device`.
 
     Raises:
-        SetupError: tokenizer and model do not fit together, or an embedding is not finite.
+        SetupError: tokenizer and model do not match, or an embedding is not finite.
     """
     import torch
 
     text_config = model.config.text_config
     length = int(text_config.max_position_embeddings)
-    # 2 is what OpenAI's first checkpoints say and do not mean: the model then looks for the highest id.
+    # OpenAI's first checkpoints have a wrong 2 here; transformers then takes the highest id for the end token.
     if text_config.eos_token_id not in (2, tokenizer.eos_token_id):
         raise SetupError(
-            "tokenizer and model do not fit together",
+            "tokenizer and model do not match",
             where="end token",
             expected=f"id {text_config.eos_token_id}, the model's",
             got=str(tokenizer.eos_token_id),
             next_step="Save the checkpoint's own tokenizer beside it.",
         )
     weights = []
-    # A few classes at a time: eighty templates times many classes would fill the memory.
+    # In steps of a few classes: eighty templates times many classes would fill the memory.
     step = max(1, 4096 // len(templates))
     for start in range(0, len(classes), step):
         names = classes[start : start + step]
@@ -118,9 +118,9 @@ def text_weights(
 
 
 def _embed(model: Any, tokenizer: Any, captions: Sequence[str], *, length: int, device: str) -> torch.Tensor:
-    """Text embeddings in the captions' order; captions of like length share a batch, and every batch is full.
+    """Return text embeddings in the captions' order; captions of similar length share a batch.
 
-    Full batches keep the arithmetic the same for any number of threads: the last one is filled by repeating a caption.
+    All batches are full, which gives the same bits for any number of threads: a caption is repeated to fill the last.
     """
     import torch
 
@@ -133,19 +133,19 @@ def _embed(model: Any, tokenizer: Any, captions: Sequence[str], *, length: int, 
             filled = rows + rows[-1:] * (_BATCH_ROWS - len(rows))
             batch = tokenizer.pad({"input_ids": [tokens[row] for row in filled]}, padding=True, return_tensors="pt")
             batch = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
-            found = model.get_text_features(**batch).pooler_output.float()
-            for row, embedding in zip(rows, found, strict=False):
+            embedding_ND = model.get_text_features(**batch).pooler_output.float()
+            for row, embedding in zip(rows, embedding_ND, strict=False):
                 embeddings[row] = embedding
     return torch.stack(embeddings)
 
 
 def tokenize(tokenizer: Any, text: str, *, length: int) -> list[int]:
-    """Token ids, cut to the model's length; the cut keeps the end token, which is where CLIP reads its embedding.
+    """Return token ids, truncated to the model's length but with the end token, at which CLIP reads its embedding.
 
     Raises:
-        SetupError: the tokenizer sets no end token.
+        SetupError: the tokenizer adds no end token.
     """
-    # `model_max_length` may be 1e30, so the length is the model's.
+    # The tokenizer's `model_max_length` may be 1e30, so the length comes from the model.
     ids = [int(token) for token in tokenizer(text, truncation=True, max_length=length)["input_ids"]]
     if tokenizer.eos_token_id not in ids:
         raise SetupError(
@@ -158,13 +158,13 @@ def tokenize(tokenizer: Any, text: str, *, length: int) -> list[int]:
 
 
 def default_cache() -> Path:
-    """Where text weights are kept between runs: below XDG_CACHE_HOME, else ~/.cache."""
+    """Return the folder that keeps text weights between runs, in XDG_CACHE_HOME or else in ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "vitscore"
 
 
 def cache_key(fingerprint: str, classes: Sequence[str], templates: Sequence[str], device: str) -> str:
-    """All that decides the weights to the last bit: content of the model, texts, device and torch's version."""
+    """Hash all that decides the weights to the last bit: the model's content, texts, device and torch's version."""
     import torch
 
     content = [_CACHE_VERSION, fingerprint, list(classes), list(templates), device.split(":")[0], torch.__version__]
@@ -172,7 +172,7 @@ def cache_key(fingerprint: str, classes: Sequence[str], templates: Sequence[str]
 
 
 def load_cached(folder: Path, key: str, *, num_classes: int) -> torch.Tensor | None:
-    """Weights that were stored before; None where there are none, or the file is no good."""
+    """Read weights that were stored before; return None if there are none or the file is damaged."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -186,7 +186,7 @@ def load_cached(folder: Path, key: str, *, num_classes: int) -> torch.Tensor | N
 
 
 def store(folder: Path, key: str, weights_KD: torch.Tensor) -> None:
-    """Write the weights whole or not at all; a cache that cannot be written is no reason to fail."""
+    """Write the weights atomically; ignore a cache that cannot be written."""
     from safetensors.torch import save
 
     try:
@@ -212,7 +212,7 @@ def zero_shot_weights(
     cache_dir: Path | None,
     fingerprint: str | None,
 ) -> torch.Tensor:
-    """Text weights (K, D) from the cache, else from the text tower."""
+    """Return text weights (K, D) from the cache, or compute them with the text tower and cache them."""
     from transformers import AutoTokenizer
 
     key = ""

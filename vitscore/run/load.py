@@ -84,7 +84,8 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
 
     from vitscore.augment.stage import require_bytes
     from vitscore.engine.cuda_device import keep_compiled_code, require_exact_fp32
-    from vitscore.models.load import load_model
+    from vitscore.models.image_model import Placement
+    from vitscore.models.load import HeadSpec, load_model
     from vitscore.models.zeroshot import default_cache
 
     execution = execution_of(plan, ranks)
@@ -99,13 +100,8 @@ def load_models(plan: Plan, ranks: Ranks) -> list[ImageModel]:
         load_model(
             planned.checkpoint,
             name=planned.name,
-            classes=plan.classes,
-            head_map=planned.head,
-            templates=plan.templates,
-            device=execution.device,
-            precision=plan.choices.precision,
-            compile=plan.choices.compile,
-            batch_size=None,
+            head=HeadSpec(plan.classes, planned.head, plan.templates),
+            placement=Placement(execution.device, plan.choices.precision, plan.choices.compile),
             save_embeddings="embeddings" in plan.options.save,
             cache_dir=default_cache(),
             fingerprint=planned.fingerprint,

@@ -1,11 +1,10 @@
 """Attention on a CPU in bfloat16: two matrix products with the softmax between them.
 
-torch's `scaled_dot_product_attention` reaches a sixth of a core's matrix throughput there (ViT-Tiny at 224 pixels,
-batch of 16: 6.8 ms a layer, 44% of the forward); whole matrices at a time take 2.4 ms, so that the forward is 1.5 times
-as fast. Scores are rounded to bfloat16 on the way, which adds to the noise that queries and keys have by their own
-rounding: against fp32 the logits' error grows by at most 8% (ViT-Tiny, random weights, queries and keys up to 16
-times as large).
-`trunk.py` calls `mix`; other models of transformers look `attend` up by name, where `models.py` asks for it.
+On a CPU torch's `scaled_dot_product_attention` reaches a sixth of a core's matrix throughput (ViT-Tiny at 224 pixels,
+batch of 16: 6.8 ms a layer, 44% of the forward). Products of whole matrices take 2.4 ms and make the forward 1.5 times
+as fast. Scores are rounded to bfloat16 between the products, in addition to the rounding of queries and keys: against
+fp32 the logits' error grows by at most 8% (ViT-Tiny, random weights, queries and keys up to 16 times as large).
+`trunk.py` calls `mix`; other transformers models call `attend` after `use_on`.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from typing import Any
 import torch
 
 from vitscore.kernels.cpu_bf16 import softmax_bfloat16
+from vitscore.models.attention import replace_torchs
 from vitscore.system.machine import cpu_flags
 
 # Axes: B images, H heads, N tokens, D width of a head, S slices: heads of images, F first tokens or all.
 
 NAME = "vitscore_bfloat16"
-TORCHS_NAME = "vitscore_torchs"
 _MOST_SCORES_BYTES = 1 << 25
-"""Of one step: more heads than that are taken in several."""
+"""Maximum size of the scores of one step; more slices than fit are computed in several steps."""
 
 
 def attend(
@@ -36,7 +35,9 @@ def attend(
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What transformers calls; whatever is not plain attention in bfloat16 on a CPU goes to torch's own.
+    """Compute attention for a transformers model; pass to torch's all but plain attention in bfloat16 on a CPU.
+
+    The arguments are those with which transformers calls an attention function.
 
     Returns:
         (B, N, H, D), and None for the weights.
@@ -46,7 +47,7 @@ def attend(
     if not (is_plain and is_ours and query_BHND.shape == key_BHND.shape == value_BHND.shape):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        found: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        output: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module,
             query_BHND,
             key_BHND,
@@ -57,28 +58,25 @@ def attend(
             is_causal=is_causal,
             **others,
         )
-        return found
+        return output
     num_images, num_heads, num_tokens, width = query_BHND.shape
-    query_SND, key_SND, value_SND = (each.reshape(-1, num_tokens, width) for each in (query_BHND, key_BHND, value_BHND))
+    inputs_BHND = query_BHND, key_BHND, value_BHND
+    query_SND, key_SND, value_SND = (tensor.reshape(-1, num_tokens, width) for tensor in inputs_BHND)
     scale = width**-0.5 if scaling is None else scaling
     joined_SND = mix(query_SND, key_SND, value_SND, scale=scale)
     return joined_SND.view(num_images, num_heads, num_tokens, width).transpose(1, 2), None
 
 
 def mix(query_SFD: torch.Tensor, key_SND: torch.Tensor, value_SND: torch.Tensor, *, scale: float) -> torch.Tensor:
-    """softmax(scale * queries keys') values of each slice, (S, F, D), in bfloat16."""
+    """Return softmax(scale * queries keys') values of every slice, (S, F, D), in bfloat16."""
     step = max(1, _MOST_SCORES_BYTES // (2 * query_SFD.shape[1] * key_SND.shape[1]))
-    seen_SFD = [
-        torch.bmm(_weights(query, key, scale), value)
-        for query, key, value in zip(
-            *(torch.split(each, step) for each in (query_SFD, key_SND, value_SND)), strict=True
-        )
-    ]
-    return seen_SFD[0] if len(seen_SFD) == 1 else torch.cat(seen_SFD)
+    steps = zip(*(torch.split(tensor, step) for tensor in (query_SFD, key_SND, value_SND)), strict=True)
+    mixed_SFD = [torch.bmm(_weights(query, key, scale), value) for query, key, value in steps]
+    return mixed_SFD[0] if len(mixed_SFD) == 1 else torch.cat(mixed_SFD)
 
 
 def _weights(query_SFD: torch.Tensor, key_SND: torch.Tensor, scale: float) -> torch.Tensor:
-    """Each query's attention to each token, (S, F, N)."""
+    """Return the attention of every query to every token, (S, F, N)."""
     scores_SFN = torch.bmm(query_SFD, key_SND.transpose(1, 2))
     if torch.compiler.is_compiling():
         return torch.softmax(scores_SFN * scale, dim=-1)
@@ -87,56 +85,14 @@ def _weights(query_SFD: torch.Tensor, key_SND: torch.Tensor, scale: float) -> to
 
 
 def is_faster_here() -> bool:
-    """Whether this CPU gains by `mix` and by `trunk.py`: with AVX512-BF16, and as much with AMX beside it.
+    """Return whether this CPU gains by `mix` and by `trunk.py`: with AVX512-BF16, and as much with AMX beside it.
 
-    ViT-Tiny at 224 pixels on two cores with AMX: 262 images/s by transformers' modules, 380 so. Elsewhere bfloat16 is
-    no gain at all.
+    ViT-Tiny at 224 pixels on two cores with AMX: 262 images/s with transformers' modules, 380 with these. On other CPUs
+    bfloat16 brings no gain.
     """
     return "avx512_bf16" in cpu_flags()
 
 
-def use_where_faster(model: Any) -> None:
-    """Have a transformers model attend by `attend`, where it would by torch's own attention and this CPU gains.
-
-    Models with an attention of their own keep it; elsewhere torch's own comes without a mask.
-    """
-    if is_faster_here():
-        use_on(model)
-    else:
-        use_torchs_on(model)
-
-
 def use_on(model: Any) -> None:
-    """Have a transformers model attend by `attend`, on whatever CPU."""
-    _replace_torchs(model, NAME, attend)
-
-
-def use_torchs_on(model: Any) -> None:
-    """Have a transformers model attend by torch's own attention, and without a mask also while a graph is captured."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    _replace_torchs(model, TORCHS_NAME, sdpa_attention_forward)
-
-
-def mask_or_none(**wanted: Any) -> torch.Tensor | None:
-    """What transformers asks for a mask: None where all tokens attend to all.
-
-    transformers 5.17 makes a mask of ones while a graph is captured: torch has slower kernels for it, and the last
-    layer cannot be computed for its first token alone.
-    """
-    is_open = wanted.get("attention_mask") is None and wanted.get("local_size") is None
-    if is_open and wanted.get("allow_is_bidirectional_skip"):
-        return None
-    from transformers.masking_utils import sdpa_mask
-
-    mask: torch.Tensor | None = sdpa_mask(**wanted)
-    return mask
-
-
-def _replace_torchs(model: Any, name: str, function: Any) -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(name, function)
-    AttentionMaskInterface.register(name, mask_or_none)
-    if getattr(model.config, "_attn_implementation", None) == "sdpa":
-        model.set_attn_implementation(name)
+    """Make a transformers model compute attention by `attend`, if it calls torch's now."""
+    replace_torchs(model, NAME, attend)
