@@ -2,14 +2,13 @@
 
 import json
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vitscore.bench import memory
-from vitscore.bench.harness import checkpoints, corpus, timing
+from vitscore.bench.harness import catalogue, checkpoints, corpus, timing
 from vitscore.bench.stages import decoding, forward, reading
 from vitscore.models.checkpoint import find
 
@@ -22,7 +21,7 @@ STAGES = ("reading", "decoding", "forward", "startup", "memory")
 @cache
 def measured(name: str) -> dict[str, Any]:
     """One quick run for all tests of a bench."""
-    result: dict[str, Any] = import_module(f"vitscore.bench.{name}").measure(quick=True)
+    result: dict[str, Any] = catalogue.load(name).measure(quick=True)
     return result
 
 
@@ -33,14 +32,14 @@ def is_figure(value: Any, unit: str) -> bool:
 @pytest.mark.parametrize("name", STAGES)
 def test_a_table_fits_its_page_and_the_result_is_json(name: str) -> None:
     result = measured(name)
-    lines = import_module(f"vitscore.bench.{name}").table(result)
+    lines = catalogue.load(name).table(result)
     assert lines and max(map(len, lines)) <= 78  # printed with two spaces before it
     assert json.loads(json.dumps(result)) == result
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_bench_says_what_it_asks_expects_and_does(name: str) -> None:
-    text = import_module(f"vitscore.bench.{name}").__doc__ or ""
+    text = catalogue.path_of(name).read_text()
     assert text.splitlines()[0].endswith("?")
     assert all(f"\n{word}:" in text for word in ("Question", "Expected", "Command", "Method"))
     assert f"vitscore bench {name}" in text

@@ -21,6 +21,8 @@ from vitscore.bench.gpu.prepare import corpus
 from vitscore.bench.gpu.runner import MOST_BYTES, TRACE
 
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
+CALLS = ("cuda_runtime", "cuda_driver")
+"""Calls of the host; numba launches through the driver."""
 SKIPPED = 8
 """Batches before the window: queues fill, buffers grow."""
 MOST_GAPS = 5
@@ -53,7 +55,7 @@ def profile(day: Day) -> None:
     day.figure("GPU busy", share, note=f"of {(ends - begins) / 1e3:,.0f} ms, {day.sizes.profiled} batches")
     for stream, own in by_stream(busy).items():
         day.figure(f"stream {stream} busy", sum_of_union(own) / (ends - begins), kernels=len(own))
-    for number, gap in enumerate(gaps(busy, events)[:MOST_GAPS], 1):
+    for number, gap in enumerate(gaps(busy, events), 1):
         note = f"after {gap.after[:50]}, before {gap.before[:50]}; the host in {gap.host}"
         day.figure(f"gap {number}", gap.seconds * 1e3, "ms", note=note, at_ms=round((gap.begins_us - begins) / 1e3, 2))
     for name, seconds in longest_kernels(busy).most_common(8):
@@ -97,7 +99,7 @@ def record_run(day: Day) -> list[Event]:
 
 def write_trace(document: dict[str, Any], path: Path) -> None:
     """Write a trace small enough to be carried: where it is too large, without the operators of the host."""
-    wanted: Sequence[Sequence[str] | None] = (None, (*ON_GPU, "cuda_runtime", "user_annotation"), ON_GPU)
+    wanted: Sequence[Sequence[str] | None] = (None, (*ON_GPU, *CALLS, "user_annotation"), ON_GPU)
     for categories in wanted:
         kept = [
             event
@@ -142,17 +144,19 @@ def by_stream(events: Iterable[Event]) -> dict[str, list[Event]]:
 
 
 def gaps(busy: Sequence[Event], events: Iterable[Event]) -> list[Gap]:
-    """Times in which nothing ran, longest first."""
-    calls = [event for event in events if event.get("cat") == "cuda_runtime" and "dur" in event]
+    """Times in which nothing ran, the longest of them, longest first."""
     pauses, last = [], busy[0]
     for event in busy[1:]:
-        begins, ends = end_of(last), float(event["ts"])
-        if ends > begins:
-            host = longest_call(calls, begins, ends) if ends - begins > 100 else ""
-            pauses.append(Gap(begins, (ends - begins) / 1e6, str(last["name"]), str(event["name"]), host or "no call"))
-        if end_of(event) > begins:
+        if float(event["ts"]) > end_of(last):
+            pauses.append((end_of(last), float(event["ts"]), str(last["name"]), str(event["name"])))
+        if end_of(event) > end_of(last):
             last = event
-    return sorted(pauses, key=lambda gap: -gap.seconds)
+    pauses.sort(key=lambda pause: pause[0] - pause[1])
+    calls = [event for event in events if event.get("cat") in CALLS and "dur" in event]
+    return [
+        Gap(begins, (ends - begins) / 1e6, after, before, longest_call(calls, begins, ends) or "no CUDA call")
+        for begins, ends, after, before in pauses[:MOST_GAPS]
+    ]
 
 
 def longest_call(calls: Iterable[Event], begins: float, ends: float) -> str:
