@@ -145,7 +145,7 @@ def test_a_run_puts_all_its_work_on_its_own_stream(
     gpu.note(monkeypatch, models.ImageModel, "warm_up")
     gpu.note(monkeypatch, decode_torchvision.TorchvisionDecoder, "__init__")
     gpu.note(monkeypatch, decode_torchvision.TorchvisionDecoder, "collect")
-    gpu.note(monkeypatch, audit, "_answers")
+    gpu.note(monkeypatch, audit, "_classify")
     done = vitscore(*RUN, "-o", tmp_path / "own", "--tta", "hflip")
     assert done.code == 0, done.err
     assert gpu.current is gpu.default
@@ -159,7 +159,7 @@ def test_a_run_puts_all_its_work_on_its_own_stream(
     assert (rest[0], rest[-1]) == (("own 1", "waits for default"), ("default", "waits for own 1"))
     work = {name for stream, name in rest if stream == "own 1"}
     assert {event for event in rest if event[0] != "own 1"} == {("default", "waits for own 1")}
-    assert work >= {"warm_up", "__init__", "collect", "graphed", "ranking", "copy", "mark", "free_memory", "_answers"}
+    assert work >= {"warm_up", "__init__", "collect", "graphed", "ranking", "copy", "mark", "free_memory", "_classify"}
     # The audit of a half-precision run loads the model once more, in the middle of it.
     assert "load_weights" in work
     assert "stream" not in last_start(tmp_path / "own")["measured"]

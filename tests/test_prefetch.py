@@ -166,12 +166,15 @@ def test_decoding_begins_early_under_save_embeddings_too(
     assert len(started) == 1
 
 
-def test_pandas_is_not_imported_and_can_be_later(make_shards: Call, digits: Any, start: Call, tmp_path: Path) -> None:
+def test_pandas_and_sklearn_are_not_imported_and_can_be_later(
+    make_shards: Call, digits: Any, start: Call, tmp_path: Path
+) -> None:
     pytest.importorskip("pandas")
     code = (
         "import sys; from vitscore.cli.main import main\n"
         "assert main(sys.argv[1:]) == 0\n"
-        "assert 'pandas' not in sys.modules\n"
+        "assert not {'pandas', 'sklearn'} & set(sys.modules)\n"
+        "import sklearn.metrics\n"
         "import pyarrow.parquet as pq; print(len(pq.read_table(sys.argv[-1] + '/shards.parquet').to_pandas()))"
     )
     shards = make_shards(digits[:20])

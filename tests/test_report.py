@@ -382,14 +382,14 @@ def test_the_report_imports_no_torch(start: Any, make: Callable[..., MadeRun]) -
     import sys
 
     run = make()
-    code = f"import sys, vitscore.cli.main; assert vitscore.cli.main(['report', {str(run.folder)!r}]) == 0\n"
+    code = f"import sys, vitscore.cli.main; assert vitscore.cli.main.main(['report', {str(run.folder)!r}]) == 0\n"
     code += "assert not {'torch', 'transformers', 'nvidia.dali'} & {*sys.modules}"
     done = start(sys.executable, "-c", code)
     assert done.code == 0, done.err
 
 
 def test_the_files_of_the_page_are_in_the_package() -> None:
-    sources = (REPORT / "page.py").read_text() + (ROOT / "vitscore" / "robustness_html.py").read_text()
+    sources = (REPORT / "page.py").read_text() + (ROOT / "vitscore" / "robustness" / "html.py").read_text()
     named = set(re.findall(r'"([\w.-]+\.(?:css|js))"', sources))
     assert named == {path.name for path in REPORT.iterdir() if path.suffix in (".css", ".js")}
     texts = [path for path in REPORT.rglob("*") if path.suffix in (".py", ".html", ".css", ".js")]

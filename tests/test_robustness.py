@@ -18,6 +18,7 @@ from PIL import Image
 from statsmodels.stats.multitest import multipletests
 
 from vitscore.augment.operators import OPERATORS
+from vitscore.cli.robustness import as_list
 from vitscore.errors import UsageError
 from vitscore.robustness.grid import ErrorDifference, GridCounts, Spread, make_cells, make_document, rate_interval
 from vitscore.robustness.html import render
@@ -257,6 +258,12 @@ def test_operators_are_listed_with_ranges_and_severities(vitscore: Call) -> None
     assert all(name in done.out for name in OPERATORS)
     assert "sigma 0..1 (share of full scale): 0.08 0.12 0.18 0.26 0.38" in done.out
     assert all(len(line) <= 80 for line in done.out.splitlines())
+
+
+@pytest.mark.parametrize("given", [["blur", "zoom"], ("blur", "zoom")])
+def test_repeated_options_come_as_a_list_or_as_typer_020s_tuple(given: Any) -> None:
+    assert as_list(given) == ["blur", "zoom"]
+    assert (as_list("blur"), as_list(None)) == (["blur"], [])
 
 
 def test_a_subset_keeps_the_lists_order_and_names_each_once() -> None:

@@ -102,15 +102,15 @@ def test_a_corrupt_image_is_bad_and_changes_no_neighbour(make_shards: Call, vits
     for name, samples in (("clean", clean), ("broken", broken)):
         shards = make_shards(samples, name=name)
         assert vitscore("run", shards, *MODELS, "-o", shards / "out").code == 0
-    good, broken = (part_tables(shards.parent / name / "out")["0000000-s-0.parquet"] for name in ("clean", "broken"))
-    reasons = {row["key"]: row["reason"].split(": ")[0] for row in broken if row["status"] == "bad"}
+    good, damaged = (part_tables(shards.parent / name / "out")["0000000-s-0.parquet"] for name in ("clean", "broken"))
+    reasons = {row["key"]: row["reason"].split(": ")[0] for row in damaged if row["status"] == "bad"}
     assert set(reasons) == {broken[row][0] for row in (7, 30, 31, 32)}
     assert reasons[broken[31][0]] == "no image"
     assert reasons[broken[32][0]] == "label out of range"
-    assert all(row["demo-vit.pred"] is None for row in broken if row["status"] == "bad")
-    for row in [*good, *broken]:
+    assert all(row["demo-vit.pred"] is None for row in damaged if row["status"] == "bad")
+    for row in [*good, *damaged]:
         del row["shard"]
-    assert [row for row in broken if row["status"] == "ok"] == [row for row in good if row["key"] not in reasons]
+    assert [row for row in damaged if row["status"] == "ok"] == [row for row in good if row["key"] not in reasons]
     ledger = read_metrics(shards / "out")["ledger"]
     assert (ledger["expected"], ledger["scored"], ledger["bad"]) == (60, 56, 4)
     assert sum(ledger["reasons"].values()) == 4
@@ -274,7 +274,7 @@ def test_the_run_says_what_it_waited_for(
 
     from vitscore.decode.dali import DaliDecoder
     from vitscore.engine.forward_cpu import Forward
-    from vitscore.engine.loop import Engine
+    from vitscore.engine.loop import RowRecorder
     from vitscore.rundir.parts import ShardRows
     from vitscore.shards.samples import OpenShard
 
@@ -282,7 +282,7 @@ def test_the_run_says_what_it_waited_for(
         "read": (OpenShard, "read"),
         "decode": (DaliDecoder, "collect"),
         "forward": (Forward, "_compute"),
-        "count": (Engine, "_count"),
+        "count": (RowRecorder, "_count"),
         "write": (ShardRows, "commit"),
     }[stage]
     real = getattr(held, name)

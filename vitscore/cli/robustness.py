@@ -110,7 +110,7 @@ def robustness(
 
 def as_list(value: Any) -> list[str]:
     """Return a list of texts from a value of the command line or a config file."""
-    return [] if value is None else [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    return [] if value is None else [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
 
 
 def parse_severities(value: Any) -> list[int]:
@@ -140,7 +140,7 @@ def execute(
     """Run the grid and show its results."""
     from vitscore.run import run as runs
     from vitscore.system.launcher import is_main_rank
-    from vitscore.system.libraries import prepare_arrow
+    from vitscore.system.libraries import prepare_arrow, without_sklearn
     from vitscore.text.watcher import Watcher
 
     check_baseline(options, baseline)
@@ -152,7 +152,8 @@ def execute(
     watcher = Watcher(is_shown=progress if is_main_rank() else False, tells_notes=is_main_rank())
     prepare_arrow()
     try:
-        outcome = runs.run(options, watcher)
+        with without_sklearn():
+            outcome = runs.run(options, watcher)
     finally:
         watcher.finished()
     if outcome is not None:

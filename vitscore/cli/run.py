@@ -151,7 +151,7 @@ def execute(
 ) -> None:
     """Run `options` and show the result."""
     from vitscore.run import run as runs
-    from vitscore.system.libraries import prepare_arrow
+    from vitscore.system.libraries import prepare_arrow, without_sklearn
     from vitscore.text.console import make_console
     from vitscore.text.plan import show_plan
     from vitscore.text.watcher import Watcher
@@ -168,7 +168,8 @@ def execute(
     watcher = Watcher(is_shown=progress if is_main_rank() else False, tells_notes=is_main_rank())
     prepare_arrow()
     try:
-        outcome = runs.run(options, watcher)
+        with without_sklearn():
+            outcome = runs.run(options, watcher)
     finally:
         watcher.finished()
     if outcome is not None:

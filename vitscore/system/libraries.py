@@ -11,6 +11,7 @@ import ctypes
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from importlib.abc import MetaPathFinder
 from typing import Any
 
@@ -59,6 +60,23 @@ class _NoPandas(MetaPathFinder):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
         if fullname == "pandas":
             raise ModuleNotFoundError(name=fullname)
+
+
+@contextlib.contextmanager
+def without_sklearn() -> Iterator[None]:
+    """Have scikit-learn look as if it were not installed, unless it is imported already.
+
+    transformers 5.17 imports it for text generation, and pandas with it: half of the time that importing transformers
+    takes. Later releases do not.
+    """
+    if "sklearn" in sys.modules:
+        yield
+        return
+    sys.modules["sklearn"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.modules.pop("sklearn", None)
 
 
 def look_for_garbage_less() -> None:
