@@ -1,4 +1,4 @@
-"""What do corrupt images cost the others?
+"""How much do corrupt images slow down the others?
 
 Question: how fast is a run with 1% corrupt images, as a ratio of the same run without? Three ways: ViT-Tiny/16, which
 is bound by its forward, with images damaged where only the decoder sees it (each costs its batch a second decode); the

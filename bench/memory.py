@@ -5,7 +5,7 @@ Question: how much larger is the peak resident memory of a whole run over 20,000
 Expected: under 10% more, since batches, prefetch and one shard's rows are all that is held; under 1.5 GB, half of which
           is there once everything is imported.
 Command:  vitscore bench memory
-Method:   each run in a process of its own, peak as the system counts it. Growth: digits of 8 x 8 pixels, 500 a shard,
+Method:   each run in a separate process, peak as the system counts it. Growth: digits of 8 x 8 pixels, 500 a shard,
           both demo models. ViT-Tiny/16: random weights, 1,000 images; then the same again without each of its parts in
           turn, and the imports alone, for the table of what takes what.
 """

@@ -5,7 +5,7 @@ memory grow, does start-up, and how long does a run that was killed at half take
 Expected: the rate within 5%; peak memory within 10%; until the first new sample under 1 s more than a fresh start takes
 (100 footers to read); the end (fold of a million rows) under 10 s.
 Command:  vitscore bench million      (half an hour; not among those that run by default)
-Method:   every run in a process of its own. "first image" is when the first new part appeared, less the time that a
+Method:   every run in a separate process. "first image" is when the first new part appeared, less the time that a
           part takes at the run's rate; "end" is from the last part to the end of the process. Memory is the peak that
           the system counted for the process (VmHWM), read while it ran.
 """

@@ -5,7 +5,7 @@ Question: `vitscore metrics DIR` over 1,000,000 rows of two models and 1,000 cla
 Expected: under 10 s and under 1 GB each.
 Command:  vitscore bench offline
 Method:   100 real parts of 10,000 rows, written by the run's own writer; 80% and 75% right, mistakes spread over all
-          classes, which is the worst for what is counted of pairs. Each command in a process of its own, imports and
+          classes, which is the worst for what is counted of pairs. Each command in a separate process, imports and
           all, three times by turns; peak and CPU time of the child by wait4 (where others keep the cores busy, CPU time
           is what counts).
 """

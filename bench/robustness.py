@@ -1,4 +1,4 @@
-"""What does a grid of operators and severities cost, against a run for each cell?
+"""How much does a grid of operators and severities cost, against a run for each cell?
 
 Question: how long is one `vitscore robustness` pass over N cells (and the unchanged images), as a ratio of the N + 1
 runs that give the same predictions, `vitscore run --augment OP:severity=N`? Twice: the demo's two small models on

@@ -1,4 +1,4 @@
-"""What do two models cost in one run, against two runs?
+"""How much do two models cost in one run, against two runs?
 
 Question: what part of the time of two runs does one run of both models take, (a) where decoding dominates and (b) where
           the forwards do; and in (b), how much more than one decode and both forwards, each measured alone?
@@ -6,7 +6,7 @@ Expected: at most 0.6 in (a); in (b) at most 1.05 times decode and forwards, and
 Command:  vitscore bench several
 Method:   (a) the demo's ViT and CLIP on 4,000 JPEGs of about 400 x 500 pixels and 110 KB, (b) ViT-Tiny/16 and a CLIP of
           the same size at 224 pixels on 800; random weights in (b). Both together, each by itself, and the bound, every
-          one in a process of its own, in turn over three rounds; seconds of the loops as run.json has them, and of the
+          one in a separate process, in turn over three rounds; seconds of the loops as run.json has them, and of the
           whole processes.
 """
 

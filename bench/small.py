@@ -6,7 +6,7 @@ Expected: 8 times the pipeline, 3 times the loop.
 Command:  vitscore bench small
 Method:   demo-vit and, in another row, demo-clip; 20,000 images for vitscore, 4,000 for the hand-written loop and 2,000
           for the pipeline (at batch 64 in fp32, and at its best), which has the same work for each image; each in a
-          process of its own, in turn over three rounds. The ratios are of the loops alone, since start-up would be
+          separate process, in turn over three rounds. The ratios are of the loops alone, since start-up would be
           another part of each; the rates with the start stand beside. Decode and forward alone as in `whole`.
 """
 

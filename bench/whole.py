@@ -3,14 +3,14 @@
 Question: over the same shards of ImageNet-like JPEGs and the same ViT-Tiny/16 checkpoint (random weights), how many
           images a second does `vitscore run` reach, all start-up included, against transformers' pipeline at batch 64
           and at its best, against a careful hand-written loop, and against timm's model of the same size? And what
-          share of its own bound is its loop: decode and forward measured alone?
+          share of its bound does its loop reach: decode and forward measured alone?
 Expected: 3.0 times the pipeline at batch 64, 1.5 times the hand-written loop, 0.92 of the bound. On a GPU ViT-B/16:
           0.9 of the bound; on an H200 9,000 images/s.
 Command:  vitscore bench whole
-Method:   2,000 JPEGs; every way in a process of its own (see peers, bound), in turn over three rounds; images over the
+Method:   2,000 JPEGs; every way in a separate process (see peers, bound), in turn over three rounds; images over the
           seconds from the process' start to its end, and over those of its loop alone. The peers run at the settings
           that a sweep found best on such a machine; of two the better is taken. timm's model is of the same
-          architecture and input size, with weights of its own. The pipeline's predictions are compared with ours. On a
+          architecture and input size, with other weights. The pipeline's predictions are compared with ours. On a
           GPU the JPEGs are in the shards ten times over, so that a loop takes seconds.
 """
 
@@ -45,7 +45,7 @@ class Extent:
     """Of checkpoint."""
     images: int
     times: int
-    """How often each image stands in the shards."""
+    """How often each image is in the shards."""
     rounds: int
 
 
@@ -133,7 +133,7 @@ def rates(runs: Sequence[OwnRun | PeerRun], settings: str) -> dict[str, Any]:
 
 
 def keep_better(result: dict[str, Any], kind: str) -> None:
-    """Of a peer's settings the faster one stands for it; the others are kept apart."""
+    """Keep the fastest settings of a peer as its result, and the others apart."""
     tried = [result.pop(way) for way in list(result) if way.startswith(kind)]
     tried.sort(key=lambda each: -each["images_per_s"]["median"])
     if tried:

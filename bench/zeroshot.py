@@ -5,7 +5,7 @@ Question: over the same shards of ImageNet-like JPEGs, how many times the images
           CLIP B/32 in transformers' format, all start-up included?
 Expected: over 1.2: the forward is nearly all of the work, and is the same arithmetic in the same precision.
 Command:  vitscore bench zeroshot
-Method:   1,000 JPEGs, ten classes, one template; each in a process of its own, in turn over three rounds. Architecture
+Method:   1,000 JPEGs, ten classes, one template; each in a separate process, in turn over three rounds. Architecture
           and input size are the same, the weights are not: both are random.
 """
 

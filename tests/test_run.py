@@ -262,7 +262,7 @@ def test_what_half_precision_changes_is_counted_against_a_run_in_fp32(
     assert audits["bf16"]["against_fp32"]["top1_differs"] == differs > 0
     largest = max(abs(a["vit.prob"] - b["vit.prob"]) for a, b in zip(half, full, strict=True))
     assert audits["bf16"]["against_fp32"]["largest_prob_difference"] == pytest.approx(largest)
-    assert "What preprocessing and precision changed" in (tmp_path / "bf16" / "report.html").read_text()
+    assert "Effect of preprocessing and precision" in (tmp_path / "bf16" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("stage", ["read", "decode", "forward", "count", "write"])

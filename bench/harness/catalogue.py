@@ -40,7 +40,7 @@ INSTALL = "Run `pip install 'vitscore[bench]'`."
 
 
 class Bench(Protocol):
-    """What a bench's module has."""
+    """The functions of a bench's module."""
 
     def measure(self, *, quick: bool = False) -> dict[str, Any]: ...
 

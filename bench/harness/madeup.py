@@ -85,6 +85,6 @@ def columns_of(name: str, made: Predictions) -> ModelColumns:
 
 
 def from_logits(logits_NK: Array, labels_N: Array, *, k: int = 5, keeps_logits: bool = False) -> Predictions:
-    """What a model with these logits leaves in the parts."""
+    """Return the predictions that a model with these logits leaves in the parts."""
     scores = score_rows(logits_NK, labels_N, k)
     return Predictions.of(scores, logits=np.ascontiguousarray(logits_NK, np.float32) if keeps_logits else None)

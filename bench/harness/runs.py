@@ -1,4 +1,4 @@
-"""Whole runs of ours for the benches: each in a process of its own, with what it wrote about itself."""
+"""Whole runs of vitscore for the benches, each in a separate process, with its record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class OwnRun:
     session: dict[str, Any]
     """Its record in run.json."""
     settings: str
-    """What it chose."""
+    """Its choices, in words."""
 
     @property
     def images(self) -> int:

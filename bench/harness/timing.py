@@ -1,6 +1,6 @@
-"""What every bench measures with: figures that keep their rounds, processes of their own, functions timed in turn.
+"""Measure: figures that keep their rounds, separate processes, functions timed in turn.
 
-A figure is a plain dict, `{"unit", "median", "low", "high", "rounds"}`, which is also how it stands in the JSON; what
+A figure is a plain dict, `{"unit", "median", "low", "high", "rounds"}`, the same as in the JSON; what
 compares two benches, or plans from one, looks for dicts with a `median`.
 """
 
@@ -22,7 +22,7 @@ Found = TypeVar("Found")
 
 
 def figure(rounds: Sequence[float], unit: str) -> Figure:
-    """What the rounds of one measurement found: median, lowest, highest, and all of them.
+    """Return a figure of one measurement: median, lowest, highest, and all rounds.
 
     Args:
         rounds: one value a round, at least one.
@@ -53,7 +53,7 @@ def show(found: Figure, digits: int = 1) -> str:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a process took, from its start to its end."""
+    """Resources of a finished process."""
 
     wall_s: float
     cpu_s: float
@@ -102,7 +102,7 @@ def run_process(command: Sequence[str], *, env: Mapping[str, str] | None = None)
 
 
 def rounds_in_turn(ways: Mapping[str, Callable[[], Found]], rounds: int) -> dict[str, list[Found]]:
-    """Measure every way once a round, so that whatever else the machine does meets all of them alike.
+    """Measure every way once a round, so that other load on the machine affects all of them alike.
 
     Args:
         ways: by name, what measures once and returns its value, or several in a record.

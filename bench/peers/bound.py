@@ -1,4 +1,4 @@
-"""What bounds a run: decoding alone and forwards alone, on a run's own terms, in a process of its own.
+"""Measure the bound of a run: decoding alone and forwards alone, as a run does them, in a separate process.
 
 `python -m vitscore.bench.peers.bound SHARDS CHECKPOINT... [--images N]` plans exactly as `vitscore run` does, then
 decodes images that lie in memory with every thread, then computes the forwards of one decoded batch with every
@@ -45,7 +45,7 @@ class Bound:
 
     @property
     def images_per_s(self) -> float:
-        """What no run can exceed."""
+        """The rate that no run can exceed."""
         if self.device == "cuda":
             return min(self.decode, self.all_forwards)
         return 1 / (1 / self.decode + 1 / self.all_forwards)
@@ -54,7 +54,7 @@ class Bound:
 def measure_bound(
     shards: Path, models: Sequence[Path | str], *, num_images: int = NUM_IMAGES, at_least_s: float = AT_LEAST_S
 ) -> Bound:
-    """Measure in a process of its own."""
+    """Measure in a separate process."""
     limits = ["--images", str(num_images), "--at-least-s", str(at_least_s)]
     command = [sys.executable, "-m", "vitscore.bench.peers.bound", str(shards), *map(str, models), *limits]
     return Bound(**json.loads(run_process(command).stdout.splitlines()[-1]))

@@ -1,4 +1,4 @@
-"""The peers themselves, as people write them: see `peers`, which starts each in a process of its own.
+"""The peers themselves, as people write them: see `processes`, which starts each in a separate process.
 
 Nothing here is vitscore's. Everything that would be done once in a real evaluation is done: probabilities, the five
 best classes, accuracy and a confusion matrix on the way.
@@ -29,7 +29,7 @@ ToLogits = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass
 class Seen:
-    """What a peer found."""
+    """A peer's result."""
 
     images: int = 0
     loop_s: float = 0.0

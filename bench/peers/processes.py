@@ -1,4 +1,4 @@
-"""The peers that a whole run is measured against, each in a process of its own, at settings that were swept.
+"""The peers that a whole run is measured against, each in a separate process, at settings found by sweeps.
 
 `python -m vitscore.bench.peers.processes NAME SHARDS CHECKPOINT` runs one and prints one JSON line; the options are the
 fields of `Settings`, and `--predictions FILE`. Nothing of vitscore's is imported or set up there but `loops`, so that
@@ -28,7 +28,7 @@ from vitscore.bench.peers.settings import NAMES, Settings
 
 @dataclass(frozen=True)
 class PeerRun:
-    """What a peer's process said, and how long it took from outside."""
+    """Output of a peer's process, and its duration seen from outside."""
 
     wall_s: float
     images: int
@@ -46,7 +46,7 @@ class PeerRun:
 def run_peer(
     name: str, shards: Path, checkpoint: Path | str, settings: Settings, *, predictions: Path | None = None
 ) -> PeerRun:
-    """Run a peer in a process of its own; keeps its predictions by way of a file where one is named."""
+    """Run a peer in a separate process; keep its predictions in a file, if one is named."""
     from vitscore.bench.harness.timing import run_process
 
     done = run_process(command(name, shards, checkpoint, settings, predictions=predictions))
@@ -67,7 +67,7 @@ def command(
 
 
 def candidates(name: str) -> Iterator[Settings]:
-    """What the sweep tries, for the CPU of a machine with two cores."""
+    """Yield the settings that the sweep tries on the CPU of a machine with two cores."""
     is_pipeline = name == "pipeline"
     for precision in ("fp32", "half") if is_pipeline else ("autocast", "half"):
         for batch_size in (8, 16, 32, 64):
@@ -77,7 +77,7 @@ def candidates(name: str) -> Iterator[Settings]:
 
 
 def variants(best: Settings) -> Iterator[Settings]:
-    """What is tried at the best settings found; a peer of other makers than transformers ignores it."""
+    """Yield variants of the best settings; only peers on transformers use them."""
     yield dataclasses.replace(best, attention="eager")
     yield dataclasses.replace(best, transform="processor")
 

@@ -9,7 +9,7 @@ NAMES = ("pipeline", "loop", "timm", "open_clip")
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be chosen about a peer without changing its predictions by more than rounding."""
+    """Settings of a peer that change its predictions by rounding only."""
 
     batch_size: int = 64
     precision: str = "fp32"

@@ -58,7 +58,7 @@ class Comparison:
     only_a: tuple[Keys, ...]
     only_b: tuple[Keys, ...]
     notes: tuple[str, ...]
-    """What else differs: hardware, versions, counts."""
+    """Return the other differences: hardware, versions, counts."""
 
 
 def compare_files(a: Path, b: Path) -> list[Comparison]:

@@ -169,7 +169,7 @@ def bar_parts(axis: Axis, bar: Bar, y: float) -> Iterator[str]:
 
 
 def spread_text(bar: Bar) -> str:
-    """What stands in a tooltip: the median, and the range of the rounds."""
+    """Return the text of a tooltip: the median and the range of the rounds."""
     figure = bar.figure
     text = f"{bar.label}: {number(figure['median'])} {figure['unit']}"
     if len(figure["rounds"]) > 1:

@@ -1,4 +1,4 @@
-"""What so many images take on so many GPUs, from rates that were measured: hours, cost, the stage that limits.
+"""Plan a large run from measured rates: hours, cost, and the stage that limits it.
 
     rate of one GPU = (what its stages allow together) x (the share of that which a whole run reached)
     hours           = start-up + images / (GPUs x rate) + fold on rank 0
@@ -24,7 +24,7 @@ WIDTH = 80
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be planned."""
+    """The run to plan."""
 
     images: float
     gpus: int = 1
@@ -36,7 +36,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Plan:
-    """What it comes to; rates are images/s of one GPU."""
+    """The result of planning; rates are images/s of one GPU."""
 
     wish: Wish
     is_gpu: bool

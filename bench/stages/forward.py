@@ -85,7 +85,7 @@ GPU = (
 
 
 def choose_cases(*, quick: bool, has_gpu: bool, has_bf16: bool) -> tuple[Case, ...]:
-    """What this machine is asked; without bf16 instructions only fp32, which is all that a run would choose."""
+    """Return the cases for this machine: only fp32 without bf16 instructions, as a run would choose."""
     if quick:
         return QUICK
     cases = GPU if has_gpu else CPU

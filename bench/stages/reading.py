@@ -7,7 +7,7 @@ Expected: small images at least 10x webdataset, which makes a tarfile object, a 
 Command:  vitscore bench reading
 Method:   the page cache is warm; one process, one thread, the ways by turns, each through all shards, opening included.
           Ours reads blocks of 128 rows, as a run does. Before that, untimed: all ways give the same samples, by
-          checksum. Nobody's bytes are looked at while the clock runs, but all are in memory of the process.
+          checksum. No bytes are inspected while the clock runs, but all are in the process' memory.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ INDEXERS: dict[str, Read] = {"vitscore": index_by_vitscore, "tarfile": index_by_
 
 
 def check(paths: Sequence[Path]) -> dict[str, Any]:
-    """What the shards hold, by every way alike.
+    """Return the contents of the shards, equal for every reader.
 
     Raises:
         AssertionError: two ways do not give the same samples, or the same members.
