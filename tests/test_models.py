@@ -12,7 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageClassification, CLIPModel, EfficientNetImageProcessor, pipeline
+from transformers import (
+    AutoModelForImageClassification,
+    CLIPModel,
+    EfficientNetImageProcessor,
+    ViTImageProcessor,
+    pipeline,
+)
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.utils import logging
 
 from support import smallmodels as small
 from vitscore.classes import matching as classes
@@ -280,6 +288,22 @@ def test_a_processor_without_a_spec_is_run_as_it_is(tmp_path: Path) -> None:
     values = model.spec.processor(images=images, return_tensors="pt")["pixel_values"]
     answers = pipeline("image-classification", model=str(folder), device="cpu")(images, top_k=len(NAMES))
     torch.testing.assert_close(model(values).logits.softmax(1), by_label(answers, NAMES), atol=1e-5, rtol=0)
+
+
+def test_lanczos_that_a_processor_replaces_is_noted_and_transformers_warns_of_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def by_bicubic(backend: Any, image: Any, size: Any, resample: Any = None, **others: Any) -> Any:
+        logging.get_logger("transformers").warning("by bicubic")
+        return resize(backend, image, size, 3, **others)
+
+    resize = TorchvisionBackend.resize
+    processor = ViTImageProcessor(size={"height": small.EDGE, "width": small.EDGE}, resample=1)
+    folder = small.save_vit(tmp_path / "vit", NAMES, processor=processor)
+    monkeypatch.setattr(TorchvisionBackend, "resize", by_bicubic)
+    capfd.readouterr()
+    assert "bicubic instead of lanczos" in load(folder).notes[0]
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("kind", ["vit", "clip"])
