@@ -1,7 +1,4 @@
-"""The forward of a GPU: its slots and its order on a device that is late, its kernels and graphs where there is one.
-
-The oracle is the CPU's forward: the same rows, and on the late device the same bits.
-"""
+"""The GPU's forward on a device that is late, and on a GPU if there is one; the CPU's forward is the oracle."""
 
 from __future__ import annotations
 
@@ -43,18 +40,13 @@ def load(folder: Path, *, device: str = "cpu", precision: Any = "fp32", **option
     head = None
     if checkpoint.kind == "classifier":
         head = classes.match_head(checkpoint.id2label, NAMES, label_map=None, num_outputs=len(NAMES), model="m")
-    return load_model(
-        checkpoint,
-        name=folder.name,
-        head=HeadSpec(NAMES, head),
-        placement=Placement(device, precision),
-        **{"save_embeddings": True, **options},
-    )
+    options = {"save_embeddings": True, "placement": Placement(device, precision), **options}
+    return load_model(checkpoint, name=folder.name, head=HeadSpec(NAMES, head), **options)
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Use one thread: small models are slower with more."""
+    """Small models are slower with more threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -63,8 +55,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    place = tmp_path_factory.mktemp("models")
-    return [small.save_vit(place / "vit", NAMES), small.save_clip(place / "clip")]
+    root = tmp_path_factory.mktemp("models")
+    return [small.save_vit(root / "vit", NAMES), small.save_clip(root / "clip")]
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Plan:
-    """The result of planning; rates are images/s of one GPU."""
+    """The result of planning, one attribute per line of the table; rates are images/s of one GPU."""
 
     wish: Wish
     is_gpu: bool

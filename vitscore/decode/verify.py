@@ -62,7 +62,7 @@ def verify_shards(
     on_fault: Callable[[Fault], None] = lambda fault: None,
     on_shard: Callable[[], None] = lambda: None,
 ) -> Verified:
-    """Open every shard, decode every image, and check every label.
+    """Open every shard, decode every image, and check every label; one argument per option of the command.
 
     Args:
         shards: the shards to verify.

@@ -19,7 +19,7 @@ FIRST_LABELS = 1000
 
 @dataclass
 class Tally:
-    """Counts of one rank so far."""
+    """Counts of one rank so far; one attribute per count."""
 
     images: int = 0
     """Samples scored."""

@@ -26,7 +26,7 @@ VIEWS = {"none": 1, "hflip": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Options of `vitscore run`, under the same names."""
+    """Options of `vitscore run`, under the same names; one attribute per option."""
 
     shards: tuple[str, ...]
     """Shards in any form that the command accepts."""

@@ -27,7 +27,7 @@ MOST_TIMES = 20
 
 @dataclass(frozen=True)
 class Situation:
-    """Measurements and resources of a run; counts are of one rank."""
+    """Measurements and resources of a run, one attribute per fact that a sentence may need; counts are of one rank."""
 
     stage: str
     """The stage with the longest waiting time: one of `stage_times.STAGES`."""

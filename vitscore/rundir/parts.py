@@ -203,7 +203,10 @@ class Predictions:
 
 @dataclass
 class ShardRows:
-    """Rows of one shard that is being scored. Rows are resolved in any order, every row once."""
+    """Rows of one shard that is being scored. Rows are resolved in any order, every row once.
+
+    It has many attributes: rows are gathered by column, counted by state, and written in groups through one file.
+    """
 
     folder: Path
     schema: pa.Schema
