@@ -4,8 +4,8 @@ Runs between a layer's first and second matrix product on a CPU. With 17 tokens,
 for oneDNN to repay the calls: for demo-vit (17 tokens, 4 heads of width 24) this kernel takes 2.4 us per image and
 layer, but 3.7 us as two products, `softmax_bfloat16` and the copies that they need. Queries, keys and values are read
 in place, side by side in the rows of the layer's product. Intermediate values are fp32; the result is rounded to
-bfloat16 once. An image's bits do not depend on the other images of the batch. Inner functions take many arguments, since
-numba inlines them with plain numbers and arrays only.
+bfloat16 once. An image's bits do not depend on the other images of the batch. Inner functions take many
+arguments, since numba inlines them with plain numbers and arrays only.
 """
 
 from __future__ import annotations
