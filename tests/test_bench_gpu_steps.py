@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 import time
@@ -257,3 +258,11 @@ Failures:
 Root Cause (first observed failure):
 """
     assert refusals.own_lines(said) == [line]
+
+
+def test_the_files_of_the_checkout_that_steps_run_are_there() -> None:
+    """Steps name them as text, so that moving one would be noticed on a GPU only."""
+    sources = "".join(path.read_text() for path in (Path(__file__).parent.parent / "bench" / "gpu").glob("*.py"))
+    named = re.findall(r'(?:ROOT / "tests"|TESTS) / "support" / "(\w+\.py)"', sources)
+    assert sorted(named) == ["cudatwins.py", "pictures.py"]
+    assert all((Path(__file__).parent.parent / "tests" / "support" / name).is_file() for name in named)

@@ -29,7 +29,7 @@ def dali(day: Day) -> None:
     import nvidia.dali as package
 
     day.figure("DALI's import", time.perf_counter() - started, "s", version=package.__version__)
-    pictures = runpy.run_path(str(ROOT / "tests" / "pictures.py"))
+    pictures = runpy.run_path(str(ROOT / "tests" / "support" / "pictures.py"))
     kinds: dict[str, bytes] = pictures["ordinary"]()
     images = [np.frombuffer(content, np.uint8) for content in kinds.values()]
     pixels = {}

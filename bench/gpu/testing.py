@@ -126,7 +126,7 @@ def twins(day: Day) -> None:
         ways["simulated"] = ([], {"NUMBA_ENABLE_CUDASIM": "1"})
         day.could_not("twins on the device", NO_GPU)
     for name, (words, variables) in ways.items():
-        command = [sys.executable, str(TESTS / "cudatwins.py"), *words]
+        command = [sys.executable, str(TESTS / "support" / "cudatwins.py"), *words]
         done = subprocess.run(
             command, env={**os.environ, **variables}, check=False, stderr=subprocess.PIPE, text=True, timeout=240
         )
