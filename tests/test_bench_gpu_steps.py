@@ -260,6 +260,11 @@ Root Cause (first observed failure):
     assert refusals.own_lines(said) == [line]
 
 
+def test_the_tests_helpers_are_no_missing_packages() -> None:
+    folder = Path(__file__).parent
+    assert testing.missing_packages(folder / "test_forward_cuda.py") == []
+
+
 def test_the_files_of_the_checkout_that_steps_run_are_there() -> None:
     """Steps name them as text, so that moving one would be noticed on a GPU only."""
     sources = "".join(path.read_text() for path in (Path(__file__).parent.parent / "bench" / "gpu").glob("*.py"))

@@ -59,8 +59,9 @@ def files_of(step: str, folder: Path = TESTS) -> list[Path]:
 
 
 def missing_packages(path: Path) -> list[str]:
-    """Packages that a file imports at its top and that are not installed."""
-    return [name for name in _imported(path) if importlib.util.find_spec(name) is None]
+    """Packages that a file imports at its top and that are not installed; the tests' helper folders are no packages."""
+    names = [name for name in _imported(path) if not (path.parent / name).is_dir()]
+    return [name for name in names if importlib.util.find_spec(name) is None]
 
 
 def _imported(path: Path) -> Iterator[str]:
