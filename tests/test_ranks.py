@@ -336,8 +336,8 @@ def test_two_nodes_that_do_not_share_the_folder_are_refused(
         assert vitscore(*command[:-1], node / "out").code == 0
         (node / "out" / "parts" / "0000001-s-1.parquet").unlink()
     told_code = "import vitscore.run.join as v\nv.SHARED_S = 2.0\n" + (
-        "import vitscore.cli.main as cli\nreal = cli.tell\n"
-        "cli.tell = lambda line, code, **k: real(f'{line} [{code}]', code, **k)\n"
+        "import vitscore.cli.main as cli\nreal = cli.print_error\n"
+        "cli.print_error = lambda line, code, **k: real(f'{line} [{code}]', code, **k)\n"
     )
     ended = start_agents(nodes, command, before=told_code)
     assert all(code != 0 for code, _ in ended)
