@@ -35,8 +35,6 @@ PEERS = (
     "fsspec",
 )
 """Packages beside a run's own (see machine.versions) that a bench measures or measures with."""
-MACHINE = ("cpu", "cpus", "gpus")
-"""Fields of the hardware that must be equal for two rates to be comparable."""
 KEYS = {"bench": str, "started": str, "hardware": dict, "versions": dict, "result": dict}
 FOLDER = Path("build/bench")
 

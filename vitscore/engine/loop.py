@@ -48,7 +48,6 @@ class Computing:
     """A batch in flight through the models, under one condition."""
 
     batch: Batch
-    labels: Array
     faults: Mapping[int, str]
     outputs: Awaited | None
     """None for a batch without images."""
@@ -264,7 +263,7 @@ class Engine:
     def _compute(self, batch: Batch, decoded: Decoded | None) -> None:
         """Submit a decoded batch to the models; settle the oldest once enough are in flight."""
         if decoded is None:
-            self._append(Computing(batch, np.zeros(0, np.int32), {}, None))
+            self._append(Computing(batch, {}, None))
             return
         labels = batch.labels
         last = self._stage.conditions[-1]
@@ -272,7 +271,7 @@ class Engine:
         for condition, pixels in self._stage.apply(decoded, self._words_of(batch)):
             with self._times.on("forward"):
                 outputs = self._forward.submit(pixels, labels)
-            computing = Computing(batch, labels, decoded.faults, outputs, condition.name, is_last=condition is last)
+            computing = Computing(batch, decoded.faults, outputs, condition.name, is_last=condition is last)
             if not condition.recipe and self._plan.options.tta == "none":
                 computing.audited = audited
             self._append(computing)

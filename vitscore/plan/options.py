@@ -74,6 +74,10 @@ class RunOptions:
     limit: int | None = None
     overwrite: bool = False
 
+    def to_record(self) -> dict[str, Any]:
+        """Return the options as JSON values by name; `make_options` reads them back."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
+
     def __post_init__(self) -> None:
         if not self.shards:
             raise UsageError("no shards given", next_step="Name shards, or `demo` for the built-in ones.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from vitscore.augment import operators
@@ -80,9 +79,7 @@ class Plan:
         It contains the shards' paths, which may hold credentials, so it must not be written to a file.
         """
         return {
-            "options": {
-                name: str(value) if isinstance(value, Path) else value for name, value in vars(self.options).items()
-            },
+            "options": self.options.to_record(),
             "shards": [[shard.ordinal, shard.name, shard.path, shard.num_bytes, shard.etag] for shard in self.shards],
             "last_rows": self.last_rows,
             "classes": self.classes,

@@ -22,7 +22,7 @@ from vitscore.rundir.folder import RunFolder, require_record
 from vitscore.rundir.parts import finished_parts
 from vitscore.shards.reasons import LABEL_REASONS, UNREACHABLE, reason_kind
 from vitscore.system.durable import writing
-from vitscore.system.machine import num_usable_cpus, peak_rss_bytes
+from vitscore.system.machine import peak_rss_bytes
 
 if TYPE_CHECKING:
     from vitscore.engine.tally import Tally
@@ -75,7 +75,7 @@ def finish_run(ranks: Ranks, plan: Plan, folder: RunFolder, tally: Tally | None,
             loops = ranks.loops()
             images, seconds = sum(by_rank), max(ended for _, ended in loops)
             rate = images / seconds if seconds else None
-            cpus = max(1, num_usable_cpus() // ranks.local_world_size)
+            cpus = plan.execution(local_world_size=ranks.local_world_size).threads
             bound = find_bottleneck(
                 tally.waiting_s, seconds, plan=plan, ranks=ranks.world_size, cpus=cpus, images_per_s=rate
             )

@@ -200,8 +200,7 @@ def shards_table(plan: Plan) -> bytes:
 
 def make_record(plan: Plan, *, session: Mapping[str, Any], costs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the content of run.json before the first part is written; URLs are stripped of secrets."""
-    options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(plan.options).items()}
-    options["shards"] = [public_spec(spec) for spec in plan.options.shards]
+    options = {**plan.options.to_record(), "shards": [public_spec(spec) for spec in plan.options.shards]}
     return {
         "schema": 1,
         "identity_hash": plan.identity_hash,
